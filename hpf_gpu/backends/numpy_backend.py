@@ -1,0 +1,202 @@
+"""The reference backend: the update in NumPy and SciPy, written to be read.
+
+Factors are computed in float64, block by block, and rounded once to ``dtype``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+from scipy.special import gammaln, logsumexp, psi
+
+from .protocol import Array, Factor, Host, SideName
+
+_BLOCK_BYTES = 1 << 23  # temporaries of one block
+
+
+@dataclass(frozen=True)
+class NumpyCounts:
+    """CSR counts and, made on first use, the row number of every nonzero."""
+
+    csr: Any  # (N, M)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return (int(self.csr.shape[0]), int(self.csr.shape[1]))
+
+    @property
+    def nnz(self) -> int:
+        return int(self.csr.nnz)
+
+    @cached_property
+    def rows(self) -> Host:  # (Z,)
+        return np.repeat(np.arange(self.csr.shape[0], dtype=self.csr.indices.dtype), np.diff(self.csr.indptr))
+
+    def with_data(self, data: Host) -> Any:
+        """The same nonzeros with other values (Z,), sharing the indices."""
+        return sparse.csr_array((data, self.csr.indices, self.csr.indptr), shape=self.shape)
+
+
+class NumpyBackend:
+    """NumPy and SciPy on one core."""
+
+    name = "numpy"
+
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        self.dtype = np.dtype(dtype)
+        # A scaled product below this is left to the log-sum-exp: what underflow took from it is
+        # still below one rounding error, and y / product cannot overflow (counts are below the
+        # square root of the largest number).
+        self._tiny = 1e-18 if self.dtype == np.float32 else 1e-150
+
+    def describe(self) -> str:
+        return f"numpy {np.__version__}, {self.dtype}"
+
+    # -- transfers ---------------------------------------------------------------------------
+
+    def asarray(self, host: Host) -> Array:
+        return np.array(host, dtype=self.dtype if host.ndim == 2 else np.float64, order="C")
+
+    def asnumpy(self, array: Array) -> Host:
+        return np.array(array, order="C")
+
+    def counts(self, csr: Any, k: int) -> NumpyCounts:
+        return NumpyCounts(sparse.csr_array(csr, dtype=self.dtype))
+
+    # -- the gamma posteriors ----------------------------------------------------------------
+
+    def gamma_update(
+        self,
+        statistic: Array,
+        prior_shape: float,
+        rate_rows: Array,
+        rate_columns: Array,
+        out: Array | None = None,
+    ) -> tuple[Factor, Array, Array]:
+        shape, (n, k) = statistic, statistic.shape
+        exp_log = np.empty_like(shape) if out is None else out
+        log_scale, row_sums, column_sums = np.empty(n), np.empty(n), np.zeros(k)
+        shape += self.dtype.type(prior_shape)
+        for block in _blocks(n, k):
+            rate = rate_rows[block] + rate_columns
+            mean = shape[block] / rate
+            row_sums[block] = mean.sum(axis=1)
+            column_sums += mean.sum(axis=0)
+            log_mean = psi(shape[block].astype(np.float64)) - np.log(rate)
+            log_scale[block] = log_mean.max(axis=1)
+            exp_log[block] = np.exp(log_mean - log_scale[block, None])
+        return Factor(shape, rate_rows, rate_columns, exp_log, log_scale), row_sums, column_sums
+
+    def mean(self, factor: Factor) -> Array:
+        mean = np.empty_like(factor.shape)
+        for block in _blocks(*mean.shape):
+            mean[block] = factor.shape[block] / (factor.rate_rows[block] + factor.rate_columns)
+        return mean
+
+    def gamma_elbo(
+        self, factor: Factor, hyper_rate: Array, shape: float, hyper_shape: float, hyper_prior_rate: float
+    ) -> float:
+        n, k = factor.shape.shape
+        kappa = hyper_shape + k * shape
+        total = n * (hyper_shape * np.log(hyper_prior_rate) - gammaln(hyper_shape) + gammaln(kappa) + kappa)
+        total -= n * k * gammaln(shape) + kappa * np.log(hyper_rate).sum()
+        for block in _blocks(n, k):
+            s = factor.shape[block].astype(np.float64)
+            r = factor.rate_rows[block] + factor.rate_columns
+            log_mean = psi(s) - np.log(r)
+            # E[ln ξ] has dropped out: its coefficient K·a + (a' − 1) − (κ − 1) is zero.
+            total += ((shape - s) * log_mean + gammaln(s) - s * np.log(r) + s).sum()
+            total -= (kappa / hyper_rate[block] * ((s / r).sum(axis=1) + hyper_prior_rate)).sum()
+        return float(total)
+
+    # -- the nonzeros ------------------------------------------------------------------------
+
+    def allocate(
+        self,
+        counts: NumpyCounts,
+        users: Factor,
+        items: Factor,
+        *,
+        side: SideName = "both",
+        exact: bool = False,
+        out: tuple[Array | None, Array | None] = (None, None),
+    ) -> tuple[Array | None, Array | None]:
+        rate = self._products(counts, users.exp_log, items.exp_log)
+        underflowed = np.ones(counts.nnz, bool) if exact else rate < self._tiny
+        weight = np.zeros_like(rate)
+        np.divide(counts.csr.data, rate, out=weight, where=~underflowed)
+        weights = counts.with_data(weight)
+        sums: list[Array | None] = [None, None]
+        if side in ("users", "both"):
+            sums[0] = _into(out[0], weights @ items.exp_log * users.exp_log)
+        if side in ("items", "both"):
+            sums[1] = _into(out[1], weights.T @ users.exp_log * items.exp_log)
+        for z in _chunks(np.flatnonzero(underflowed), users.shape.shape[1]):
+            log_phi = self._log_phi(counts, z, users, items)
+            share = counts.csr.data[z, None] * np.exp(log_phi - logsumexp(log_phi, axis=1, keepdims=True))
+            for total, numbers in zip(sums, (counts.rows, counts.csr.indices), strict=True):
+                if total is not None:
+                    np.add.at(total, numbers[z], share.astype(self.dtype))
+        return sums[0], sums[1]
+
+    def log_rate_sum(self, counts: NumpyCounts, theta: Array, beta: Array) -> float:
+        rate = self._products(counts, theta, beta).astype(np.float64)
+        for z in _chunks(np.flatnonzero(rate < self._tiny), theta.shape[1]):
+            a, b = theta[counts.rows[z]], beta[counts.csr.indices[z]]
+            rate[z] = np.einsum("zk,zk->z", a.astype(np.float64), b.astype(np.float64))
+        return float(np.dot(counts.csr.data.astype(np.float64), np.log(rate)))
+
+    def log_normalizer_sum(self, counts: NumpyCounts, users: Factor, items: Factor) -> float:
+        y = counts.csr.data.astype(np.float64)
+        rate = self._products(counts, users.exp_log, items.exp_log)
+        underflowed = rate < self._tiny
+        log_rate = np.log(np.where(underflowed, 1, rate).astype(np.float64))
+        log_rate += users.log_scale[counts.rows] + items.log_scale[counts.csr.indices]
+        for z in _chunks(np.flatnonzero(underflowed), users.shape.shape[1]):
+            log_rate[z] = logsumexp(self._log_phi(counts, z, users, items), axis=1)
+        return float(np.dot(y, log_rate))
+
+    def predict_pairs(self, theta: Array, beta: Array, rows: Host, columns: Host) -> Host:
+        rates = np.empty(len(rows), self.dtype)
+        for z in _blocks(len(rows), theta.shape[1]):
+            rates[z] = np.einsum("zk,zk->z", theta[rows[z]], beta[columns[z]])
+        return rates
+
+    def distance(self, a: Array, b: Array) -> float:
+        return float(np.sqrt(sum(((a[z] - b[z]).astype(np.float64) ** 2).sum() for z in _blocks(*a.shape))))
+
+    def _products(self, counts: NumpyCounts, a: Array, b: Array) -> Host:
+        """The sampled dense-dense product: a_u·b_i for every nonzero (Z,)."""
+        return self.predict_pairs(a, b, counts.rows, counts.csr.indices)
+
+    def _log_phi(self, counts: NumpyCounts, z: Host, users: Factor, items: Factor) -> Host:
+        """E[ln θ_uk] + E[ln β_ik] for the nonzeros z, (len(z), K) in float64."""
+        return _log_mean(users, counts.rows[z]) + _log_mean(items, counts.csr.indices[z])
+
+
+def _log_mean(factor: Factor, rows: Host) -> Host:
+    rate = factor.rate_rows[rows] + factor.rate_columns
+    log_mean: Host = psi(factor.shape[rows].astype(np.float64)) - np.log(rate)
+    return log_mean
+
+
+def _into(buffer: Array | None, result: Array) -> Array:
+    if buffer is None:
+        return result
+    buffer[...] = result
+    return buffer
+
+
+def _blocks(n: int, k: int) -> Iterator[slice]:
+    """Row ranges whose float64 temporaries stay small."""
+    step = max(1, _BLOCK_BYTES // (8 * k))
+    return (slice(start, min(start + step, n)) for start in range(0, n, step))
+
+
+def _chunks(numbers: Host, k: int) -> Iterator[Host]:
+    return (numbers[block] for block in _blocks(len(numbers), k))

@@ -1,0 +1,128 @@
+"""What inference asks of a backend: about a dozen operations on matrices, vectors and counts.
+
+Shapes are written with N rows and M columns (users and items, whichever side is at hand),
+K factors and Z nonzero counts.  A backend computes; it knows nothing of users, ids or files.
+There is no base class: every backend implements every operation itself, and
+``tests/test_backend_contract.py`` holds each one against the same dense formulas.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: An array in the backend's own memory.  Vectors support ``+``, ``*`` and ``/``, matrices ``+=``
+#: and ``copy``; everything else goes through the operations below.
+Array: TypeAlias = Any
+#: A count matrix (N, M) in the backend's own layout, made by :meth:`Backend.counts`.  It has
+#: ``shape`` and ``nnz``.
+Counts: TypeAlias = Any
+Host: TypeAlias = NDArray[Any]
+SideName: TypeAlias = Literal["users", "items", "both"]
+
+
+class BackendUnavailable(RuntimeError):
+    """The backend that was asked for cannot work here; the message says why and what mends it."""
+
+
+@dataclass(frozen=True)
+class Factor:
+    """The variational posterior q(θ) = Gamma(shape, rate) of one side, and its expected log.
+
+    The rate is ``rate_rows + rate_columns``: rank one after the first update, so it is never stored
+    as a matrix.  Only start values bring a full matrix in ``rate_rows``.
+
+    ``exp_log`` is exp E[ln θ] with every row divided by its largest entry, which changes no φ and
+    keeps every entry in [0, 1]; ``log_scale`` is the logarithm of those divisors.
+    """
+
+    shape: Array  # (N, K)
+    rate_rows: Array  # (N, 1) float64, or (N, K) for start values
+    rate_columns: Array  # (K,) float64
+    exp_log: Array  # (N, K)
+    log_scale: Array  # (N,) float64
+
+
+class Backend(Protocol):
+    """The operations.  ``dtype`` is that of every matrix; sums and likelihoods are float64."""
+
+    @property
+    def name(self) -> str:
+        """Name that ``HPF(backend=...)`` takes."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """float32 or float64."""
+
+    def describe(self) -> str:
+        """Say in one line what does the work: threads, instruction set, device."""
+
+    def asarray(self, host: Host) -> Array:
+        """Copy a host array in: a matrix (N, K) becomes ``dtype``, a vector (N,) float64."""
+
+    def asnumpy(self, array: Array) -> Host:
+        """Copy an array out, C-contiguous."""
+
+    def counts(self, csr: Any, k: int) -> Counts:
+        """Take a canonical scipy CSR matrix (N, M) in, laid out for models of ``k`` factors.
+
+        Canonical: columns sorted within rows, no duplicates, all counts above zero.
+        """
+
+    def gamma_update(
+        self,
+        statistic: Array,  # (N, K), consumed: becomes the shape
+        prior_shape: float,
+        rate_rows: Array,  # (N, 1) or (N, K)
+        rate_columns: Array,  # (K,)
+        out: Array | None = None,  # (N, K), receives exp_log
+    ) -> tuple[Factor, Array, Array]:
+        """Gamma posterior with shape ``prior_shape + statistic``, and the sums of its mean.
+
+        Returns the factor, the row sums Σ_k E[θ] (N,) and the column sums Σ_n E[θ] (K,), in float64.
+        """
+
+    def allocate(
+        self,
+        counts: Counts,
+        users: Factor,
+        items: Factor,
+        *,
+        side: SideName = "both",
+        exact: bool = False,
+        out: tuple[Array | None, Array | None] = (None, None),
+    ) -> tuple[Array | None, Array | None]:
+        """Share every count among the factors: Σ_i y_ui φ_uik (N, K) and Σ_u y_ui φ_uik (M, K).
+
+        φ_uik ∝ exp(E[ln θ_uk] + E[ln β_ik]) is never stored.  Nonzeros for which the scaled product
+        underflows, all of them if ``exact``, go through the max-shifted log-sum-exp.
+        ``out`` offers buffers to overwrite; the result of the side not asked for is None.
+        """
+
+    def mean(self, factor: Factor) -> Array:
+        """E[θ] = shape / rate, (N, K)."""
+
+    def log_rate_sum(self, counts: Counts, theta: Array, beta: Array) -> float:
+        """Σ y_ui ln(θ_u·β_i), the data term of the Poisson log-likelihood."""
+
+    def log_normalizer_sum(self, counts: Counts, users: Factor, items: Factor) -> float:
+        """Σ y_ui ln Σ_k exp(E[ln θ_uk] + E[ln β_ik]), the data term of the ELBO."""
+
+    def gamma_elbo(
+        self,
+        factor: Factor,
+        hyper_rate: Array,  # (N,)
+        shape: float,  # a
+        hyper_shape: float,  # a'
+        hyper_prior_rate: float,  # a'/b'
+    ) -> float:
+        """Terms of θ and ξ in the ELBO: E[ln p(θ|ξ)] + E[ln p(ξ)] − E[ln q(θ)] − E[ln q(ξ)]."""
+
+    def distance(self, a: Array, b: Array) -> float:
+        """Frobenius norm of the difference of two matrices (N, K)."""
+
+    def predict_pairs(self, theta: Array, beta: Array, rows: Host, columns: Host) -> Host:
+        """θ_u·β_i for each of the given pairs of row numbers, (Z,); numbers must be in range."""

@@ -1,0 +1,46 @@
+"""When to stop: the rules, and the history that they are judged on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+#: What ``stop_crit`` may be, and the quantity in the history that the rule watches.
+STOP_CRITERIA = {
+    "maxiter": None,
+    "train-llk": "llk",
+    "val-llk": "val_llk",
+    "elbo": "elbo",
+    "diff-norm": "diff_norm",
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One row of the history: the state after ``iteration`` full iterations."""
+
+    iteration: int
+    llk: float = math.nan
+    elbo: float = math.nan
+    val_llk: float = math.nan
+    diff_norm: float = math.nan
+    seconds: float = math.nan
+
+
+def has_converged(stop_crit: str, stop_thr: float, previous: Check | None, current: Check) -> bool:
+    """Whether the watched quantity has come to rest.
+
+    Likelihoods and the ELBO: the gain since the last check, relative to its magnitude, is at
+    most ``stop_thr``.  (hpfrec's 1 − current/previous is the same number below zero and has the
+    wrong sign above.)  diff-norm: the norm of the change in Theta is below ``stop_thr``.
+    """
+    watched = STOP_CRITERIA[stop_crit]
+    if watched is None:
+        return False
+    value: float = getattr(current, watched)
+    if watched == "diff_norm":
+        return value < stop_thr
+    if previous is None:
+        return False
+    last: float = getattr(previous, watched)
+    return value - last <= stop_thr * abs(last)

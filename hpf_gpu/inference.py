@@ -1,0 +1,108 @@
+"""Full-batch coordinate ascent: one loop for every backend, schedule and number of blocks."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from .backends.protocol import Array, Backend, SideName
+from .convergence import Check, has_converged
+from .likelihood import Objective, user_sums
+from .variational import Block, Model, update_side
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How an iteration is put together and when the fit ends.
+
+    ``alternating`` computes φ anew between the two sides; otherwise, as in hpfrec, one φ serves
+    both. ``check_every=None`` checks after the last iteration only, ``maxiter=None`` never ends
+    by count.
+    """
+
+    stop_crit: str
+    stop_thr: float
+    check_every: int | None
+    maxiter: int | None
+    alternating: bool = False
+    exact_phi: bool = False
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a fit leaves: the last finished model, its checks, and how it ended."""
+
+    model: Model
+    history: list[Check]
+    iterations: int
+    interrupted: bool
+
+
+def iterate(backend: Backend, model: Model, schedule: Schedule) -> Model:
+    """One full iteration over all blocks: φ, then the users, then the items."""
+    items, blocks = model.items, []
+    statistic: Array | None = None
+    sides: tuple[SideName, ...] = ("users", "items") if schedule.alternating else ("both",)
+    for block in model.blocks:
+        users = block.users
+        for side in sides:
+            # The first block may overwrite the items' spare matrix; the others add to its result.
+            spare = (users.spare, items.spare if statistic is None else None)
+            user_part, item_part = backend.allocate(
+                block.counts, users.factor, items.factor, side=side, exact=schedule.exact_phi, out=spare
+            )
+            if user_part is not None:
+                users = update_side(backend, users, user_part, items.column_sums)
+            if statistic is None:
+                statistic = item_part
+            elif item_part is not None:
+                statistic += item_part
+        blocks.append(replace(block, users=users))
+    items = update_side(backend, items, statistic, user_sums(blocks))
+    return Model(tuple(blocks), items)
+
+
+def fit(
+    backend: Backend,
+    model: Model,
+    schedule: Schedule,
+    objective: Objective,
+    report: Callable[[Check], None],
+) -> Fit:
+    """Iterate until the rule is met, ``maxiter`` is reached or the user interrupts.
+
+    ``report`` hears of every iteration; its Check holds figures where they were due.
+    KeyboardInterrupt is passed on when no iteration has finished yet.
+    """
+    history: list[Check] = []
+    started, iteration = time.perf_counter(), 0
+    watches_theta = schedule.stop_crit == "diff-norm"
+    try:
+        theta = _user_means(backend, model.blocks) if watches_theta else []
+        while True:
+            model, iteration = iterate(backend, model, schedule), iteration + 1
+            last = iteration == schedule.maxiter
+            if not last and (schedule.check_every is None or iteration % schedule.check_every):
+                report(Check(iteration))
+                continue
+            check = objective.check(model, iteration)
+            if watches_theta:
+                before, theta = theta, _user_means(backend, model.blocks)
+                norms = (backend.distance(a, b) for a, b in zip(theta, before, strict=True))
+                check = replace(check, diff_norm=math.hypot(*norms))
+            check = replace(check, seconds=time.perf_counter() - started)
+            previous = history[-1] if history else None
+            history.append(check)
+            report(check)
+            if last or has_converged(schedule.stop_crit, schedule.stop_thr, previous, check):
+                return Fit(model, history, iteration, interrupted=False)
+    except KeyboardInterrupt:
+        if iteration == 0:
+            raise
+        return Fit(model, history, iteration, interrupted=True)
+
+
+def _user_means(backend: Backend, blocks: tuple[Block, ...]) -> list[Array]:
+    return [backend.mean(block.users.factor) for block in blocks]

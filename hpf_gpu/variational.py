@@ -1,0 +1,156 @@
+"""The model's variational family: priors, the state of one side, start values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .backends.protocol import Array, Backend, Counts, Factor, Host
+
+
+@dataclass(frozen=True)
+class Prior:
+    """θ_nk ~ Gamma(shape, ξ_n),  ξ_n ~ Gamma(hyper_shape, hyper_shape / hyper_mean).
+
+    For users these are a, a', b' of Gopalan, Hofman and Blei (2015), for items c, c', d'.
+    """
+
+    shape: float
+    hyper_shape: float
+    hyper_mean: float
+
+    @property
+    def hyper_rate(self) -> float:
+        """Prior rate a'/b' of ξ."""
+        return self.hyper_shape / self.hyper_mean
+
+    def posterior_hyper_shape(self, k: int) -> float:
+        """Shape a' + K·a of q(ξ), which no data changes."""
+        return self.hyper_shape + k * self.shape
+
+
+@dataclass(frozen=True)
+class Side:
+    """Users or items: q(θ), q(ξ), and what the other side needs of them.
+
+    A Side is never changed, so the last one that was finished stays usable whatever
+    interrupts the next.  ``spare`` is the matrix that the next update may overwrite.
+    """
+
+    prior: Prior
+    factor: Factor
+    hyper_rate: Array  # (N,) rate of q(ξ)
+    column_sums: Array  # (K,) Σ_n E[θ_nk]
+    spare: Array | None  # (N, K)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Counts of chosen pairs: user and item numbers and values, each (Z,), on the host."""
+
+    rows: Host
+    columns: Host
+    values: Host
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some users with all their counts: the unit that data is handed out in.
+
+    ``validation`` holds held-out counts of these users, numbered within the block.
+    """
+
+    counts: Counts  # (N, M)
+    users: Side
+    validation: Pairs | None = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """The whole variational state.  In memory there is one block, out of core there are many."""
+
+    blocks: tuple[Block, ...]
+    items: Side
+
+
+@dataclass(frozen=True)
+class StartValues:
+    """Host matrices that the fit begins with."""
+
+    user_shape: Host  # (N, K)
+    user_rate: Host  # (N, K)
+    item_shape: Host  # (M, K)
+    item_rate: Host  # (M, K)
+
+
+def draw_start_values(
+    n_users: int, n_items: int, k: int, user: Prior, item: Prior, seed: int, dtype: np.dtype[Any]
+) -> StartValues:
+    """Shapes and rates near a' and c', with noise that parts the factors.
+
+    The generator and the order of the draws are those of hpfrec 0.2.14, so that one seed
+    gives the same model there and here, and on every backend.
+    """
+    rng = np.random.Generator(np.random.MT19937(seed))
+
+    def noisy(n: int, level: float) -> Host:
+        values: Host = rng.random((n, k), dtype=dtype)
+        values *= dtype.type(0.01)
+        values += dtype.type(level)
+        return values
+
+    user_rate = noisy(n_users, user.hyper_shape)
+    item_rate = noisy(n_items, item.hyper_shape)
+    user_shape = noisy(n_users, user.hyper_shape)
+    item_shape = noisy(n_items, item.hyper_shape)
+    return StartValues(user_shape, user_rate, item_shape, item_rate)
+
+
+def start_side(backend: Backend, prior: Prior, shape: Host, rate: Host) -> Side:
+    """A side before its first update, with full matrices (N, K) for shape and rate."""
+    n, k = shape.shape
+    factor, _, column_sums = backend.gamma_update(
+        backend.asarray(shape), 0.0, backend.asarray(rate), backend.asarray(np.zeros(k))
+    )
+    return Side(prior, factor, backend.asarray(np.full(n, prior.hyper_mean)), column_sums, spare=None)
+
+
+def update_side(backend: Backend, side: Side, statistic: Array, other_sums: Array) -> Side:
+    """Coordinate ascent on q(θ), then on q(ξ), given Σ yφ (N, K) and the other side's column sums (K,).
+
+    The one update of users and of items (equations in section 3 of Gopalan, Hofman and Blei 2015).
+    """
+    hyper_shape = side.prior.posterior_hyper_shape(statistic.shape[1])
+    factor, row_sums, column_sums = backend.gamma_update(
+        statistic,
+        side.prior.shape,
+        (hyper_shape / side.hyper_rate)[:, None],
+        other_sums,
+        out=side.factor.exp_log,
+    )
+    return Side(side.prior, factor, side.prior.hyper_rate + row_sums, column_sums, spare=side.factor.shape)
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """A fitted side on the host: what is kept of q(θ) and q(ξ) after the backend is gone."""
+
+    shape: Host  # (N, K)
+    rate_rows: Host  # (N, 1) float64
+    rate_columns: Host  # (K,) float64
+    hyper_rate: Host  # (N,) float64
+
+    @property
+    def rate(self) -> Host:
+        """Rates of q(θ), (N, K), built anew at each call."""
+        rate: Host = (self.rate_rows + self.rate_columns).astype(self.shape.dtype)
+        return rate
+
+
+def posterior_of(backend: Backend, side: Side) -> Posterior:
+    """Bring one side to the host."""
+    factor = side.factor
+    arrays = (factor.shape, factor.rate_rows, factor.rate_columns, side.hyper_rate)
+    return Posterior(*(backend.asnumpy(array) for array in arrays))
