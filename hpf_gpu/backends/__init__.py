@@ -1,0 +1,60 @@
+"""The backends by name.  Importing this package loads none of them."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import Any
+
+import numpy as np
+
+from .protocol import Backend, BackendUnavailable
+
+#: Every backend, the fastest first: the order in which ``"auto"`` tries them.
+NAMES = ("openmp", "numpy")
+
+_log = logging.getLogger("hpf_gpu")
+_announced: set[str] = set()
+
+
+def create(name: str, dtype: np.dtype[Any] | type, threads: int | None = None) -> Backend:
+    """Make the named backend; raises BackendUnavailable if it cannot work here, ValueError if unknown.
+
+    ``threads=None`` takes every core this process may use.
+    """
+    if name == "openmp":
+        from .openmp_backend import OpenMPBackend
+
+        return OpenMPBackend(np.dtype(dtype), threads)
+    if name == "numpy":
+        from .numpy_backend import NumpyBackend
+
+        return NumpyBackend(np.dtype(dtype))
+    raise ValueError(f"backend={name!r} is unknown; choose 'auto' or one of {', '.join(map(repr, NAMES))}")
+
+
+def choose(name: str, dtype: np.dtype[Any] | type, threads: int | None = None) -> Backend:
+    """Make the named backend, or for ``"auto"`` the best that works here; the choice is said once."""
+    if name != "auto":
+        return create(name, dtype, threads)
+    reasons = []
+    for candidate in NAMES:
+        try:
+            backend = create(candidate, dtype, threads)
+        except BackendUnavailable as error:
+            reasons.append(f"{candidate}: {error}")
+        else:
+            _announce(backend, reasons)
+            return backend
+    raise BackendUnavailable("; ".join(reasons))
+
+
+def _announce(backend: Backend, reasons: list[str]) -> None:
+    if backend.name in _announced:
+        return
+    _announced.add(backend.name)
+    _log.info("backend %s: %s", backend.name, backend.describe())
+    if reasons:
+        warnings.warn(
+            f"backend 'auto' took {backend.name!r}, not {'; '.join(reasons)}", RuntimeWarning, stacklevel=4
+        )

@@ -1,0 +1,183 @@
+"""The C++/OpenMP backend: kernels/openmp over NumPy arrays whose rows fill whole cache lines."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.special import gammaln
+
+from .protocol import Array, BackendUnavailable, Factor, Host, SideName
+
+try:
+    import hpf_gpu._openmp as _openmp
+except ImportError as error:
+    raise BackendUnavailable(
+        f"the compiled module is missing ({error}); with GCC or Clang installed, install hpf_gpu again"
+    ) from error
+
+_LINE = 64  # bytes of a cache line, and of the widest vector
+
+
+@dataclass(frozen=True)
+class TiledCounts:
+    """Counts in the kernels' tiles."""
+
+    tiles: Any
+    shape: tuple[int, int]
+
+    @property
+    def nnz(self) -> int:
+        return int(self.tiles.nnz)
+
+
+class OpenMPBackend:
+    """C++ with OpenMP threads and the widest instruction set that the processor has.
+
+    A matrix (N, K) is a NumPy view of an array (N, K') with K' a whole number of cache lines and
+    zeros beyond K, so that kernels need no remainders.
+    """
+
+    name = "openmp"
+
+    def __init__(self, dtype: np.dtype[Any], threads: int | None = None) -> None:
+        self.dtype = np.dtype(dtype)
+        self.threads = (threads or _usable_cores()) if _openmp.has_openmp else 1
+        single = self.dtype == np.float32
+        self._counts_type = _openmp.Counts32 if single else _openmp.Counts64
+        self._side_type = _openmp.Side32 if single else _openmp.Side64
+
+    def describe(self) -> str:
+        return f"C++ for {_openmp.level()}, {self.threads} threads, {self.dtype}"
+
+    # -- transfers ---------------------------------------------------------------------------
+
+    def asarray(self, host: Host) -> Array:
+        if host.ndim == 1:
+            return np.array(host, dtype=np.float64)
+        array = self._empty(*host.shape)
+        array[...] = host
+        return array
+
+    def asnumpy(self, array: Array) -> Host:
+        return np.array(array, order="C")
+
+    def counts(self, csr: Any, k: int) -> TiledCounts:
+        data = np.ascontiguousarray(csr.data, dtype=self.dtype)
+        index = np.promote_types(csr.indptr.dtype, csr.indices.dtype)
+        indptr, indices = csr.indptr.astype(index, copy=False), csr.indices.astype(index, copy=False)
+        if max(csr.shape) > np.iinfo(np.int32).max:
+            raise ValueError(
+                f"the openmp backend numbers rows and columns in 32 bits, too few for {csr.shape}"
+            )
+        tiles = self._counts_type(csr.shape[1], indptr, indices, data, k, self.threads)
+        return TiledCounts(tiles, (int(csr.shape[0]), int(csr.shape[1])))
+
+    # -- the gamma posteriors ----------------------------------------------------------------
+
+    def gamma_update(
+        self,
+        statistic: Array,
+        prior_shape: float,
+        rate_rows: Array,
+        rate_columns: Array,
+        out: Array | None = None,
+    ) -> tuple[Factor, Array, Array]:
+        n, k = statistic.shape
+        exp_log = self._empty(n, k) if out is None else out
+        log_scale, row_sums, column_sums = np.empty(n), np.empty(n), np.empty(k)
+        _openmp.gamma_update(
+            statistic,
+            prior_shape,
+            *_rates(rate_rows, k, self.dtype),
+            rate_columns,
+            exp_log,
+            log_scale,
+            row_sums,
+            column_sums,
+            self.threads,
+        )
+        return Factor(statistic, rate_rows, rate_columns, exp_log, log_scale), row_sums, column_sums
+
+    def mean(self, factor: Factor) -> Array:
+        out = self._empty(*factor.shape.shape)
+        _openmp.mean(self._side(factor), out, self.threads)
+        return out
+
+    def gamma_elbo(
+        self, factor: Factor, hyper_rate: Array, shape: float, hyper_shape: float, hyper_prior_rate: float
+    ) -> float:
+        n, k = factor.shape.shape
+        kappa = hyper_shape + k * shape
+        row_sums = np.empty(n)
+        total = _openmp.gamma_entropy(self._side(factor), shape, row_sums, self.threads)
+        total += n * (hyper_shape * np.log(hyper_prior_rate) - gammaln(hyper_shape) + gammaln(kappa) + kappa)
+        total -= n * k * gammaln(shape) + kappa * np.log(hyper_rate).sum()
+        return float(total - kappa * ((row_sums + hyper_prior_rate) / hyper_rate).sum())
+
+    def distance(self, a: Array, b: Array) -> float:
+        return float(_openmp.distance(a, b, self.threads))
+
+    # -- the nonzeros ------------------------------------------------------------------------
+
+    def allocate(
+        self,
+        counts: TiledCounts,
+        users: Factor,
+        items: Factor,
+        *,
+        side: SideName = "both",
+        exact: bool = False,
+        out: tuple[Array | None, Array | None] = (None, None),
+    ) -> tuple[Array | None, Array | None]:
+        k = users.shape.shape[1]
+        sums = [
+            (self._empty(n, k) if buffer is None else buffer) if side in (name, "both") else None
+            for name, n, buffer in zip(("users", "items"), counts.shape, out, strict=True)
+        ]
+        _openmp.allocate(counts.tiles, self._side(users), self._side(items), *sums, exact, self.threads)
+        return sums[0], sums[1]
+
+    def log_rate_sum(self, counts: TiledCounts, theta: Array, beta: Array) -> float:
+        return float(_openmp.log_rate_sum(counts.tiles, theta, beta, self.threads))
+
+    def log_normalizer_sum(self, counts: TiledCounts, users: Factor, items: Factor) -> float:
+        return float(
+            _openmp.log_normalizer_sum(counts.tiles, self._side(users), self._side(items), self.threads)
+        )
+
+    def predict_pairs(self, theta: Array, beta: Array, rows: Host, columns: Host) -> Host:
+        out = np.empty(len(rows), self.dtype)
+        rows, columns = (np.ascontiguousarray(numbers, dtype=np.int64) for numbers in (rows, columns))
+        _openmp.predict_pairs(theta, beta, rows, columns, out, self.threads)
+        return out
+
+    def _side(self, factor: Factor) -> Any:
+        rates = _rates(factor.rate_rows, factor.shape.shape[1], self.dtype)
+        return self._side_type(factor.shape, *rates, factor.rate_columns, factor.exp_log, factor.log_scale)
+
+    def _empty(self, n: int, k: int) -> Array:
+        """A matrix (n, k) in the kernels' layout, zero beyond k."""
+        size = self.dtype.itemsize
+        stride = -(-k * size // _LINE) * _LINE // size
+        raw = np.empty(n * stride * size + _LINE, np.uint8)
+        start = -raw.ctypes.data % _LINE
+        padded = raw[start : start + n * stride * size].view(self.dtype).reshape(n, stride)
+        padded[:, k:] = 0
+        return padded[:, :k]
+
+
+def _rates(rate_rows: Array, k: int, dtype: np.dtype[Any]) -> tuple[Array | None, Array | None]:
+    """``rate_rows`` as (vector, None), or as (None, matrix) where it holds start values."""
+    if rate_rows.dtype == np.float64 and rate_rows.shape[1] == 1 and rate_rows.flags.c_contiguous:
+        return rate_rows[:, 0], None
+    return None, rate_rows
+
+
+def _usable_cores() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on this system
+        return os.cpu_count() or 1

@@ -1,0 +1,564 @@
+// Compiled once for every instruction set, with HPF_ISA as its namespace.
+#include "kernels.h"
+
+#include "simd.h"
+#include "special.h"
+
+namespace hpf {
+namespace HPF_ISA {
+namespace {
+
+// A scaled product below this goes through the log-sum-exp: what underflow may have taken from it
+// is below one rounding error of it, and y / product stays finite, counts being below √max.
+template <class T>
+constexpr T tiny_product = sizeof(T) == 4 ? T(1e-18) : T(1e-150);
+
+constexpr int64_t rows_in_chunk = 256;  // a unit of work, and of summation in a fixed order
+constexpr int piece = 64;               // nonzeros of a row whose factors stay in L1 between two uses
+
+int64_t minimum(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
+
+// Memory that one thread works in, on whole cache lines.
+template <class T>
+struct Scratch {
+  explicit Scratch(int64_t size) : data(static_cast<T*>(__builtin_malloc(size * sizeof(T) + 64))) {
+    aligned = reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(data) + 63) & ~uintptr_t(63));
+  }
+  ~Scratch() { __builtin_free(data); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  T* data;
+  T* aligned;
+};
+
+// Rows of double that special functions run over come in groups of eight, the last filled up with
+// numbers that do no harm: a remainder of two would take as long as a whole vector.
+constexpr int64_t group = 8;
+
+int64_t whole_groups(int64_t k) {
+  return (k + group - 1) / group * group;
+}
+
+template <class T>
+inline void row_as_double(const T* row, int64_t k, double* out) {
+  for (int64_t j = 0; j < k; ++j) out[j] = double(row[j]);
+  for (int64_t j = k; j < whole_groups(k); ++j) out[j] = 1.0;
+}
+
+// The rates of row u.
+template <class T>
+inline void row_rates(Rates<T> rates, int64_t u, int64_t k, int64_t stride, double* out) {
+  if (rates.matrix) {
+    const T* row = rates.matrix + u * stride;
+    for (int64_t j = 0; j < k; ++j) out[j] = double(row[j]) + rates.columns[j];
+  } else {
+    const double row = rates.rows[u];
+    for (int64_t j = 0; j < k; ++j) out[j] = row + rates.columns[j];
+  }
+  for (int64_t j = k; j < whole_groups(k); ++j) out[j] = 1.0;
+}
+
+// E[ln θ] of a row.
+inline void row_expected_log(const double* __restrict shape, const double* __restrict rate, int64_t k,
+                             double* __restrict out) {
+  for (int64_t first = 0; first < k; first += group)
+#pragma omp simd
+    for (int64_t j = first; j < first + group; ++j) out[j] = expected_log(shape[j], rate[j]);
+}
+
+// e^(x − shift) of a row with all x ≤ shift.
+inline void row_exp(const double* __restrict x, double shift, int64_t k, double* __restrict out) {
+  for (int64_t first = 0; first < k; first += group)
+#pragma omp simd
+    for (int64_t j = first; j < first + group; ++j) out[j] = exp_nonpositive(x[j] - shift);
+}
+
+// The expected log of a row (of any matrix), with a buffer of two more rows.
+template <class T>
+inline void expected_log_of(const Factor<T>& factor, int64_t u, int64_t k, int64_t stride, double* buffer,
+                            double* out) {
+  double *shape = buffer, *rate = buffer + whole_groups(k);
+  row_as_double(factor.shape + u * stride, k, shape);
+  row_rates(factor.rates, u, k, stride, rate);
+  row_expected_log(shape, rate, k, out);
+}
+
+inline double maximum(const double* v, int64_t k) {
+  double best = v[0];
+#pragma omp simd reduction(max : best)
+  for (int64_t j = 1; j < k; ++j) best = v[j] > best ? v[j] : best;
+  return best;
+}
+
+// -- the gamma posteriors ------------------------------------------------------------------------
+
+template <class T>
+void gamma_update(int64_t n, int64_t k, int64_t stride, T* shape, double prior_shape, Rates<T> rates, T* exp_log,
+                  double* log_scale, double* row_sums, double* column_sums, int threads) {
+  const int64_t chunks = (n + rows_in_chunk - 1) / rows_in_chunk;
+  Scratch<double> partial(chunks * k);  // (chunks, K), summed in order: the same for any number of threads
+#pragma omp parallel num_threads(threads)
+  {
+    const int64_t row = whole_groups(k);
+    Scratch<double> memory(4 * row);
+    double *rate = memory.aligned, *wide = rate + row, *mean = wide + row, *log_mean = mean + row;
+#pragma omp for schedule(static)
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      double* column_part = partial.aligned + chunk * k;
+      for (int64_t j = 0; j < k; ++j) column_part[j] = 0;
+      for (int64_t u = chunk * rows_in_chunk, end = minimum(n, u + rows_in_chunk); u < end; ++u) {
+        T* s = shape + u * stride;
+        T* out = exp_log + u * stride;
+        for (int64_t j = 0; j < k; ++j) s[j] += T(prior_shape);
+        row_as_double(s, k, wide);
+        row_rates(rates, u, k, stride, rate);
+        row_expected_log(wide, rate, k, log_mean);
+        for (int64_t j = 0; j < row; ++j) mean[j] = wide[j] / rate[j];
+        double row_sum = 0;
+#pragma omp simd reduction(+ : row_sum)
+        for (int64_t j = 0; j < k; ++j) {
+          row_sum += mean[j];
+          column_part[j] += mean[j];
+        }
+        const double scale = maximum(log_mean, k);
+        row_exp(log_mean, scale, k, mean);
+        for (int64_t j = 0; j < k; ++j) out[j] = T(mean[j]);
+        for (int64_t j = k; j < stride; ++j) out[j] = s[j] = 0;
+        row_sums[u] = row_sum;
+        log_scale[u] = scale;
+      }
+    }
+  }
+  for (int64_t j = 0; j < k; ++j) column_sums[j] = 0;
+  for (int64_t chunk = 0; chunk < chunks; ++chunk)
+    for (int64_t j = 0; j < k; ++j) column_sums[j] += partial.aligned[chunk * k + j];
+}
+
+template <class T>
+void mean(int64_t n, int64_t k, int64_t stride, const T* shape, Rates<T> rates, T* out, int threads) {
+#pragma omp parallel num_threads(threads)
+  {
+    Scratch<double> rate(whole_groups(k));
+#pragma omp for schedule(static)
+    for (int64_t u = 0; u < n; ++u) {
+      row_rates(rates, u, k, stride, rate.aligned);
+      for (int64_t j = 0; j < k; ++j) out[u * stride + j] = T(double(shape[u * stride + j]) / rate.aligned[j]);
+      for (int64_t j = k; j < stride; ++j) out[u * stride + j] = 0;
+    }
+  }
+}
+
+template <class T>
+double gamma_entropy(int64_t n, int64_t k, int64_t stride, const T* shape, Rates<T> rates, double prior_shape,
+                     double* row_sums, int threads) {
+  const int64_t chunks = (n + rows_in_chunk - 1) / rows_in_chunk;
+  Scratch<double> partial(chunks);
+#pragma omp parallel num_threads(threads)
+  {
+    const int64_t row = whole_groups(k);
+    Scratch<double> memory(3 * row);
+    double *wide = memory.aligned, *rate = wide + row, *terms = rate + row;
+#pragma omp for schedule(static)
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      double total = 0;
+      for (int64_t u = chunk * rows_in_chunk, end = minimum(n, u + rows_in_chunk); u < end; ++u) {
+        row_as_double(shape + u * stride, k, wide);
+        row_rates(rates, u, k, stride, rate);
+        for (int64_t first = 0; first < k; first += group)
+#pragma omp simd
+          for (int64_t j = first; j < first + group; ++j) {
+            const double s = wide[j], r = rate[j];
+            terms[j] = (prior_shape - s) * expected_log(s, r) + log_gamma(s) - s * log_normal(r) + s;
+          }
+        double row_sum = 0;
+#pragma omp simd reduction(+ : total, row_sum)
+        for (int64_t j = 0; j < k; ++j) {
+          total += terms[j];
+          row_sum += wide[j] / rate[j];
+        }
+        row_sums[u] = row_sum;
+      }
+      partial.aligned[chunk] = total;
+    }
+  }
+  double total = 0;
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) total += partial.aligned[chunk];
+  return total;
+}
+
+template <class T>
+double distance(int64_t n, int64_t k, int64_t stride, const T* a, const T* b, int threads) {
+  const int64_t chunks = (n + rows_in_chunk - 1) / rows_in_chunk;
+  Scratch<double> partial(chunks);
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    double total = 0;
+    for (int64_t u = chunk * rows_in_chunk, end = minimum(n, u + rows_in_chunk); u < end; ++u)
+#pragma omp simd reduction(+ : total)
+      for (int64_t j = 0; j < k; ++j) {
+        const double d = double(a[u * stride + j]) - double(b[u * stride + j]);
+        total += d * d;
+      }
+    partial.aligned[chunk] = total;
+  }
+  double total = 0;
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) total += partial.aligned[chunk];
+  return __builtin_sqrt(total);
+}
+
+// -- the nonzeros --------------------------------------------------------------------------------
+
+// u·v_z for up to `piece` nonzeros of one row.  NV vectors a row; 0 means `vectors` of them.
+template <class T, int NV>
+inline void products(const T* u, const T* v, int64_t stride, const int32_t* column, int count, int vectors, T* out) {
+  constexpr int lanes = Simd<T>::lanes;
+  const int nv = NV ? NV : vectors;
+  int z = 0;
+  for (; z + 4 <= count; z += 4) {
+    const T *v0 = v + column[z] * stride, *v1 = v + column[z + 1] * stride;
+    const T *v2 = v + column[z + 2] * stride, *v3 = v + column[z + 3] * stride;
+    Vector<T> a = load(u) * load(v0), b = load(u) * load(v1), c = load(u) * load(v2), d = load(u) * load(v3);
+    for (int j = 1; j < nv; ++j) {
+      const Vector<T> w = load(u + j * lanes);
+      a += w * load(v0 + j * lanes);
+      b += w * load(v1 + j * lanes);
+      c += w * load(v2 + j * lanes);
+      d += w * load(v3 + j * lanes);
+    }
+    sum_lanes_of_four<T>(a, b, c, d, out + z);
+  }
+  if (z < count) {  // the last one to three, the last repeated
+    const T* rows[4];
+    for (int i = 0; i < 4; ++i) rows[i] = v + column[z + i < count ? z + i : count - 1] * stride;
+    Vector<T> sums[4];
+    for (int i = 0; i < 4; ++i) sums[i] = load(u) * load(rows[i]);
+    for (int j = 1; j < nv; ++j)
+      for (int i = 0; i < 4; ++i) sums[i] += load(u + j * lanes) * load(rows[i] + j * lanes);
+    sum_lanes_of_four<T>(sums[0], sums[1], sums[2], sums[3], out + z);  // `out` has room for the repeats
+  }
+}
+
+// Adds w_z v_z to `row` and w_z u to the items' sums, NV vectors from `offset` on.
+template <class T, int NV, bool Users, bool Items>
+inline void spread(const T* u, const T* v, int64_t stride, const int32_t* column, int count, const T* weight, T* row,
+                   T* item_sums) {
+  constexpr int lanes = Simd<T>::lanes;
+  Vector<T> own[NV], sum[NV];
+  for (int j = 0; j < NV; ++j) {
+    own[j] = load(u + j * lanes);
+    if (Users) sum[j] = load(row + j * lanes);
+  }
+  for (int z = 0; z < count; ++z) {
+    const T w = weight[z];
+    const T* other = v + column[z] * stride;
+    if (Users)
+      for (int j = 0; j < NV; ++j) sum[j] += w * load(other + j * lanes);
+    if (Items) {
+      T* target = item_sums + column[z] * stride;
+      for (int j = 0; j < NV; ++j) store(target + j * lanes, load(target + j * lanes) + w * own[j]);
+    }
+  }
+  if (Users)
+    for (int j = 0; j < NV; ++j) store(row + j * lanes, sum[j]);
+}
+
+constexpr int most_vectors = 8;  // of one row, held in registers
+
+template <class T, bool Users, bool Items>
+inline void spread_any(const T* u, const T* v, int64_t stride, const int32_t* column, int count, const T* weight,
+                       T* row, T* item_sums, int vectors) {
+  constexpr int lanes = Simd<T>::lanes;
+  int j = 0;
+  for (; j + most_vectors <= vectors; j += most_vectors)
+    spread<T, most_vectors, Users, Items>(u + j * lanes, v + j * lanes, stride, column, count, weight, row + j * lanes,
+                                          item_sums + j * lanes);
+  for (; j + 2 <= vectors; j += 2)
+    spread<T, 2, Users, Items>(u + j * lanes, v + j * lanes, stride, column, count, weight, row + j * lanes,
+                               item_sums + j * lanes);
+  if (j < vectors)
+    spread<T, 1, Users, Items>(u + j * lanes, v + j * lanes, stride, column, count, weight, row + j * lanes,
+                               item_sums + j * lanes);
+}
+
+// One tile: Σ w v to the users' sums (times u, so that they are complete), Σ w u to the items'
+// (still to be multiplied by v).  Returns how many nonzeros were left to the log-sum-exp.
+template <class T, int NV, bool Users, bool Items>
+int64_t allocate_tile(TilesView<T> tiles, int64_t tile, int64_t stride, const T* u, const T* v, T* user_sums,
+                      T* item_sums, T* scratch) {
+  constexpr int lanes = Simd<T>::lanes;
+  const int vectors = static_cast<int>(stride / lanes);
+  T *weight = scratch, *row_sum = scratch + piece + 4;
+  row_sum = reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(row_sum) + 63) & ~uintptr_t(63));
+  int64_t left = 0, z = tiles.tiles[tile].first_nonzero;
+  for (int64_t segment = tiles.tiles[tile].first_segment; segment < tiles.tiles[tile + 1].first_segment; ++segment) {
+    const int64_t row = tiles.segment_row[segment];
+    const T* own = u + row * stride;
+    if (Users)
+      for (int j = 0; j < vectors; ++j) store(row_sum + j * lanes, Vector<T>{});
+    for (int64_t end = z + tiles.segment_size[segment]; z < end;) {
+      const int count = static_cast<int>(minimum(piece, end - z));
+      const int32_t* column = tiles.column + z;
+      const T* y = tiles.value + z;
+      products<T, NV>(own, v, stride, column, count, vectors, weight);
+      int underflows = 0;
+#pragma omp simd reduction(+ : underflows)
+      for (int i = 0; i < count; ++i) {
+        const T product = weight[i];
+        const bool under = !(product >= tiny_product<T>);
+        underflows += under;
+        weight[i] = under ? T(0) : y[i] / product;
+      }
+      left += underflows;
+      if constexpr (NV != 0)
+        spread<T, NV, Users, Items>(own, v, stride, column, count, weight, row_sum, item_sums);
+      else
+        spread_any<T, Users, Items>(own, v, stride, column, count, weight, row_sum, item_sums, vectors);
+      z += count;
+    }
+    if (Users) {
+      T* total = user_sums + row * stride;
+      for (int j = 0; j < vectors; ++j)
+        store(total + j * lanes, load(total + j * lanes) + load(own + j * lanes) * load(row_sum + j * lanes));
+    }
+  }
+  return left;
+}
+
+// The nonzeros of one tile that need it, or all, by the max-shifted log-sum-exp in double.
+template <class T>
+void allocate_tile_exactly(TilesView<T> tiles, int64_t tile, int64_t k, int64_t stride, Factor<T> users,
+                           Factor<T> items, T* user_sums, T* item_sums, bool all, double* scratch, T* product) {
+  const int vectors = static_cast<int>(stride / Simd<T>::lanes);
+  const int64_t width = whole_groups(k);
+  double *buffer = scratch, *user_log = buffer + 2 * width, *item_log = user_log + width, *phi = item_log + width;
+  int64_t z = tiles.tiles[tile].first_nonzero;
+  for (int64_t segment = tiles.tiles[tile].first_segment; segment < tiles.tiles[tile + 1].first_segment; ++segment) {
+    const int64_t row = tiles.segment_row[segment];
+    bool known = false;
+    for (int64_t end = z + tiles.segment_size[segment]; z < end; ++z) {
+      const int64_t column = tiles.column[z];
+      if (!all) {
+        products<T, 0>(users.exp_log + row * stride, items.exp_log, stride, tiles.column + z, 1, vectors, product);
+        if (product[0] >= tiny_product<T>) continue;
+      }
+      if (!known) expected_log_of(users, row, k, stride, buffer, user_log);
+      known = true;
+      expected_log_of(items, column, k, stride, buffer, item_log);
+      for (int64_t j = 0; j < width; ++j) item_log[j] += user_log[j];
+      row_exp(item_log, maximum(item_log, k), k, phi);
+      double sum = 0;
+#pragma omp simd reduction(+ : sum)
+      for (int64_t j = 0; j < k; ++j) sum += phi[j];
+      const double share = double(tiles.value[z]) / sum;
+      if (user_sums)
+        for (int64_t j = 0; j < k; ++j) user_sums[row * stride + j] += T(share * phi[j]);
+      if (item_sums)
+        for (int64_t j = 0; j < k; ++j) item_sums[column * stride + j] += T(share * phi[j]);
+    }
+  }
+}
+
+// The column block that row block r meets in a step.
+template <class T>
+inline int64_t column_block(TilesView<T> tiles, int64_t r, int64_t step) {
+  return (r * (tiles.column_blocks / tiles.row_blocks) + step) % tiles.column_blocks;
+}
+
+// Runs `body(tile, column block, step)` over all tiles.  A step is a set of tiles that
+// share neither rows nor columns, and ends with a barrier.
+template <class T, class Body>
+inline void in_steps(TilesView<T> tiles, Body body) {
+  for (int64_t step = 0; step < tiles.column_blocks; ++step) {
+#pragma omp for schedule(static, 1)
+    for (int64_t r = 0; r < tiles.row_blocks; ++r) {
+      const int64_t c = column_block(tiles, r, step);
+      body(r * tiles.column_blocks + c, c, step);
+    }
+  }
+}
+
+// The step in which a row block meets a column block.
+template <class T>
+inline int64_t step_of(TilesView<T> tiles, int64_t r, int64_t c) {
+  const int64_t offset = column_block(tiles, r, 0);
+  return c >= offset ? c - offset : c - offset + tiles.column_blocks;
+}
+
+template <class T, int NV, bool Users, bool Items>
+void allocate_with(TilesView<T> tiles, int64_t k, int64_t stride, Factor<T> users, Factor<T> items, T* user_sums,
+                   T* item_sums, bool exact, int threads) {
+  const int64_t tile_count = tiles.row_blocks * tiles.column_blocks;
+  Scratch<int64_t> left(tile_count);
+  int64_t total_left = 0;
+#pragma omp parallel num_threads(threads)
+  {
+    if (Users) {
+#pragma omp for schedule(static, 1)
+      for (int64_t r = 0; r < tiles.row_blocks; ++r)
+        __builtin_memset(user_sums + tiles.row_start[r] * stride, 0,
+                         (tiles.row_start[r + 1] - tiles.row_start[r]) * stride * sizeof(T));
+    }
+    Scratch<T> memory(piece + 4 + stride + 64);
+    in_steps(tiles, [&](int64_t tile, int64_t c, int64_t step) {
+      const int64_t begin = tiles.column_start[c] * stride, end = tiles.column_start[c + 1] * stride;
+      bool first = true, last = true;
+      for (int64_t other = 0; other < tiles.row_blocks; ++other) {
+        first &= step_of(tiles, other, c) >= step;
+        last &= step_of(tiles, other, c) <= step;
+      }
+      if (Items && first) __builtin_memset(item_sums + begin, 0, (end - begin) * sizeof(T));
+      left.aligned[tile] = 0;
+      if (!exact)
+        left.aligned[tile] = allocate_tile<T, NV, Users, Items>(tiles, tile, stride, users.exp_log, items.exp_log,
+                                                                user_sums, item_sums, memory.aligned);
+      if (Items && last)  // while the block is in cache
+        for (int64_t j = begin; j < end; j += Simd<T>::lanes)
+          store(item_sums + j, load(item_sums + j) * load(items.exp_log + j));
+    });
+#pragma omp single
+    for (int64_t tile = 0; tile < tile_count; ++tile) total_left += left.aligned[tile];
+    if (exact || total_left) {
+      Scratch<double> logs(5 * whole_groups(k));
+      in_steps(tiles, [&](int64_t tile, int64_t, int64_t) {
+        if (exact || left.aligned[tile])
+          allocate_tile_exactly(tiles, tile, k, stride, users, items, user_sums, item_sums, exact, logs.aligned,
+                                memory.aligned);
+      });
+    }
+  }
+}
+
+template <class T, int NV>
+void allocate_sides(TilesView<T> tiles, int64_t k, int64_t stride, Factor<T> users, Factor<T> items, T* user_sums,
+                    T* item_sums, bool exact, int threads) {
+  if (user_sums && item_sums)
+    allocate_with<T, NV, true, true>(tiles, k, stride, users, items, user_sums, item_sums, exact, threads);
+  else if (user_sums)
+    allocate_with<T, NV, true, false>(tiles, k, stride, users, items, user_sums, item_sums, exact, threads);
+  else
+    allocate_with<T, NV, false, true>(tiles, k, stride, users, items, user_sums, item_sums, exact, threads);
+}
+
+template <class T>
+void allocate(TilesView<T> tiles, int64_t k, int64_t stride, Factor<T> users, Factor<T> items, T* user_sums,
+              T* item_sums, bool exact, int threads) {
+  switch (stride / Simd<T>::lanes) {
+#define HPF_CASE(NV) \
+  case NV:           \
+    return allocate_sides<T, NV>(tiles, k, stride, users, items, user_sums, item_sums, exact, threads);
+    HPF_CASE(1)
+    HPF_CASE(2)
+    HPF_CASE(3)
+    HPF_CASE(4)
+    HPF_CASE(5)
+    HPF_CASE(6)
+    HPF_CASE(7)
+    HPF_CASE(8)
+#undef HPF_CASE
+    default:
+      return allocate_sides<T, 0>(tiles, k, stride, users, items, user_sums, item_sums, exact, threads);
+  }
+}
+
+// ln Σ_k exp(E[ln θ_uk] + E[ln β_ik]) for one pair, in double.
+template <class T>
+double exact_log_rate(int64_t k, int64_t stride, const Factor<T>& users, const Factor<T>& items, int64_t row,
+                      int64_t column, double* scratch) {
+  const int64_t width = whole_groups(k);
+  double *buffer = scratch, *user_log = buffer + 2 * width, *item_log = user_log + width;
+  expected_log_of(users, row, k, stride, buffer, user_log);
+  expected_log_of(items, column, k, stride, buffer, item_log);
+  for (int64_t j = 0; j < width; ++j) item_log[j] += user_log[j];
+  const double top = maximum(item_log, k);
+  row_exp(item_log, top, k, user_log);
+  double sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = 0; j < k; ++j) sum += user_log[j];
+  return top + log_normal(sum);
+}
+
+template <class T>
+double product_in_double(const T* a, const T* b, int64_t k) {
+  double sum = 0;
+  for (int64_t j = 0; j < k; ++j) sum += double(a[j]) * double(b[j]);
+  return sum;
+}
+
+template <class T>
+double log_rate_sum(TilesView<T> tiles, int64_t k, int64_t stride, const T* a, const T* b, const Factor<T>* users,
+                    const Factor<T>* items, int threads) {
+  const int64_t tile_count = tiles.row_blocks * tiles.column_blocks;
+  const int vectors = static_cast<int>(stride / Simd<T>::lanes);
+  Scratch<double> partial(tile_count);
+#pragma omp parallel num_threads(threads)
+  {
+    Scratch<T> product(piece + 4);
+    Scratch<double> log_rate(piece), logs(4 * whole_groups(k));
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t tile = 0; tile < tile_count; ++tile) {
+      double total = 0;
+      int64_t z = tiles.tiles[tile].first_nonzero;
+      for (int64_t segment = tiles.tiles[tile].first_segment; segment < tiles.tiles[tile + 1].first_segment;
+           ++segment) {
+        const int64_t row = tiles.segment_row[segment];
+        for (int64_t end = z + tiles.segment_size[segment]; z < end;) {
+          const int count = static_cast<int>(minimum(piece, end - z));
+          const int32_t* column = tiles.column + z;
+          const T* y = tiles.value + z;
+          products<T, 0>(a + row * stride, b, stride, column, count, vectors, product.aligned);
+          int underflows = 0;
+#pragma omp simd reduction(+ : underflows)
+          for (int i = 0; i < count; ++i) {
+            const double rate = product.aligned[i];
+            const bool under = !(rate >= double(tiny_product<T>));
+            underflows += under;
+            log_rate.aligned[i] = log_normal(under ? 1.0 : rate);
+          }
+          if (users)
+            for (int i = 0; i < count; ++i) log_rate.aligned[i] += users->log_scale[row] + items->log_scale[column[i]];
+          if (underflows)
+            for (int i = 0; i < count; ++i) {
+              if (product.aligned[i] >= tiny_product<T>) continue;
+              log_rate.aligned[i] = users ? exact_log_rate(k, stride, *users, *items, row, column[i], logs.aligned)
+                                          : log_normal(product_in_double(a + row * stride, b + column[i] * stride, k));
+            }
+          for (int i = 0; i < count; ++i) total += double(y[i]) * log_rate.aligned[i];
+          z += count;
+        }
+      }
+      partial.aligned[tile] = total;
+    }
+  }
+  double total = 0;
+  for (int64_t tile = 0; tile < tile_count; ++tile) total += partial.aligned[tile];
+  return total;
+}
+
+template <class T>
+void predict_pairs(int64_t pairs, int64_t k, const T* theta, int64_t theta_stride, const T* beta, int64_t beta_stride,
+                   const int64_t* rows, const int64_t* columns, T* out, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (pairs > 10000)
+  for (int64_t z = 0; z < pairs; ++z) {
+    const T *a = theta + rows[z] * theta_stride, *b = beta + columns[z] * beta_stride;
+    T sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t j = 0; j < k; ++j) sum += a[j] * b[j];
+    out[z] = sum;
+  }
+}
+
+}  // namespace
+
+template <class T>
+constexpr Kernels<T> table = {gamma_update<T>, mean<T>,          gamma_entropy<T>, allocate<T>,
+                              log_rate_sum<T>, predict_pairs<T>, distance<T>};
+
+extern const Kernels<float> kernels_float;
+extern const Kernels<double> kernels_double;
+const Kernels<float> kernels_float = table<float>;
+const Kernels<double> kernels_double = table<double>;
+
+}  // namespace HPF_ISA
+}  // namespace hpf

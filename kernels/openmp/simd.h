@@ -1,0 +1,98 @@
+// Vectors as wide as the instruction set this file is compiled for, in the namespace HPF_ISA.
+// Everything has internal linkage or lives in that namespace: the linker must never hand code
+// compiled for one instruction set to another.
+#pragma once
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#include <cstdint>
+
+namespace hpf {
+namespace HPF_ISA {
+
+#if defined(__AVX512F__)
+constexpr int vector_bytes = 64;
+#elif defined(__AVX2__)
+constexpr int vector_bytes = 32;
+#else
+constexpr int vector_bytes = 16;
+#endif
+
+template <class T>
+struct Simd {
+  typedef T Vector __attribute__((vector_size(vector_bytes)));
+  static constexpr int lanes = vector_bytes / sizeof(T);
+};
+
+template <class T>
+using Vector = typename Simd<T>::Vector;
+
+// Matrix rows start at multiples of 64 bytes.
+template <class T>
+static inline Vector<T> load(const T* p) {
+  return *reinterpret_cast<const Vector<T>*>(p);
+}
+
+template <class T>
+static inline void store(T* p, Vector<T> v) {
+  *reinterpret_cast<Vector<T>*>(p) = v;
+}
+
+template <class T>
+static inline T sum_lanes(Vector<T> v) {
+  T total = v[0];
+  for (int lane = 1; lane < Simd<T>::lanes; ++lane) total += v[lane];
+  return total;
+}
+
+// The lane sums of four vectors, to out[0..4).
+template <class T>
+static inline void sum_lanes_of_four(Vector<T> a, Vector<T> b, Vector<T> c, Vector<T> d, T* out) {
+  out[0] = sum_lanes<T>(a);
+  out[1] = sum_lanes<T>(b);
+  out[2] = sum_lanes<T>(c);
+  out[3] = sum_lanes<T>(d);
+}
+
+#if defined(__AVX2__)
+
+static inline __m256 halves(Vector<float> v) {
+#if defined(__AVX512F__)
+  const __m512d bits = _mm512_castps_pd(reinterpret_cast<__m512>(v));
+  return _mm256_add_ps(_mm512_castps512_ps256(reinterpret_cast<__m512>(v)),
+                       _mm256_castpd_ps(_mm512_extractf64x4_pd(bits, 1)));
+#else
+  return reinterpret_cast<__m256>(v);
+#endif
+}
+
+static inline __m256d halves(Vector<double> v) {
+#if defined(__AVX512F__)
+  const __m512d w = reinterpret_cast<__m512d>(v);
+  return _mm256_add_pd(_mm512_castpd512_pd256(w), _mm512_extractf64x4_pd(w, 1));
+#else
+  return reinterpret_cast<__m256d>(v);
+#endif
+}
+
+template <>
+inline void sum_lanes_of_four<float>(Vector<float> a, Vector<float> b, Vector<float> c, Vector<float> d, float* out) {
+  const __m256 ab = _mm256_hadd_ps(halves(a), halves(b)), cd = _mm256_hadd_ps(halves(c), halves(d));
+  const __m256 abcd = _mm256_hadd_ps(ab, cd);
+  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1)));
+}
+
+template <>
+inline void sum_lanes_of_four<double>(Vector<double> a, Vector<double> b, Vector<double> c, Vector<double> d,
+                                      double* out) {
+  const __m256d ab = _mm256_hadd_pd(halves(a), halves(b)), cd = _mm256_hadd_pd(halves(c), halves(d));
+  const __m256d low = _mm256_permute2f128_pd(ab, cd, 0x20), high = _mm256_permute2f128_pd(ab, cd, 0x31);
+  _mm256_storeu_pd(out, _mm256_add_pd(low, high));
+}
+
+#endif
+
+}  // namespace HPF_ISA
+}  // namespace hpf

@@ -1,0 +1,114 @@
+#include "tiles.h"
+
+#include <algorithm>
+
+namespace hpf {
+namespace {
+
+// Cuts 0..n into `blocks` ranges of about equal weight; `weight_before(i)` is that of 0..i.
+template <class Weight>
+std::vector<int64_t> balanced_cuts(int64_t n, int64_t blocks, int64_t total, Weight weight_before) {
+  std::vector<int64_t> cuts(blocks + 1, n);
+  cuts[0] = 0;
+  for (int64_t b = 1, i = 0; b < blocks; ++b) {
+    while (i < n && weight_before(i) < total * b / blocks) ++i;
+    cuts[b] = i;
+  }
+  return cuts;
+}
+
+}  // namespace
+
+template <class T>
+template <class Index>
+Tiles<T>::Tiles(int64_t rows, int64_t columns, const Index* indptr, const Index* indices, const T* data,
+                int64_t row_blocks, int64_t column_block_size)
+    : rows_(rows), columns_(columns) {
+  const int64_t nonzeros = indptr[rows];
+  row_start_ = balanced_cuts(rows, row_blocks, nonzeros, [&](int64_t u) { return int64_t(indptr[u]); });
+
+  // Column blocks of equal weight where columns are few; never wider than the cache allows.
+  std::vector<int64_t> before(columns + 1, 0);
+  for (int64_t z = 0; z < nonzeros; ++z) ++before[indices[z] + 1];
+  for (int64_t i = 0; i < columns; ++i) before[i + 1] += before[i];
+  const int64_t blocks = std::max(row_blocks, (columns + column_block_size - 1) / column_block_size);
+  const auto even = balanced_cuts(columns, blocks, nonzeros, [&](int64_t i) { return before[i]; });
+  column_start_.push_back(0);
+  for (int64_t b = 1; b <= blocks; ++b) {
+    while (even[b] - column_start_.back() > column_block_size)
+      column_start_.push_back(column_start_.back() + column_block_size);
+    column_start_.push_back(even[b]);
+  }
+  const int64_t column_blocks = static_cast<int64_t>(column_start_.size()) - 1;
+
+  // Rows are sorted by column, so one walk along the row finds its run in every column block.
+  const auto for_each_run = [&](int64_t r, auto&& visit) {
+    for (int64_t u = row_start_[r]; u < row_start_[r + 1]; ++u) {
+      int64_t z = indptr[u];
+      const int64_t end = indptr[u + 1];
+      for (int64_t c = 0; z < end; ++c) {
+        if (indices[z] >= column_start_[c + 1])
+          c = std::upper_bound(column_start_.begin() + c + 1, column_start_.end(), int64_t(indices[z])) -
+              column_start_.begin() - 1;
+        const int64_t begin = z;
+        while (z < end && indices[z] < column_start_[c + 1]) ++z;
+        visit(c, u, begin, z);
+      }
+    }
+  };
+
+  tiles_.assign(row_blocks * column_blocks + 1, Tile{0, 0});
+#pragma omp parallel for schedule(static, 1) num_threads(static_cast<int>(row_blocks))
+  for (int64_t r = 0; r < row_blocks; ++r)
+    for_each_run(r, [&](int64_t c, int64_t, int64_t begin, int64_t end) {
+      Tile& next = tiles_[r * column_blocks + c + 1];
+      next.first_segment += 1;
+      next.first_nonzero += end - begin;
+    });
+  for (size_t t = 1; t < tiles_.size(); ++t) {
+    tiles_[t].first_segment += tiles_[t - 1].first_segment;
+    tiles_[t].first_nonzero += tiles_[t - 1].first_nonzero;
+  }
+  segment_row_.resize(tiles_.back().first_segment);
+  segment_size_.resize(tiles_.back().first_segment);
+  column_.resize(nonzeros);
+  value_.resize(nonzeros);
+#pragma omp parallel for schedule(static, 1) num_threads(static_cast<int>(row_blocks))
+  for (int64_t r = 0; r < row_blocks; ++r) {
+    std::vector<Tile> at(tiles_.begin() + r * column_blocks, tiles_.begin() + (r + 1) * column_blocks);
+    for_each_run(r, [&](int64_t c, int64_t u, int64_t begin, int64_t end) {
+      segment_row_[at[c].first_segment] = static_cast<int32_t>(u);
+      segment_size_[at[c].first_segment++] = static_cast<int32_t>(end - begin);
+      for (int64_t z = begin; z < end; ++z) {
+        column_[at[c].first_nonzero] = static_cast<int32_t>(indices[z]);
+        value_[at[c].first_nonzero++] = data[z];
+      }
+    });
+  }
+}
+
+template <class T>
+TilesView<T> Tiles<T>::view() const {
+  return {rows_,
+          columns_,
+          static_cast<int64_t>(row_start_.size()) - 1,
+          static_cast<int64_t>(column_start_.size()) - 1,
+          row_start_.data(),
+          column_start_.data(),
+          tiles_.data(),
+          segment_row_.data(),
+          segment_size_.data(),
+          column_.data(),
+          value_.data()};
+}
+
+#define HPF_INSTANTIATE(T, Index) \
+  template Tiles<T>::Tiles(int64_t, int64_t, const Index*, const Index*, const T*, int64_t, int64_t);
+HPF_INSTANTIATE(float, int32_t)
+HPF_INSTANTIATE(float, int64_t)
+HPF_INSTANTIATE(double, int32_t)
+HPF_INSTANTIATE(double, int64_t)
+template class Tiles<float>;
+template class Tiles<double>;
+
+}  // namespace hpf

@@ -1,0 +1,51 @@
+// Counts cut into tiles: row block × column block.
+//
+// A row block is one thread's share of the rows; a column block is small enough for its factors to
+// stay in cache.  In step s, thread t works on tile (t, (t·stride + s) mod blocks): no two threads
+// ever share rows or columns, so both sides are summed in one pass, without atomics and always in
+// the same order.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace hpf {
+
+struct Tile {
+  int64_t first_segment, first_nonzero;  // one past the end: those of the next tile
+};
+
+// What a kernel sees; plain pointers, so that code for several instruction sets can share it.
+template <class T>
+struct TilesView {
+  int64_t rows, columns;
+  int64_t row_blocks, column_blocks;
+  const int64_t* row_start;     // (row_blocks + 1,)
+  const int64_t* column_start;  // (column_blocks + 1,)
+  const Tile* tiles;            // (row_blocks * column_blocks + 1,), by row block
+  const int32_t* segment_row;   // (segments,) row of each run of nonzeros
+  const int32_t* segment_size;  // (segments,) its number of nonzeros
+  const int32_t* column;        // (Z,)
+  const T* value;               // (Z,)
+};
+
+template <class T>
+class Tiles {
+ public:
+  // CSR with sorted columns.  Index is int32_t or int64_t.
+  template <class Index>
+  Tiles(int64_t rows, int64_t columns, const Index* indptr, const Index* indices, const T* data, int64_t row_blocks,
+        int64_t column_block_size);
+
+  TilesView<T> view() const;
+  int64_t nonzeros() const { return static_cast<int64_t>(column_.size()); }
+
+ private:
+  int64_t rows_, columns_;
+  std::vector<int64_t> row_start_, column_start_;
+  std::vector<Tile> tiles_;
+  std::vector<int32_t> segment_row_, segment_size_, column_;
+  std::vector<T> value_;
+};
+
+}  // namespace hpf
