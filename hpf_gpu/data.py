@@ -1,0 +1,323 @@
+"""From the user's data to counts and ids.  Every error in user data is raised here."""
+
+from __future__ import annotations
+
+import numbers
+import warnings
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import sparse
+
+from .variational import Pairs
+
+COLUMNS = ("UserId", "ItemId", "Count")
+_BLOCK = 1 << 18  # rows that are worked on at once
+
+
+class Ids:
+    """The ids of one side in row order; ``values=None`` stands for the row numbers themselves."""
+
+    def __init__(self, values: NDArray[Any] | None, size: int, kind: str) -> None:
+        self.values = values  # (size,)
+        self.size = size
+        self.kind = kind  # "user" or "item", for messages
+
+    @cached_property
+    def _index(self) -> pd.Index:
+        # The dtype keeps tuples from turning into a MultiIndex.
+        return pd.Index(_column(self.values), tupleize_cols=False)
+
+    @cached_property
+    def rows(self) -> dict[Any, int] | None:
+        """Row number of each id; None if ids are row numbers."""
+        return None if self.values is None else dict(zip(self._index, range(self.size), strict=True))
+
+    def is_single(self, ids: Any) -> bool:
+        """Whether ``ids`` is one id rather than a collection of them."""
+        if isinstance(ids, tuple):
+            return self.values is not None and self.values.dtype == object and self.codes([ids])[0] >= 0
+        if isinstance(ids, np.ndarray):
+            return ids.ndim == 0
+        return not isinstance(ids, (list, range, pd.Series, pd.Index, pd.api.extensions.ExtensionArray))
+
+    def codes(self, ids: Any) -> NDArray[np.int64]:
+        """Row numbers of many ids (n,); −1 where an id is unknown."""
+        if self.values is not None:
+            codes: NDArray[np.int64] = self._index.get_indexer(pd.Index(_column(ids), tupleize_cols=False))
+            return codes
+        column = _column(ids)
+        if column.dtype == object:
+            return np.array([self._number(value) for value in column], dtype=np.int64)
+        if column.dtype.kind not in "iufb":
+            return np.full(len(column), -1, dtype=np.int64)
+        with np.errstate(invalid="ignore"):
+            valid = (column >= 0) & (column < self.size) & (column == np.floor(column))
+        return np.where(valid, np.where(valid, column, 0).astype(np.int64), -1)
+
+    def codes_of(self, given: Any) -> NDArray[np.int64]:
+        """Row numbers of one id or of many, (1,) or (n,); −1 where an id is unknown."""
+        if not self.is_single(given):
+            return self.codes(given)
+        return self.codes([given[()] if isinstance(given, np.ndarray) else given])
+
+    def known(self, single: Any) -> int:
+        """Row number of one id; ValueError if it is unknown."""
+        code = int(self.codes_of(single)[0]) if self.is_single(single) else -1
+        if code < 0:
+            raise ValueError(f"{self.kind} {_shown(single)} was not in the training data")
+        return code
+
+    def _number(self, value: Any) -> int:
+        whole = isinstance(value, numbers.Real) and value == value and float(value).is_integer()
+        return int(value) if whole and 0 <= value < self.size else -1
+
+    def labels(self, codes: NDArray[Any]) -> NDArray[Any]:
+        """Ids of row numbers (n,)."""
+        return codes if self.values is None else self.values[codes]
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Canonical counts (sorted, unique, above zero) and the ids of their rows and columns."""
+
+    csr: sparse.csr_array  # (N, M)
+    users: Ids
+    items: Ids
+
+
+def training_data(data: Any, *, dtype: type, reindex: bool) -> TrainingData:
+    """Read counts in any accepted form; see :meth:`hpf_gpu.HPF.fit` for the forms and the errors."""
+    if sparse.issparse(data):
+        csr = _canonical(_checked_matrix(data, dtype), drop_zeros=True)
+        return TrainingData(csr, Ids(None, csr.shape[0], "user"), Ids(None, csr.shape[1], "item"))
+    users, items, given = _triplets(data, COLUMNS, "counts_df")
+    counts = _checked_counts(given, dtype)
+    positive = counts > 0
+    if not positive.all():
+        _warn_zeros(len(positive) - int(positive.sum()), "dropped")
+        users, items, counts = users[positive], items[positive], counts[positive]
+    if len(counts) == 0:
+        raise ValueError("counts_df has no count above zero: there is nothing to fit")
+    user_codes, user_ids = _encode(users, "user", reindex)
+    item_codes, item_ids = _encode(items, "item", reindex)
+    del users, items
+    shape = (user_ids.size, item_ids.size)
+    csr = sparse.coo_array((counts, (user_codes, item_codes)), shape=shape).tocsr()
+    return TrainingData(_canonical(csr), user_ids, item_ids)
+
+
+def held_out_pairs(data: Any, users: Ids, items: Ids, *, dtype: type, name: str) -> Pairs:
+    """Counts of known users and items; rows of others are left out.
+
+    Returns pairs in row order without duplicates, possibly none.
+    """
+    if sparse.issparse(data):
+        csr = _checked_matrix(data, dtype)
+        user_column, item_column, values = _row_of_each(csr), csr.indices, csr.data
+    else:
+        user_column, item_column, count_column = _triplets(data, COLUMNS, name)
+        values = _checked_counts(count_column, dtype)
+    rows, columns = users.codes(user_column), items.codes(item_column)
+    kept = (rows >= 0) & (columns >= 0) & (values > 0)
+    zeros = int((values == 0).sum())
+    if zeros:
+        _warn_zeros(zeros, f"left out of {name}")
+    coo = sparse.coo_array((values[kept], (rows[kept], columns[kept])), shape=(users.size, items.size))
+    canonical = _canonical(coo.tocsr())
+    return Pairs(_row_of_each(canonical), canonical.indices, canonical.data)
+
+
+# -- ids ---------------------------------------------------------------------------------------
+
+
+def _encode(column: pd.Series, kind: str, reindex: bool) -> tuple[NDArray[Any], Ids]:
+    """Row numbers (Z,) in order of first appearance, and the ids behind them."""
+    if not reindex:
+        codes = _row_numbers(column, kind)
+        return codes, Ids(None, int(codes.max()) + 1, kind)
+    if isinstance(column.dtype, np.dtype) and column.dtype.kind in "iu":
+        encoded = _encode_by_table(column.to_numpy())
+        if encoded is not None:
+            return encoded[0], Ids(encoded[1], len(encoded[1]), kind)
+    try:
+        codes, values = pd.factorize(column)
+    except TypeError as error:
+        raise TypeError(f"{kind} ids must be hashable: {error}") from error
+    missing = np.flatnonzero(codes < 0)
+    if len(missing):
+        raise ValueError(
+            f"{len(missing)} {kind} ids are missing, the first in row {_shown(column.index[missing[0]])}"
+        )
+    return _narrow(codes, len(values)), Ids(_as_values(values), len(values), kind)
+
+
+def _encode_by_table(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]] | None:
+    """What pandas.factorize does, for integers of a range not much wider than they are many.
+
+    A table over the range replaces the hash: a third of the time, a sixth of the memory.  None if the
+    range is too wide.
+    """
+    low, high = int(values.min()), int(values.max())
+    if high - low > 4 * len(values) + 1000 or high > np.iinfo(np.int64).max:
+        return None
+    blocks = [slice(start, start + _BLOCK) for start in range(0, len(values), _BLOCK)]
+    first_row = np.full(high - low + 1, len(values))
+    for block in reversed(blocks):  # and each block backwards: what is written last stays
+        places = (values[block].astype(np.int64) - low)[::-1]
+        first_row[places] = np.arange(block.start + len(places), block.start, -1) - 1
+    present = np.flatnonzero(first_row < len(values))
+    in_order = present[np.argsort(first_row[present])]
+    code = _narrow(first_row, len(in_order))
+    code[in_order] = np.arange(len(in_order))
+    codes = np.empty(len(values), dtype=code.dtype)
+    for block in blocks:
+        codes[block] = code[values[block].astype(np.int64) - low]
+    return codes, (in_order + low).astype(values.dtype)
+
+
+def _row_numbers(column: pd.Series, kind: str) -> NDArray[Any]:
+    """Ids that are row numbers already (reindex=False), checked one by one."""
+    advice = f"with reindex=False {kind} ids must be whole numbers from 0; reindex=True takes any"
+    if column.isna().any():
+        raise ValueError(f"{int(column.isna().sum())} {kind} ids are missing; {advice}")
+    if not pd.api.types.is_numeric_dtype(column):
+        strange = [value for value in column if not isinstance(value, numbers.Real)]
+        if strange or column.dtype != object:
+            raise ValueError(
+                f"{kind} id {_shown((strange or [column.iloc[0]])[0])} is not a number; {advice}"
+            )
+        column = column.astype(np.float64)
+    values = column.to_numpy()
+    bad = (values < 0) | (values != np.floor(values)) | (values > np.iinfo(np.int64).max // 2)
+    if bad.any():
+        raise ValueError(f"{kind} id {_shown(values[np.argmax(bad)])} is not a row number; {advice}")
+    largest = int(values.max())
+    if largest > 100 * len(values) + 1_000_000:
+        raise ValueError(f"{kind} id {largest} would make a factor matrix of {largest + 1} rows; {advice}")
+    return _narrow(values, largest + 1)
+
+
+def _narrow(codes: NDArray[Any], size: int) -> NDArray[Any]:
+    return codes.astype(np.int32 if size <= np.iinfo(np.int32).max else np.int64)
+
+
+def _as_values(values: Any) -> NDArray[Any]:
+    """Unique ids as a NumPy array; tuples stay objects, extension types become objects or numbers."""
+    if isinstance(values, np.ndarray):
+        return values
+    array = np.asarray(values)
+    return array if array.ndim == 1 else _objects(values)
+
+
+def _column(ids: Any) -> NDArray[Any]:
+    """Many ids as an array (n,), without turning 1 into '1' or a tuple into a row."""
+    if isinstance(ids, (np.ndarray, pd.Series, pd.Index, pd.api.extensions.ExtensionArray)):
+        return np.asarray(ids).reshape(-1)
+    return _objects(ids)
+
+
+def _objects(ids: Sequence[Hashable]) -> NDArray[Any]:
+    array = np.empty(len(ids), dtype=object)
+    array[:] = list(ids)
+    return array
+
+
+# -- counts ------------------------------------------------------------------------------------
+
+
+def _triplets(data: Any, columns: Sequence[str], name: str) -> list[Any]:
+    """The columns of a frame, or of an array (n, 3), as they are."""
+    if isinstance(data, pd.DataFrame):
+        missing = [column for column in columns if column not in data.columns]
+        if missing:
+            have = ", ".join(map(repr, data.columns))
+            raise ValueError(
+                f"{name} has no column {missing[0]!r}; it needs {', '.join(columns)} and has {have}"
+            )
+        doubled = [column for column in columns if (data.columns == column).sum() > 1]
+        if doubled:
+            raise ValueError(f"{name} has several columns {doubled[0]!r}")
+        series = [data[column] for column in columns]
+    elif isinstance(data, np.ndarray):
+        if data.ndim != 2 or data.shape[1] != len(columns):
+            raise ValueError(
+                f"{name} has shape {data.shape}; an array must be (n, {len(columns)}) with columns "
+                f"{', '.join(columns)}. For a dense matrix of counts pass scipy.sparse.csr_array(matrix)"
+            )
+        series = [pd.Series(data[:, j]) for j in range(len(columns))]
+    else:
+        raise TypeError(
+            f"{name} must be a pandas data frame, an array (n, {len(columns)}) or a scipy sparse matrix, "
+            f"not {type(data).__name__}"
+        )
+    if len(data) == 0:
+        raise ValueError(f"{name} is empty")
+    return series
+
+
+def _checked_matrix(data: Any, dtype: type) -> sparse.csr_array:
+    if data.ndim != 2 or 0 in data.shape:
+        raise ValueError(f"a sparse matrix of counts needs rows and columns; this one has shape {data.shape}")
+    csr = sparse.csr_array(data, copy=True)
+    counts = _checked_counts(pd.Series(csr.data), dtype)
+    columns = csr.indices if csr.nnz > np.iinfo(np.int32).max else _narrow(csr.indices, csr.shape[1])
+    return sparse.csr_array((counts, columns, csr.indptr.astype(columns.dtype)), shape=csr.shape)
+
+
+def _checked_counts(column: pd.Series, dtype: type) -> NDArray[Any]:
+    """Counts (Z,) in ``dtype``: a copy, every entry finite and at least zero."""
+    numeric = column
+    if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_complex_dtype(column):
+        textual = column.dtype == object or pd.api.types.is_string_dtype(column)
+        numeric = pd.to_numeric(column, errors="coerce") if textual else column.where(column.isna())
+        wrong = numeric.isna() & column.notna()
+        if wrong.any():
+            raise ValueError(f"count {_shown(column[wrong].iloc[0])} is not a number")
+    with np.errstate(over="ignore"):
+        values: NDArray[Any] = numeric.to_numpy(dtype=dtype, na_value=np.nan, copy=True)
+    # Two reductions see whether all is well; only if not is the culprit looked for.
+    total, limit = values.sum(dtype=np.float64), float(np.sqrt(np.finfo(dtype).max))
+    if len(values) == 0 or (values.min() >= 0 and total < limit):
+        return values
+    exact = numeric.to_numpy(dtype=np.float64, na_value=np.nan)
+    bad = ~((exact >= 0) & np.isfinite(exact))
+    if bad.any():
+        row = int(np.argmax(bad))
+        where = f"count {_shown(column.iloc[row])} in row {_shown(column.index[row])}"
+        raise ValueError(f"{where} cannot be used: counts are finite and not negative")
+    raise ValueError(
+        f"the counts add up to {exact.sum():.3g}, and {np.dtype(dtype)} holds {limit:.3g} at most"
+    )
+
+
+def _row_of_each(csr: Any) -> NDArray[Any]:
+    """Row number of every nonzero (Z,)."""
+    return np.repeat(np.arange(csr.shape[0]), np.diff(csr.indptr))
+
+
+def _canonical(csr: sparse.csr_array, drop_zeros: bool = False) -> sparse.csr_array:
+    """Sorted, the same (user, item) summed; zeros dropped if asked."""
+    csr.sum_duplicates()
+    if drop_zeros:
+        stored = csr.nnz
+        csr.eliminate_zeros()
+        if csr.nnz < stored:
+            _warn_zeros(stored - csr.nnz, "dropped")
+        if csr.nnz == 0:
+            raise ValueError("the matrix has no count above zero: there is nothing to fit")
+    return csr
+
+
+def _warn_zeros(how_many: int, what: str) -> None:
+    warnings.warn(f"{how_many} counts of zero were {what}: pairs that are absent count as zero", stacklevel=4)
+
+
+def _shown(value: Any) -> str:
+    """A value for a message: -2, not np.int64(-2)."""
+    return repr(value.item() if isinstance(value, np.generic) else value)

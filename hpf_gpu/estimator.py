@@ -1,0 +1,496 @@
+"""HPF, the public class: parameters in, data in, attributes and recommendations out."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from . import backends
+from .backends.protocol import Backend
+from .convergence import Check
+from .data import TrainingData, held_out_pairs, training_data
+from .inference import Fit, Schedule, fit
+from .likelihood import Objective, log_factorial_sum, pair_llk
+from .parameters import check_parameters, default_step_size, whole_number
+from .progress import ProgressBar
+from .ranking import recommend
+from .storage import HYPERPARAMETERS, write_csv_folder
+from .variational import Block, Model, Pairs, Posterior, Prior, draw_start_values, posterior_of, start_side
+
+
+class HPF:
+    """Hierarchical Poisson factorization of sparse counts, by mean-field variational inference.
+
+    The count of user u and item i is modelled as ``y_ui ~ Poisson(θ_u·β_i)`` with
+    ``θ_uk ~ Gamma(a, ξ_u)``, ``ξ_u ~ Gamma(a', a'/b')``, ``β_ik ~ Gamma(c, η_i)`` and
+    ``η_i ~ Gamma(c', c'/d')`` [1]_.  Pairs that are absent count as zero.  Same seed, same data:
+    the numbers of hpfrec 0.2.14, on every backend.
+
+    Parameters
+    ----------
+    k : int
+        Number of factors K.
+    a, a_prime, b_prime : float
+        Prior of the users: shape of θ, shape and mean of the activity ξ.
+    c, c_prime, d_prime : float
+        Prior of the items: shape of β, shape and mean of the popularity η.
+    ncores : int
+        Threads of the ``openmp`` backend; −1 (and any number below 1) takes every core that
+        this process may use.
+    stop_crit : {'train-llk', 'maxiter', 'val-llk', 'diff-norm', 'elbo'}
+        When to stop: by ``maxiter`` alone; when the training log-likelihood, the log-likelihood of
+        ``val_set`` or the evidence lower bound has gained no more than ``stop_thr``, relatively,
+        since the last check; or when the Frobenius norm of the change in Theta since the last
+        check is below ``stop_thr`` (an absolute figure).
+    check_every : int or None
+        Iterations between two checks.  With ``stop_crit='maxiter'`` checks only inform, and
+        happen only if ``verbose``.  The last iteration is always checked.
+    stop_thr : float
+        Threshold of ``stop_crit``.
+    users_per_batch, items_per_batch : int or None
+        Batch sizes of stochastic fits, which this version does not have yet: None.
+    step_size : callable or None
+        Step size in [0, 1] of stochastic fits by iteration number from zero.
+    maxiter : int or None
+        Most iterations; None has no limit.
+    use_float : bool
+        float32 if True, else float64.  Sums, likelihoods and the ELBO are float64 always.
+    reindex : bool
+        Whether ids are names (of any hashable type) to be numbered in order of first appearance.
+        If False ids must be row and column numbers already, whole and from zero.  Sparse matrices
+        are numbered by their rows and columns, whatever is said here.
+    verbose : bool
+        Whether to show a progress bar on standard error.
+    random_seed : int or None
+        Seed of the start values, 0 included.  None draws a fresh one; either way the one used is
+        kept in ``random_seed_``.
+    allow_inconsistent_math : bool
+        Accepted, without effect: updates are parallel and reproducible at once.
+    full_llk : bool
+        Whether log-likelihoods include −Σ ln y!, which does not depend on the model.
+    alloc_full_phi : bool
+        Accepted, without effect: φ is never stored.
+    keep_data : bool
+        Whether to remember which items each user had, so that ``topN`` can leave them out.
+    save_folder : str or None
+        Folder (it must exist) to write all parameters to as CSV, as hpfrec does.
+    produce_dicts : bool
+        Whether ``user_dict_`` and ``item_dict_`` are offered; they are built when first asked for.
+    keep_all_objs : bool
+        Whether to keep shapes and rates (``Gamma_shp`` ... ``t_rte``) beside ``Theta`` and ``Beta``.
+    sum_exp_trick : bool
+        Whether to compute φ of every count by the max-shifted log-sum-exp.  Those that need it
+        get it anyway; True is slower and at most a rounding error different.
+    backend : {'auto', 'openmp', 'numpy'}
+        What computes.  A named backend is used or BackendUnavailable is raised; 'auto' takes the
+        fastest that works here.
+    schedule : {'joint', 'alternating'}
+        'joint' updates both sides from one φ, as hpfrec does; 'alternating' computes φ anew in
+        between: more progress and more work per iteration.
+
+    Attributes
+    ----------
+    Theta, Beta : array (nusers, k), array (nitems, k)
+        E[θ] and E[β].
+    user_mapping_, item_mapping_ : array (nusers,), array (nitems,), or None
+        Id of each row; None if ids are row numbers.  Also without the underscore.
+    user_dict_, item_dict_ : dict or None
+        Row of each id.  Also without the underscore.
+    Gamma_shp, Gamma_rte, Lambda_shp, Lambda_rte : array (nusers, k) or (nitems, k)
+        Parameters of q(θ) and q(β).  Rates are built at each access.
+    k_rte, t_rte : array (nusers, 1), array (nitems, 1)
+        Rates of q(ξ) and q(η).
+    is_fitted : bool
+    niter : int
+        Iterations run.
+    train_llk : float
+        Training log-likelihood after the last iteration.
+    history_ : DataFrame
+        One row per check: iteration, llk, elbo, val_llk, seconds, and diff_norm with 'diff-norm'.
+    nusers, nitems : int
+    random_seed_ : int
+        Seed that the start values were drawn with.
+    backend_ : str
+        Name of the backend that fitted.
+
+    References
+    ----------
+    .. [1] P. Gopalan, J. M. Hofman, D. M. Blei: Scalable Recommendation with Hierarchical Poisson
+       Factorization. UAI 2015.
+    """
+
+    def __init__(
+        self,
+        k: int = 30,
+        a: float = 0.3,
+        a_prime: float = 0.3,
+        b_prime: float = 1.0,
+        c: float = 0.3,
+        c_prime: float = 0.3,
+        d_prime: float = 1.0,
+        ncores: int = -1,
+        stop_crit: str = "train-llk",
+        check_every: int | None = 10,
+        stop_thr: float = 1e-3,
+        users_per_batch: int | None = None,
+        items_per_batch: int | None = None,
+        step_size: Callable[[int], float] | None = default_step_size,
+        maxiter: int | None = 100,
+        use_float: bool = True,
+        reindex: bool = True,
+        verbose: bool = True,
+        random_seed: int | None = None,
+        allow_inconsistent_math: bool = False,
+        full_llk: bool = False,
+        alloc_full_phi: bool = False,
+        keep_data: bool = True,
+        save_folder: str | None = None,
+        produce_dicts: bool = True,
+        keep_all_objs: bool = True,
+        sum_exp_trick: bool = False,
+        *,
+        backend: str = "auto",
+        schedule: str = "joint",
+    ) -> None:
+        self.k = k
+        self.a = a
+        self.a_prime = a_prime
+        self.b_prime = b_prime
+        self.c = c
+        self.c_prime = c_prime
+        self.d_prime = d_prime
+        self.ncores = ncores
+        self.stop_crit = stop_crit
+        self.check_every = check_every
+        self.stop_thr = stop_thr
+        self.users_per_batch = users_per_batch
+        self.items_per_batch = items_per_batch
+        self.step_size = step_size
+        self.maxiter = maxiter
+        self.use_float = use_float
+        self.reindex = reindex
+        self.verbose = verbose
+        self.random_seed = random_seed
+        self.allow_inconsistent_math = allow_inconsistent_math
+        self.full_llk = full_llk
+        self.alloc_full_phi = alloc_full_phi
+        self.keep_data = keep_data
+        self.save_folder = save_folder
+        self.produce_dicts = produce_dicts
+        self.keep_all_objs = keep_all_objs
+        self.sum_exp_trick = sum_exp_trick
+        self.backend = backend
+        self.schedule = schedule
+        self._check_parameters()
+
+        self.Theta: Any = None
+        self.Beta: Any = None
+        self.is_fitted = False
+        self.nusers: int | None = None
+        self.nitems: int | None = None
+        self.niter: int | None = None
+        self.train_llk: float | None = None
+        self.history_: Any = None
+
+    # -- fitting -------------------------------------------------------------------------------
+
+    def fit(self, counts_df: Any, val_set: Any = None) -> HPF:
+        """Fit the model to counts, from fresh start values.
+
+        Parameters
+        ----------
+        counts_df : DataFrame, array (n, 3) or scipy sparse matrix (nusers, nitems)
+            A frame with columns UserId, ItemId and Count in any order, an array with these three
+            columns, or a sparse matrix or array of any format, whose row and column numbers are
+            the ids.  The same (user, item) given twice is summed; counts of zero are dropped with
+            a warning; other counts, whole or not, are used as they are.  Never modified.
+        val_set : same forms, optional
+            Held-out counts for the log-likelihood in ``history_`` and for ``stop_crit='val-llk'``.
+            Users and items without training data are left out.
+
+        Returns
+        -------
+        HPF
+            This object.
+
+        Raises
+        ------
+        ValueError, TypeError
+            For data that are not counts of users and items, naming the value at fault; the last
+            fit is kept.
+        BackendUnavailable
+            If the backend asked for cannot work here.
+
+        Notes
+        -----
+        Ctrl-C ends the fit with a warning and keeps the last finished iteration.
+        """
+        self._check_parameters()
+        if self.users_per_batch is not None or self.items_per_batch is not None:
+            raise NotImplementedError(
+                "this version has no stochastic fits: users_per_batch and items_per_batch must be None"
+            )
+        if self.stop_crit == "val-llk" and val_set is None:
+            raise ValueError("stop_crit='val-llk' needs held-out counts: fit(counts_df, val_set=...)")
+        backend = self._make_backend(self.backend)
+        data = training_data(counts_df, dtype=backend.dtype.type, reindex=bool(self.reindex))
+        validation = self._validation(val_set, data)
+        seed = self._fresh_seed() if self.random_seed is None else int(self.random_seed)
+
+        objective = Objective(backend, log_factorial_sum(data.csr.data), bool(self.full_llk))
+        with ProgressBar(self.maxiter, enabled=bool(self.verbose)) as progress:
+            model = self._start(backend, data, validation, seed)
+            result = fit(backend, model, self._schedule(), objective, progress.report)
+        self._keep(backend, data, result, seed)
+        if result.interrupted:
+            warnings.warn(f"the fit was interrupted; iteration {result.iterations} is kept", stacklevel=2)
+        return self
+
+    def _check_parameters(self) -> None:
+        """Check them as they are now: users change attributes after construction."""
+        check_parameters({name: getattr(self, name) for name in inspect.signature(HPF).parameters})
+
+    def _schedule(self) -> Schedule:
+        informs = self.stop_crit != "maxiter" or self.verbose
+        return Schedule(
+            self.stop_crit,
+            float(self.stop_thr),
+            check_every=int(self.check_every) if informs and self.check_every is not None else None,
+            maxiter=None if self.maxiter is None else int(self.maxiter),
+            alternating=self.schedule == "alternating",
+            exact_phi=bool(self.sum_exp_trick),
+        )
+
+    def _start(self, backend: Backend, data: TrainingData, validation: Pairs | None, seed: int) -> Model:
+        user_prior = Prior(float(self.a), float(self.a_prime), float(self.b_prime))
+        item_prior = Prior(float(self.c), float(self.c_prime), float(self.d_prime))
+        start = draw_start_values(*data.csr.shape, int(self.k), user_prior, item_prior, seed, backend.dtype)
+        users = start_side(backend, user_prior, start.user_shape, start.user_rate)
+        items = start_side(backend, item_prior, start.item_shape, start.item_rate)
+        return Model((Block(backend.counts(data.csr, int(self.k)), users, validation),), items)
+
+    def _validation(self, val_set: Any, data: TrainingData) -> Pairs | None:
+        if val_set is None:
+            return None
+        pairs = held_out_pairs(val_set, data.users, data.items, dtype=data.csr.dtype.type, name="val_set")
+        if len(pairs.values) == 0:
+            raise ValueError("val_set has no count whose user and item are both in counts_df")
+        return pairs
+
+    def _keep(self, backend: Backend, data: TrainingData, result: Fit, seed: int) -> None:
+        """Take everything that a fit leaves; the only place where fitted state is set."""
+        users, items = result.model.blocks[0].users, result.model.items
+        self.Theta = backend.asnumpy(backend.mean(users.factor))
+        self.Beta = backend.asnumpy(backend.mean(items.factor))
+        self.nusers, self.nitems = data.csr.shape
+        self._user_ids, self._item_ids = data.users, data.items
+        self._posteriors: tuple[Posterior, Posterior] | None = None
+        if self.keep_all_objs:
+            self._posteriors = (posterior_of(backend, users), posterior_of(backend, items))
+        self._seen = (data.csr.indptr, data.csr.indices) if self.keep_data else None
+        self.history_ = _history_frame(result.history, self.stop_crit)
+        self.niter = result.iterations
+        self.train_llk = result.history[-1].llk if result.history else None
+        self.random_seed_, self.backend_ = seed, backend.name
+        self.is_fitted = True
+        if self.save_folder is not None:
+            self._write_folder()
+
+    def _write_folder(self) -> None:
+        matrices = {"Theta": self.Theta, "Beta": self.Beta}
+        if self._posteriors is not None:
+            matrices |= {
+                name: getattr(self, name) for name in ("Gamma_shp", "Gamma_rte", "Lambda_shp", "Lambda_rte")
+            }
+            matrices |= {"kappa_rte": self.k_rte, "tau_rte": self.t_rte}
+        mappings = {"users.csv": self.user_mapping_, "items.csv": self.item_mapping_}
+        priors = {name: getattr(self, name) for name in HYPERPARAMETERS}
+        write_csv_folder(str(self.save_folder), matrices, mappings, priors, int(self.k), self.random_seed_)
+
+    def _make_backend(self, name: str) -> Backend:
+        threads = None if self.ncores is None or self.ncores < 1 else int(self.ncores)
+        return backends.choose(name, np.float32 if self.use_float else np.float64, threads)
+
+    @staticmethod
+    def _fresh_seed() -> int:
+        return int(np.random.default_rng().integers(1, 2**31))
+
+    # -- using the model -----------------------------------------------------------------------
+
+    def predict(self, user: Any, item: Any) -> Any:
+        """Expected counts θ_u·β_i.
+
+        Parameters
+        ----------
+        user, item : one id, or array-like (n,) of ids
+            Pairs; one id on either side is paired with all of the other.
+
+        Returns
+        -------
+        float or array (n,)
+            NaN where the user or the item was not in the training data.
+        """
+        self._check_fitted()
+        single = self._user_ids.is_single(user) and self._item_ids.is_single(item)
+        rows, columns = self._user_ids.codes_of(user), self._item_ids.codes_of(item)
+        if len(rows) != len(columns) and 1 not in (len(rows), len(columns)):
+            raise ValueError(f"{len(rows)} users and {len(columns)} items cannot be paired")
+        rows, columns = np.broadcast_arrays(rows, columns)
+        known = (rows >= 0) & (columns >= 0)
+        rates = np.full(len(rows), np.nan, dtype=self.Theta.dtype)
+        rates[known] = self._host_backend().predict_pairs(self.Theta, self.Beta, rows[known], columns[known])
+        return rates[0] if single else rates
+
+    def topN(self, user: Any, n: int = 10, exclude_seen: bool = True, items_pool: Any = None) -> NDArray[Any]:
+        """The items with the highest expected counts for one user, best first.
+
+        Parameters
+        ----------
+        user : id
+            A user of the training data.
+        n : int
+            How many; fewer come back if fewer are left.
+        exclude_seen : bool
+            Whether to leave out the items that the user had in the training data.
+        items_pool : array-like of ids, optional
+            Items to choose from.  Unknown ones are left out with a warning.
+
+        Returns
+        -------
+        array (n,)
+            Item ids.
+
+        Raises
+        ------
+        ValueError
+            If the user or the whole pool is unknown, or ``exclude_seen`` with ``keep_data=False``.
+        """
+        self._check_fitted()
+        n = whole_number("n", n, 1)
+        row = self._user_ids.known(user)
+        exclude = self._seen_by(row) if exclude_seen else None
+        pool = None if items_pool is None else self._pool(items_pool)
+        return self._item_ids.labels(recommend(self.Theta[row], self.Beta, n, exclude=exclude, pool=pool))
+
+    def eval_llk(self, input_df: Any, full_llk: bool = False) -> dict[str, Any]:
+        """Poisson log-likelihood of the given counts alone, in float64.
+
+        Parameters
+        ----------
+        input_df : same forms as for ``fit``
+            Users and items that were not in the training data are left out; zeros are left out
+            with a warning.
+        full_llk : bool
+            Whether to include −Σ ln y!.
+
+        Returns
+        -------
+        dict
+            ``llk``, and ``nobs``: how many pairs it is the sum of.
+        """
+        self._check_fitted()
+        pairs = held_out_pairs(
+            input_df, self._user_ids, self._item_ids, dtype=self.Theta.dtype.type, name="input_df"
+        )
+        if len(pairs.values) == 0:
+            raise ValueError("input_df has no count whose user and item were both in the training data")
+        llk = pair_llk(self._host_backend(), self.Theta, self.Beta, pairs, full_llk=bool(full_llk))
+        return {"llk": llk, "nobs": len(pairs.values)}
+
+    def _host_backend(self) -> Backend:
+        return self._make_backend(self.backend)
+
+    def _seen_by(self, row: int) -> NDArray[Any]:
+        if self._seen is None:
+            raise ValueError("exclude_seen needs the training data, which keep_data=False has dropped")
+        indptr, indices = self._seen
+        return indices[indptr[row] : indptr[row + 1]]
+
+    def _pool(self, items_pool: Any) -> NDArray[Any]:
+        codes = self._item_ids.codes(items_pool)
+        if len(codes) == 0:
+            raise ValueError("items_pool is empty: there is nothing to recommend")
+        unknown = int((codes < 0).sum())
+        if unknown == len(codes):
+            raise ValueError("none of the items in items_pool was in the training data")
+        if unknown:
+            warnings.warn(f"{unknown} items of items_pool were not in the training data", stacklevel=3)
+        return np.unique(codes[codes >= 0])
+
+    def _check_fitted(self) -> None:
+        if not self.is_fitted:
+            raise ValueError("this HPF has not been fitted yet: call fit first")
+
+    # -- attributes that are views of the fitted state -------------------------------------------
+
+    @property
+    def user_mapping_(self) -> Any:
+        """Id of each row of Theta, (nusers,)."""
+        return self._user_ids.values if self.is_fitted else None
+
+    @property
+    def item_mapping_(self) -> Any:
+        """Id of each row of Beta, (nitems,)."""
+        return self._item_ids.values if self.is_fitted else None
+
+    @property
+    def user_dict_(self) -> dict[Any, int] | None:
+        """Row of Theta of each user id."""
+        return self._user_ids.rows if self.is_fitted and self.produce_dicts else None
+
+    @property
+    def item_dict_(self) -> dict[Any, int] | None:
+        """Row of Beta of each item id."""
+        return self._item_ids.rows if self.is_fitted and self.produce_dicts else None
+
+    user_mapping, item_mapping = user_mapping_, item_mapping_
+    user_dict, item_dict = user_dict_, item_dict_
+
+    @property
+    def Gamma_shp(self) -> NDArray[Any]:
+        """Shapes of q(θ), (nusers, k)."""
+        return self._posterior(0).shape
+
+    @property
+    def Gamma_rte(self) -> NDArray[Any]:
+        """Rates of q(θ), (nusers, k), built at each access."""
+        return self._posterior(0).rate
+
+    @property
+    def Lambda_shp(self) -> NDArray[Any]:
+        """Shapes of q(β), (nitems, k)."""
+        return self._posterior(1).shape
+
+    @property
+    def Lambda_rte(self) -> NDArray[Any]:
+        """Rates of q(β), (nitems, k), built at each access."""
+        return self._posterior(1).rate
+
+    @property
+    def k_rte(self) -> NDArray[Any]:
+        """Rates of q(ξ), (nusers, 1)."""
+        return self._posterior(0).hyper_rate[:, None]
+
+    @property
+    def t_rte(self) -> NDArray[Any]:
+        """Rates of q(η), (nitems, 1)."""
+        return self._posterior(1).hyper_rate[:, None]
+
+    def _posterior(self, side: int) -> Posterior:
+        if not self.is_fitted or self._posteriors is None:
+            # AttributeError, so that hasattr tells whether shapes and rates are there.
+            raise AttributeError("shapes and rates exist after fit with keep_all_objs=True")
+        return self._posteriors[side]
+
+
+def _history_frame(history: list[Check], stop_crit: str) -> pd.DataFrame:
+    columns = ["iteration", "llk", "elbo", "val_llk", "seconds"]
+    if stop_crit == "diff-norm":
+        columns.append("diff_norm")
+    return pd.DataFrame([vars(check) for check in history], columns=columns)

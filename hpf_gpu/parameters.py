@@ -1,0 +1,101 @@
+"""The constructor's parameters: checked when given and again when used, never rewritten."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .convergence import STOP_CRITERIA
+
+_POSITIVE = ("a", "a_prime", "b_prime", "c", "c_prime", "d_prime", "stop_thr")
+_OPTIONAL_COUNTS = ("check_every", "users_per_batch", "items_per_batch", "maxiter")
+_FLAGS = (
+    "use_float",
+    "reindex",
+    "verbose",
+    "allow_inconsistent_math",
+    "full_llk",
+    "alloc_full_phi",
+    "keep_data",
+    "produce_dicts",
+    "keep_all_objs",
+    "sum_exp_trick",
+)
+SCHEDULES = ("joint", "alternating")
+
+
+def default_step_size(iteration: int) -> float:
+    """Step size 1/√(iteration + 2) of stochastic fits, iterations counted from zero."""
+    return 1.0 / math.sqrt(iteration + 2)
+
+
+def check_parameters(given: Mapping[str, Any]) -> None:
+    """Raise TypeError or ValueError for the first parameter that cannot be used."""
+    _check_whole("k", given["k"], 1)
+    for name in _POSITIVE:
+        value = given[name]
+        if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
+            raise TypeError(f"{name} must be a number, not {value!r}")
+        if not 0 < float(value) < math.inf:
+            raise ValueError(f"{name}={value!r} must be above zero and finite")
+    for name in _OPTIONAL_COUNTS:
+        if given[name] is not None:
+            _check_whole(name, given[name], 1)
+    for name in _FLAGS:
+        if not isinstance(given[name], (bool, np.bool_, int)):
+            raise TypeError(f"{name} must be True or False, not {given[name]!r}")
+    if given["ncores"] is not None:
+        _check_whole("ncores", given["ncores"], least=None)
+    if given["random_seed"] is not None:
+        _check_whole("random_seed", given["random_seed"], 0)
+    _check_choice("stop_crit", given["stop_crit"], tuple(STOP_CRITERIA))
+    _check_choice("schedule", given["schedule"], SCHEDULES)
+    if not isinstance(given["backend"], str):
+        raise TypeError(f"backend must be a name such as 'auto', not {given['backend']!r}")
+    if given["stop_crit"] == "maxiter" and given["maxiter"] is None:
+        raise ValueError("stop_crit='maxiter' needs a number of iterations in maxiter")
+    if given["stop_crit"] != "maxiter" and given["check_every"] is None:
+        raise ValueError(f"stop_crit={given['stop_crit']!r} needs a number of iterations in check_every")
+    _check_step_size(given["step_size"])
+    folder = given["save_folder"]
+    if folder is not None and not os.path.isdir(os.path.expanduser(folder)):
+        raise ValueError(f"save_folder={folder!r} is not an existing folder")
+
+
+def whole_number(name: str, value: Any, least: int) -> int:
+    """``value`` as int; 10.0 and numpy.int64(10) count as whole, True and 10.5 do not."""
+    _check_whole(name, value, least)
+    return int(value)
+
+
+def _check_whole(name: str, value: Any, least: int | None) -> None:
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a whole number, not {value!r}")
+    if not float(value).is_integer():
+        raise ValueError(f"{name}={value!r} must be a whole number")
+    if least is not None and value < least:
+        raise ValueError(f"{name}={value!r} must be at least {least}")
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(map(repr, choices))}")
+
+
+def _check_step_size(step_size: Any) -> None:
+    if step_size is None:  # users of pickle have always set it to None after a fit
+        return
+    if not callable(step_size):
+        raise TypeError(f"step_size must be a function of the iteration number, not {step_size!r}")
+    for iteration in (0, 1):
+        try:
+            step = step_size(iteration)
+        except TypeError as error:
+            raise TypeError(f"step_size must take the iteration number alone: {error}") from error
+        if not 0 <= step <= 1:
+            raise ValueError(f"step_size({iteration}) is {step!r}; steps must lie between 0 and 1")
