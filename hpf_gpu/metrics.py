@@ -1,0 +1,213 @@
+"""How good recommendations are: precision, recall and NDCG of ranked lists against held-out items."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from .ranking import top_columns
+
+#: Row numbers of users (B,) to the scores of all items for each of them (B, M).
+ScoreBlock = Callable[[NDArray[np.intp]], NDArray[Any]]
+
+_BLOCK_SCORES = 1 << 20  # scores that are ranked at once; each takes about 30 bytes
+
+
+@dataclass(frozen=True)
+class RankingQuality:
+    """Quality of lists of ``n`` recommendations, averaged over the users with held-out items.
+
+    Attributes
+    ----------
+    n : int
+        Length of the lists.
+    n_users : int
+        Number of users that the averages are taken over.
+    precision : float
+        Normalized precision, see :func:`normalized_precision_at_n`.
+    recall : float
+        Recall, see :func:`recall_at_n`.
+    ndcg : float
+        Normalized discounted cumulative gain, see :func:`ndcg_at_n`.
+    """
+
+    n: int
+    n_users: int
+    precision: float
+    recall: float
+    ndcg: float
+
+
+# -- of ranked lists -----------------------------------------------------------------------------
+
+
+def normalized_precision_at_n(hits: NDArray[Any], n_relevant: NDArray[Any]) -> NDArray[np.float64]:
+    """Hits as a share of those possible in a list of n items, hits / min(n, held-out items).
+
+    Unlike plain precision it reaches 1 for users with fewer than n held-out items
+    (Gopalan, Hofman and Blei 2015, section 4).
+
+    Parameters
+    ----------
+    hits : numpy.ndarray of bool, (U, n)
+        Whether each place of a user's list, best first, holds one of her held-out items.
+    n_relevant : numpy.ndarray of int, (U,)
+        How many held-out items each user has.
+
+    Returns
+    -------
+    numpy.ndarray, (U,)
+        One value per user, between 0 and 1.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit, or a user has no held-out item or fewer than hits.
+    """
+    hits, n_relevant = _checked_hits(hits, n_relevant)
+    precision: NDArray[np.float64] = hits.sum(axis=1) / np.minimum(hits.shape[1], n_relevant)
+    return precision
+
+
+def recall_at_n(hits: NDArray[Any], n_relevant: NDArray[Any]) -> NDArray[np.float64]:
+    """Hits as a share of the user's held-out items.
+
+    Parameters, return value and errors are those of :func:`normalized_precision_at_n`.
+    """
+    hits, n_relevant = _checked_hits(hits, n_relevant)
+    recall: NDArray[np.float64] = hits.sum(axis=1) / n_relevant
+    return recall
+
+
+def ndcg_at_n(hits: NDArray[Any], n_relevant: NDArray[Any]) -> NDArray[np.float64]:
+    """Discounted gain Σ_r hit_r / log₂(1 + r) over ranks r = 1…n, relative to that of the best list.
+
+    Relevance is binary; the best list has all held-out items in front (Järvelin and Kekäläinen 2002).
+
+    Parameters, return value and errors are those of :func:`normalized_precision_at_n`.
+    """
+    hits, n_relevant = _checked_hits(hits, n_relevant)
+    n = hits.shape[1]
+    discount = 1.0 / np.log2(1.0 + np.arange(1, n + 1))
+    ideal = np.cumsum(discount)[np.minimum(n, n_relevant) - 1]
+    ndcg: NDArray[np.float64] = (hits @ discount) / ideal
+    return ndcg
+
+
+def _checked_hits(hits: NDArray[Any], n_relevant: NDArray[Any]) -> tuple[NDArray[np.bool_], NDArray[np.intp]]:
+    hits, n_relevant = np.asarray(hits, dtype=np.bool_), np.asarray(n_relevant)
+    if hits.ndim != 2 or hits.shape[1] == 0 or n_relevant.shape != hits.shape[:1]:
+        raise ValueError(
+            f"hits {hits.shape} and n_relevant {n_relevant.shape} must have the shapes (U, n) and (U,)"
+        )
+    wrong = np.flatnonzero((n_relevant < 1) | (n_relevant < hits.sum(axis=1)))
+    if len(wrong):
+        user = wrong[0]
+        raise ValueError(
+            f"n_relevant={n_relevant[user]!s} of user {user} is below 1 or below the number of hits"
+        )
+    return hits, n_relevant
+
+
+# -- of a model ----------------------------------------------------------------------------------
+
+
+def factor_scores(theta: NDArray[Any], beta: NDArray[Any]) -> ScoreBlock:
+    """Scores θ_u·β_i of a factorization with ``theta`` (U, K) and ``beta`` (M, K).
+
+    Raises
+    ------
+    ValueError
+        If the two do not have the same number of factors.
+    """
+    if theta.ndim != 2 or beta.ndim != 2 or theta.shape[1] != beta.shape[1]:
+        raise ValueError(f"theta {theta.shape} and beta {beta.shape} must have the shapes (U, K) and (M, K)")
+    return lambda users: theta[users] @ beta.T
+
+
+def popularity_scores(train: Any) -> ScoreBlock:
+    """The baseline that recommends to everybody the items with the most users in ``train`` (U, M)."""
+    n_users = _as_binary(train).sum(axis=0).astype(np.float64)
+    return lambda users: np.tile(n_users, (len(users), 1))
+
+
+def evaluate_ranking(scores: ScoreBlock, train: Any, held_out: Any, n: int = 20) -> RankingQuality:
+    """Rank for every user the items she does not have in training, and compare with those held out.
+
+    Parameters
+    ----------
+    scores : callable
+        Takes row numbers of users (B,) and returns the scores (B, M) of all items for them, the
+        higher the better; see :func:`factor_scores` and :func:`popularity_scores`.  Items with a
+        score of −inf are not recommended; of equal scores the item with the lower number comes first.
+    train, held_out : scipy sparse matrix, (U, M)
+        What was used for training and what was not.  Every entry above zero is an item of the user.
+    n : int
+        Length of the lists.
+
+    Returns
+    -------
+    RankingQuality
+        Averages over the users with at least one held-out item.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit, ``n`` is not between 1 and M, nothing is held out, something is both in
+        ``train`` and ``held_out``, or a score is NaN.
+    TypeError
+        If ``train`` or ``held_out`` is not a sparse matrix.
+    """
+    train, held_out = _as_binary(train), _as_binary(held_out)
+    n_items, n = train.shape[1], operator.index(n)
+    if train.shape != held_out.shape:
+        raise ValueError(f"train {train.shape} and held_out {held_out.shape} must have the same shape")
+    if not 1 <= n <= n_items:
+        raise ValueError(f"n={n} must lie between 1 and the number of items, {n_items}")
+    if shared := train.multiply(held_out).nnz:
+        raise ValueError(f"{shared} entries are both in train and held_out")
+    n_relevant = np.diff(held_out.indptr)
+    users = np.flatnonzero(n_relevant)
+    if len(users) == 0:
+        raise ValueError("held_out is empty")
+
+    hits = np.empty((len(users), n), dtype=bool)
+    step = max(1, _BLOCK_SCORES // n_items)
+    for start in range(0, len(users), step):
+        block = slice(start, start + step)
+        hits[block] = _hits(scores, train, held_out, users[block], n)
+    return RankingQuality(
+        n=n,
+        n_users=len(users),
+        precision=float(normalized_precision_at_n(hits, n_relevant[users]).mean()),
+        recall=float(recall_at_n(hits, n_relevant[users]).mean()),
+        ndcg=float(ndcg_at_n(hits, n_relevant[users]).mean()),
+    )
+
+
+def _hits(scores: ScoreBlock, train: Any, held_out: Any, users: NDArray[Any], n: int) -> NDArray[np.bool_]:
+    """Whether each place (B, n) of the users' lists holds a held-out item."""
+    given = np.asarray(scores(users))
+    expected = (len(users), train.shape[1])
+    if given.shape != expected:
+        raise ValueError(f"scores have shape {given.shape}, not (users, items) = {expected}")
+    block = given.astype(np.result_type(given, np.float32))  # a copy, so that the caller's array stays whole
+    if np.isnan(block).any():
+        raise ValueError(f"a score of user {users[np.isnan(block).any(axis=1)][0]} is nan")
+    block[train[users].nonzero()] = -np.inf
+    relevant = held_out[users].toarray() & (block > -np.inf)
+    return np.take_along_axis(relevant, top_columns(block, n), axis=1)
+
+
+def _as_binary(matrix: Any) -> Any:
+    """Bool CSR array of the entries above zero."""
+    is_sparse: bool = sparse.issparse(matrix)
+    if not is_sparse:
+        raise TypeError(f"users' items must be a scipy sparse matrix, not {type(matrix).__name__}")
+    return sparse.csr_array(sparse.csr_array(matrix) > 0)

@@ -1,0 +1,170 @@
+"""The demo and its command: the real thing, once with the defaults and once in small."""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hpf_gpu import __version__, demo
+from hpf_gpu.cli import main
+from hpf_gpu.datasets import load_online_retail, split_by_user
+
+# Runs the command and writes to standard error each path that was opened for writing.
+AUDITED = """
+import os, sys
+
+def note_writes(event, arguments):
+    if event == "open" and isinstance(arguments[0], str):
+        path, _, flags = arguments
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and not path.startswith("/dev/"):
+            sys.stderr.write(f"WRITES {os.path.abspath(path)}\\n")
+
+import matplotlib.font_manager  # builds its own cache of fonts, once per machine
+sys.addaudithook(note_writes)
+from hpf_gpu.cli import main
+sys.exit(main(["demo"]))
+"""
+
+
+@pytest.fixture(scope="module")
+def default_run(tmp_path_factory):
+    """``hpf-gpu demo`` with nothing else, in an empty folder."""
+    folder = tmp_path_factory.mktemp("demo")
+    package = str(Path(demo.__file__).parents[1])
+    path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-c", AUDITED]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory):
+    """Three factors, an odd number, on the reference backend."""
+    output, text = tmp_path_factory.mktemp("small") / "picture.png", []
+    result = demo.run(output, backend="numpy", seed=3, k=3, write=text.append)
+    return output, "".join(text), result
+
+
+def assert_is_picture(path):
+    from matplotlib.image import imread
+
+    header = path.read_bytes()[:24]
+    assert header[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = struct.unpack(">II", header[16:24])
+    assert 1200 <= width <= 4000
+    assert 800 <= height <= 3000
+    assert imread(path)[..., :3].std() > 0.05  # not blank
+
+
+def test_the_default_demo_beats_the_most_popular(default_run):
+    _, text, _ = default_run
+    rows = {line[:16].strip(): line[16:].split() for line in text.splitlines() if line.startswith("  ")}
+    ours, baseline = (list(map(float, rows[name])) for name in ("HPF", "most popular"))
+    assert len(ours) == len(baseline) == 3
+    assert all(a > 2 * b > 0 for a, b in zip(ours, baseline, strict=True))
+
+
+def test_the_default_demo_writes_its_picture_and_nothing_else(default_run):
+    folder, _, errors = default_run
+    assert [path.name for path in folder.iterdir()] == ["hpf_gpu_demo.png"]
+    assert_is_picture(folder / "hpf_gpu_demo.png")
+    written = {line.split(" ", 1)[1] for line in errors.splitlines() if line.startswith("WRITES ")}
+    assert written == {str(folder / "hpf_gpu_demo.png")}
+
+
+def test_the_text_names_products(default_run):
+    _, text, _ = default_run
+    names = {" ".join(name.split()).capitalize() for name in load_online_retail().product_names}
+    customer, factors = text.split("\nCustomer ")[1].split("\nThe largest factors")
+    recommended = [line[42:].strip() for line in customer.splitlines()[2:] if line]
+    bought = [line[:40].strip() for line in customer.splitlines()[2:] if line]
+    assert len(recommended) == len(bought) == 10
+    assert names.issuperset(recommended + bought)
+    assert not set(recommended) & set(bought)
+    assert sum(name in factors for name in names) >= 20
+    assert all(len(line) <= 110 for line in text.splitlines())
+
+
+def test_recommendations_leave_out_what_was_bought(small_run):
+    _, _, result = small_run
+    train, _ = split_by_user(load_online_retail().purchases, seed=3)
+    bought = set(train.loc[train["UserId"] == result.customer, "ItemId"])
+    assert len(bought) >= 40
+    assert len(set(result.recommended)) == 10
+    assert not bought & set(result.recommended)
+
+
+def test_an_odd_number_of_factors_is_printed_and_drawn(small_run):
+    output, text, result = small_run
+    assert_is_picture(output)
+    assert text.count("\n  factor ") + text.count("   factor ") == 3
+    assert result.qualities["HPF"].precision > result.qualities["most popular"].precision
+    assert result.qualities["HPF"].n_users == result.qualities["most popular"].n_users
+
+
+def test_importing_does_not_load_matplotlib():
+    code = "import sys, hpf_gpu, hpf_gpu.plot, hpf_gpu.demo; sys.exit('matplotlib' in sys.modules)"
+    environment = os.environ | {"PYTHONPATH": str(Path(demo.__file__).parents[1])}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
+
+
+# -- what goes wrong -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--output", "missing/picture.png"], "'missing' does not exist"),
+        (["--output", "."], "'.' is a folder"),
+        (["--output", "picture.png", "--backend", "abacus"], "'abacus'"),
+        (["--output", "picture.png", "--k", "0"], "k=0"),
+        (["--output", "picture.png", "--seed", "-1"], "random_seed=-1"),
+    ],
+)
+def test_errors_are_one_line_and_status_two(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo", *arguments]) == 2
+    text, errors = capsys.readouterr()
+    assert text == ""
+    assert errors.startswith("hpf-gpu: ")
+    assert message in errors
+    assert errors.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_locked_folder_is_found_before_the_fit(tmp_path, capsys):
+    tmp_path.chmod(0o500)
+    assert main(["demo", "--output", str(tmp_path / "picture.png")]) == 2
+    assert "is not writable" in capsys.readouterr().err
+
+
+def test_interruption_has_its_own_status(monkeypatch, capsys):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "run", interrupt)
+    assert main(["demo"]) == 130
+    assert capsys.readouterr().err == "hpf-gpu: interrupted\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["fit"], ["demo", "--k", "many"], ["demo", "--colour"]])
+def test_usage_errors(capsys, arguments):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert "usage: hpf-gpu" in capsys.readouterr().err
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"hpf-gpu {__version__}\n"

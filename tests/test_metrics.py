@@ -1,0 +1,195 @@
+"""Ranking metrics against cases worked out by hand and against slow loops."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+from hpf_gpu import metrics
+from hpf_gpu.datasets import load_online_retail, split_by_user
+from hpf_gpu.metrics import evaluate_ranking, factor_scores, popularity_scores
+
+# -- by hand -------------------------------------------------------------------------------------
+
+HITS = np.array([[1, 0, 1], [0, 0, 0], [1, 1, 0]], dtype=bool)
+N_RELEVANT = np.array([5, 1, 2])
+
+
+def test_normalized_precision_divides_by_the_possible_hits():
+    expected = [2 / 3, 0, 2 / 2]
+    np.testing.assert_allclose(metrics.normalized_precision_at_n(HITS, N_RELEVANT), expected)
+
+
+def test_recall_divides_by_all_held_out_items():
+    np.testing.assert_allclose(metrics.recall_at_n(HITS, N_RELEVANT), [2 / 5, 0, 2 / 2])
+
+
+def test_ndcg_discounts_by_rank():
+    second, third = 1 / math.log2(3), 1 / math.log2(4)
+    expected = [(1 + third) / (1 + second + third), 0, 1]
+    np.testing.assert_allclose(metrics.ndcg_at_n(HITS, N_RELEVANT), expected)
+
+
+@pytest.mark.parametrize(
+    "metric", [metrics.normalized_precision_at_n, metrics.recall_at_n, metrics.ndcg_at_n]
+)
+@pytest.mark.parametrize(
+    ("hits", "n_relevant", "message"),
+    [
+        (HITS, [5, 0, 2], "n_relevant=0 of user 1"),
+        (HITS, [5, 1, 1], "n_relevant=1 of user 2"),
+        (HITS, [5, 1], r"hits \(3, 3\) and n_relevant \(2,\)"),
+        (HITS[0], [5, 1, 2], r"hits \(3,\)"),
+    ],
+)
+def test_lists_that_cannot_be(metric, hits, n_relevant, message):
+    with pytest.raises(ValueError, match=message):
+        metric(hits, np.array(n_relevant))
+
+
+# -- whole rankings ------------------------------------------------------------------------------
+
+
+def random_split(rng, n_users, n_items):
+    """Training and held-out items without overlap; some users without either."""
+    kind = rng.choice(3, size=(n_users, n_items), p=[0.6, 0.25, 0.15])
+    kind[rng.integers(n_users)] = 0
+    return sparse.csr_array(kind == 1), sparse.csr_array(kind == 2)
+
+
+def evaluate_slowly(scores, train, held_out, n):
+    """Precision, recall and NDCG in plain Python, from dense arrays (U, M)."""
+    results = []
+    for row, seen, wanted in zip(scores, train, held_out, strict=True):
+        if not wanted.any():
+            continue
+        unseen = [item for item in range(len(row)) if not seen[item] and row[item] > -math.inf]
+        ranked = sorted(unseen, key=lambda item: (-row[item], item))[:n]
+        gain = sum(1 / math.log2(rank + 2) for rank, item in enumerate(ranked) if wanted[item])
+        best = sum(1 / math.log2(rank + 2) for rank in range(min(n, wanted.sum())))
+        hits = sum(wanted[item] for item in ranked)
+        results.append((hits / min(n, wanted.sum()), hits / wanted.sum(), gain / best))
+    return np.mean(results, axis=0), len(results)
+
+
+@pytest.mark.parametrize("n", [1, 4, 23])
+@pytest.mark.parametrize("kind", ["distinct", "tied", "infinite"])
+def test_rankings_agree_with_plain_loops(monkeypatch, n, kind):
+    rng = np.random.default_rng(n)
+    train, held_out = random_split(rng, n_users=37, n_items=23)
+    scores = rng.normal(size=train.shape) if kind == "distinct" else rng.integers(0, 4, train.shape)
+    if kind == "infinite":
+        scores = np.where(rng.random(train.shape) < 0.4, -np.inf, scores)
+    before = scores.copy()
+    monkeypatch.setattr(metrics, "_BLOCK_SCORES", 5 * 23)  # several blocks, the last one smaller
+
+    result = evaluate_ranking(lambda users: scores[users], train, held_out, n)
+
+    expected, n_users = evaluate_slowly(scores, train.toarray(), held_out.toarray(), n)
+    np.testing.assert_allclose((result.precision, result.recall, result.ndcg), expected)
+    assert (result.n, result.n_users) == (n, n_users)
+    np.testing.assert_array_equal(scores, before)
+
+
+def test_a_score_block_may_hand_out_its_own_array():
+    """Nothing is written into what the callable returns."""
+    train, held_out = random_split(np.random.default_rng(0), 6, 9)
+    scores = np.ones((5, 9))
+    with_items = sparse.csr_array(held_out.toarray()[held_out.sum(axis=1) > 0][:5])
+    train = sparse.csr_array(train.toarray()[held_out.sum(axis=1) > 0][:5])
+    evaluate_ranking(lambda users: scores, train, with_items, n=3)
+    assert (scores == 1).all()
+
+
+def test_a_perfect_ranking_scores_one():
+    train, held_out = random_split(np.random.default_rng(1), 20, 30)
+    result = evaluate_ranking(lambda users: held_out.toarray()[users], train, held_out, n=30)
+    assert (result.precision, result.recall, result.ndcg) == (1, 1, 1)
+
+
+def test_factor_scores_are_the_product_of_the_factors():
+    rng = np.random.default_rng(2)
+    theta, beta = rng.random((6, 3)), rng.random((8, 3))
+    np.testing.assert_allclose(factor_scores(theta, beta)(np.array([4, 1])), (theta @ beta.T)[[4, 1]])
+
+
+def test_popularity_counts_users_and_not_their_counts():
+    train = sparse.csr_array([[9, 1, 0], [0, 1, 0], [0, 2, 1]])
+    np.testing.assert_array_equal(popularity_scores(train)(np.array([0, 2])), [[1, 3, 1]] * 2)
+
+
+def test_explicit_zeros_are_no_items():
+    train = sparse.csr_array((np.array([0.0, 1.0]), (np.array([0, 0]), np.array([0, 1]))), shape=(1, 3))
+    held_out = sparse.csr_array([[1, 0, 0]])
+    assert evaluate_ranking(lambda users: np.array([[3.0, 2.0, 1.0]]), train, held_out, n=1).recall == 1
+
+
+TRAIN, HELD_OUT = sparse.csr_array([[1, 0, 0], [0, 1, 0]]), sparse.csr_array([[0, 1, 0], [0, 0, 1]])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n": 0}, "n=0 must lie between 1 and the number of items, 3"),
+        ({"n": 4}, "n=4"),
+        ({"held_out": TRAIN}, "2 entries are both in train and held_out"),
+        ({"held_out": sparse.csr_array((2, 3))}, "held_out is empty"),
+        ({"held_out": sparse.csr_array((2, 4))}, r"train \(2, 3\) and held_out \(2, 4\)"),
+        ({"scores": lambda users: np.ones((2, 2))}, r"scores have shape \(2, 2\), not .* \(2, 3\)"),
+        ({"scores": lambda users: np.array([[1, 1, 1], [1, np.nan, 1]])}, "score of user 1 is nan"),
+    ],
+)
+def test_what_cannot_be_ranked(change, message):
+    given = {"scores": lambda users: np.ones((2, 3)), "train": TRAIN, "held_out": HELD_OUT, "n": 1} | change
+    with pytest.raises(ValueError, match=message):
+        evaluate_ranking(**given)
+
+
+def test_dense_matrices_are_refused():
+    with pytest.raises(TypeError, match="sparse matrix, not ndarray"):
+        evaluate_ranking(lambda users: np.ones((2, 3)), TRAIN.toarray(), HELD_OUT, 1)
+
+
+def test_factors_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"theta \(2, 3\) and beta \(4, 2\)"):
+        factor_scores(np.ones((2, 3)), np.ones((4, 2)))
+
+
+# -- the data that rankings are measured on --------------------------------------------------------
+
+
+def test_online_retail_is_complete():
+    retail = load_online_retail()
+    purchases = retail.purchases
+    assert list(purchases.columns) == ["UserId", "ItemId", "Count", "Orders"]
+    assert (len(purchases), purchases["UserId"].nunique()) == (264_673, 4_323)
+    assert not purchases.duplicated(["UserId", "ItemId"]).any()
+    assert set(purchases["ItemId"]) == set(retail.product_names.index)
+    assert (purchases[["Count", "Orders"]] >= 1).all(axis=None)
+    assert retail.product_names["22423"] == "REGENCY CAKESTAND 3 TIER"
+
+
+def test_split_takes_its_share_of_every_user():
+    sizes = np.arange(1, 31)
+    counts = pd.DataFrame({"UserId": np.repeat(sizes, sizes), "Count": 1}).sample(frac=1, random_state=0)
+    train, held_out = split_by_user(counts, fraction=0.2, min_items=10, seed=5)
+    pd.testing.assert_frame_equal(pd.concat([train, held_out]).sort_index(), counts.sort_index())
+    taken = held_out.groupby("UserId").size().reindex(sizes, fill_value=0)
+    np.testing.assert_array_equal(taken, np.where(sizes >= 10, np.round(0.2 * sizes), 0))
+
+
+def test_split_follows_the_seed():
+    counts = pd.DataFrame({"UserId": np.repeat(np.arange(20), 20), "Count": 1})
+    first, again, other = (split_by_user(counts, seed=seed)[1].index for seed in (1, 1, 2))
+    assert first.equals(again)
+    assert not first.equals(other)
+
+
+@pytest.mark.parametrize(("name", "value"), [("fraction", 0), ("fraction", 1.0), ("min_items", 0)])
+def test_split_refuses(name, value):
+    with pytest.raises(ValueError, match=f"{name}={value}"):
+        split_by_user(pd.DataFrame({"UserId": [1]}), **{name: value})
