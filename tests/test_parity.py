@@ -1,0 +1,57 @@
+"""Same seed, same numbers as hpfrec 0.2.14: golden figures everywhere, the package itself where it is."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from parity import (
+    DATA,
+    GOLDEN_CASES,
+    GOLDEN_FILE,
+    MATRICES,
+    assert_parity,
+    golden_rows,
+    matrices_of,
+    parameters,
+)
+
+from hpf_gpu import HPF
+
+
+@pytest.fixture(scope="module")
+def golden():
+    with np.load(GOLDEN_FILE) as arrays:
+        return dict(arrays)
+
+
+@pytest.mark.parametrize("case", GOLDEN_CASES, ids=lambda case: "-".join(map(str, case)))
+def test_golden_figures(case, golden, usable_backend_name):
+    data, k, use_float, iterations = case
+    model = HPF(**parameters(k, use_float, iterations), backend=usable_backend_name).fit(DATA[data]())
+    ours = {name: golden_rows(matrix) for name, matrix in matrices_of(model).items()}
+    theirs = {name: golden["/".join(map(str, (*case, name)))] for name in MATRICES}
+    assert_parity(ours, theirs, use_float, iterations)
+
+
+@pytest.mark.parametrize("sum_exp_trick", [False, True], ids=["plain", "sum_exp_trick"])
+@pytest.mark.parametrize(
+    ("use_float", "iterations"),
+    [(False, 10), (True, 2), (True, 10)],
+    ids=["float64-10", "float32-2", "float32-10"],
+)
+@pytest.mark.parametrize("k", [5, 30, 64])
+@pytest.mark.parametrize("data", sorted(DATA))
+def test_against_hpfrec(data, k, use_float, iterations, sum_exp_trick):
+    hpfrec = pytest.importorskip("hpfrec", reason="hpfrec is not installed (extra 'parity')")
+    arguments = parameters(k, use_float, iterations, sum_exp_trick)
+    theirs = matrices_of(hpfrec.HPF(**arguments).fit(DATA[data]()))
+    assert_parity(matrices_of(HPF(**arguments).fit(DATA[data]())), theirs, use_float, iterations)
+
+
+@pytest.mark.parametrize("use_float", [False, True], ids=["float64", "float32"])
+@pytest.mark.parametrize("k", [5, 30, 64])
+def test_against_hpfrec_for_long(k, use_float):
+    hpfrec = pytest.importorskip("hpfrec", reason="hpfrec is not installed (extra 'parity')")
+    arguments = parameters(k, use_float, iterations=100)
+    theirs = matrices_of(hpfrec.HPF(**arguments).fit(DATA["random_strings"]()))
+    assert_parity(matrices_of(HPF(**arguments).fit(DATA["random_strings"]())), theirs, use_float, 100)
