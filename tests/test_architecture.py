@@ -1,0 +1,108 @@
+"""Who may import whom, and what `import hpf_gpu` may load."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hpf_gpu
+
+PACKAGE = Path(hpf_gpu.__file__).parent
+
+#: Modules of the package that each module may import; what is not listed may import nothing of it.
+ALLOWED = {
+    "__init__": {"backends.protocol", "estimator"},
+    "backends.__init__": {"backends.protocol", "backends.openmp_backend", "backends.numpy_backend"},
+    "backends.numpy_backend": {"backends.protocol"},
+    "backends.openmp_backend": {"backends.protocol", "_openmp"},
+    "variational": {"backends.protocol"},
+    "likelihood": {"backends.protocol", "convergence", "variational"},
+    "inference": {"backends.protocol", "convergence", "likelihood", "variational"},
+    "data": {"variational"},
+    "parameters": {"convergence"},
+    "progress": {"convergence"},
+    "metrics": {"ranking"},
+    "plot": {"metrics"},
+    "estimator": {
+        "backends", "backends.protocol", "convergence", "data", "inference", "likelihood", "parameters",
+        "progress", "ranking", "storage", "variational",
+    },
+    "demo": {"", "datasets", "estimator", "metrics", "plot"},
+    "cli": {"", "backends", "backends.protocol", "demo"},
+}  # fmt: skip
+
+
+def modules():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if "kernels" not in path.parts:
+            yield ".".join(path.relative_to(PACKAGE).with_suffix("").parts), path
+
+
+def imported(name, path):
+    """Absolute names that a module imports, with the package's own as 'hpf_gpu....'."""
+    inside = ["hpf_gpu", *name.split(".")[:-1]]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = inside[: len(inside) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            for alias in node.names:
+                inner = PACKAGE.joinpath(*module.split(".")[1:], alias.name)
+                is_module = inner.with_suffix(".py").exists() or inner.is_dir()
+                yield f"{module}.{alias.name}" if module.startswith("hpf_gpu") and is_module else module
+
+
+@pytest.mark.parametrize(
+    ("name", "path"), list(modules()), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_import_rules(name, path):
+    for target in imported(name, path):
+        if target.split(".")[0] == "hpf_gpu":
+            assert target.removeprefix("hpf_gpu").lstrip(".") in ALLOWED.get(name, set()), (
+                f"{name} imports {target}"
+            )
+        assert target.split(".")[0] != "cupy", f"{name} imports cupy"
+
+
+def test_inference_imports_no_array_library():
+    path = PACKAGE / "inference.py"
+    assert not {"numpy", "scipy", "cupy"} & {target.split(".")[0] for target in imported("inference", path)}
+
+
+def test_nothing_is_printed():
+    for name, path in modules():
+        calls = [
+            node
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Call)
+        ]
+        assert not [call for call in calls if getattr(call.func, "id", "") == "print"], name
+
+
+def run(code):
+    return subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout.split()
+
+
+def test_import_loads_neither_backends_nor_plots():
+    loaded = run("import sys, hpf_gpu; print(*sys.modules)")
+    for module in ("hpf_gpu._openmp", "hpf_gpu.backends.numpy_backend", "matplotlib", "cupy"):
+        assert module not in loaded
+
+
+def test_import_budget():
+    code = """
+import sys, time
+import pandas, scipy.sparse, scipy.special, tqdm.auto
+start = time.perf_counter()
+import hpf_gpu
+print(time.perf_counter() - start)
+"""
+    # 0.02 s measured; the best of three, for busy machines.
+    assert min(float(run(code)[0]) for _ in range(3)) < 0.3

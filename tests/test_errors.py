@@ -1,0 +1,173 @@
+"""What is wrong is said, with the value and what to do; nothing is read or written outside arrays."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+from hpf_gpu import HPF, BackendUnavailable
+
+
+def frame(**columns):
+    return pd.DataFrame(
+        {"UserId": ["a", "b", "c"], "ItemId": ["x", "y", "x"], "Count": [1.0, 2.0, 3.0]} | columns
+    )
+
+
+def numbered(**columns):
+    return frame(UserId=[0, 1, 2], ItemId=[0, 1, 0]).assign(**columns)
+
+
+BAD_DATA = {
+    "negative": (frame(Count=[1, -2, 3]), ValueError, r"count -2.* in row 1"),
+    "nan": (frame(Count=[1, np.nan, 3]), ValueError, r"count nan.* in row 1"),
+    "infinite": (frame(Count=[1, 2, np.inf]), ValueError, r"count inf.* in row 2"),
+    "overflow": (frame(Count=[1, 2, 1e60]), ValueError, r"count 1e\+60|float32 holds"),
+    "too-large": (frame(Count=[1, 2, 1e20]), ValueError, "float32 holds"),
+    "text-count": (frame(Count=["1", "two", "3"]), ValueError, "count 'two' is not a number"),
+    "none-count": (frame(Count=[1, None, 3]).astype(object), ValueError, "in row 1"),
+    "complex": (frame(Count=[1j, 2, 3]), ValueError, "not a number"),
+    "dates": (frame(Count=pd.date_range("2020", periods=3)), ValueError, "not a number"),
+    "no-user": (frame(UserId=["a", None, "c"]), ValueError, "1 user ids are missing, the first in row 1"),
+    "no-item": (frame(ItemId=[np.nan, 1.0, 2.0]), ValueError, "item ids are missing, the first in row 0"),
+    "unhashable": (frame(UserId=[["a"], ["b"], ["c"]]), TypeError, "user ids must be hashable"),
+    "no-column": (
+        frame().rename(columns={"ItemId": "item"}),
+        ValueError,
+        "no column 'ItemId'.* has 'UserId', 'item'",
+    ),
+    "two-columns": (frame()[["UserId", "ItemId", "Count", "Count"]], ValueError, "several columns 'Count'"),
+    "empty-frame": (frame().iloc[:0], ValueError, "empty"),
+    "all-zero": (frame(Count=[0, 0, 0]), ValueError, "no count above zero"),
+    "dense": (np.ones((5, 7)), ValueError, r"shape \(5, 7\).*scipy.sparse.csr_array"),
+    "vector": (np.ones(5), ValueError, r"shape \(5,\)"),
+    "empty-array": (np.ones((0, 3)), ValueError, "empty"),
+    "list": ([["a", "x", 1]], TypeError, "not list"),
+    "nothing": (None, TypeError, "not NoneType"),
+    "sparse-negative": (sparse.csr_array([[1, -3.0]]), ValueError, r"count -3"),
+    "sparse-nan": (sparse.coo_array([[1, np.nan]]), ValueError, "count nan"),
+    "sparse-zero": (sparse.csr_array((3, 4)), ValueError, "no count above zero"),
+    "sparse-shapeless": (sparse.csr_array((0, 4)), ValueError, r"shape \(0, 4\)"),
+    "sparse-1d": (sparse.coo_array(np.array([1, 2])), ValueError, r"shape \(2,\)"),
+}
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*counts of zero:UserWarning", "ignore:overflow encountered:RuntimeWarning"
+)
+@pytest.mark.parametrize("case", sorted(BAD_DATA))
+def test_bad_data(case):
+    data, kind, message = BAD_DATA[case]
+    model = HPF(k=2, verbose=False)
+    with pytest.raises(kind, match=message):
+        model.fit(data)
+    assert not model.is_fitted
+
+
+BAD_NUMBERS = {
+    "negative": (numbered(UserId=[0, -1, 2]), "user id -1 "),
+    "fraction": (numbered(ItemId=[0, 0.5, 2]), "item id 0.5 "),
+    "text": (numbered(UserId=["0", "1", "2"]), "user id '0' is not a number"),
+    "mixed": (numbered(UserId=[0, "one", 2]), "user id 'one' is not a number"),
+    "missing": (numbered(UserId=[0, np.nan, 2]), "1 user ids are missing"),
+    "infinite": (numbered(UserId=[0, np.inf, 2]), "user id inf "),
+    "huge": (numbered(UserId=[0, 2**60, 2]), "factor matrix of"),
+    "dates": (numbered(UserId=pd.date_range("2020", periods=3)), "is not a number"),
+    "bool-free": (numbered(UserId=[0, 1e300, 2]), "user id 1e.300 "),
+}
+
+
+@pytest.mark.parametrize("case", sorted(BAD_NUMBERS))
+def test_ids_that_are_not_row_numbers(case):
+    data, message = BAD_NUMBERS[case]
+    with pytest.raises(ValueError, match=message) as caught:
+        HPF(k=2, reindex=False, verbose=False).fit(data)
+    assert "reindex=True" in str(caught.value)
+
+
+@pytest.mark.parametrize("numbers", [[0, 1, 2], [0.0, 1.0, 2.0], np.array([0, 1, 2], dtype=object)])
+def test_row_numbers(numbers):
+    model = HPF(k=2, reindex=False, verbose=False, maxiter=3).fit(numbered(UserId=numbers))
+    assert model.nusers == 3
+    assert model.predict(2, 1) > 0
+
+
+BAD_PARAMETERS = [
+    ({"k": 0}, ValueError, "k=0 must be at least 1"),
+    ({"k": 2.5}, ValueError, "k=2.5"),
+    ({"k": "30"}, TypeError, "k must be a whole number, not '30'"),
+    ({"k": True}, TypeError, "not True"),
+    ({"k": None}, TypeError, "not None"),
+    ({"a": 0}, ValueError, "a=0 must be above zero"),
+    ({"a_prime": -1.0}, ValueError, "a_prime=-1.0"),
+    ({"b_prime": np.nan}, ValueError, "b_prime=nan"),
+    ({"c": np.inf}, ValueError, "c=inf"),
+    ({"c_prime": "x"}, TypeError, "c_prime must be a number"),
+    ({"d_prime": None}, TypeError, "d_prime must be a number"),
+    ({"ncores": 1.5}, ValueError, "ncores=1.5"),
+    ({"stop_crit": "train_llk"}, ValueError, "'train_llk' is unknown; choose one of 'maxiter', 'train-llk'"),
+    ({"stop_crit": "maxiter", "maxiter": None}, ValueError, "needs a number of iterations in maxiter"),
+    ({"check_every": None}, ValueError, "needs a number of iterations in check_every"),
+    ({"check_every": 0}, ValueError, "check_every=0"),
+    ({"maxiter": 0}, ValueError, "maxiter=0"),
+    ({"stop_thr": 0}, ValueError, "stop_thr=0"),
+    ({"users_per_batch": 0}, ValueError, "users_per_batch=0"),
+    ({"items_per_batch": "x"}, TypeError, "items_per_batch"),
+    ({"step_size": 0.1}, TypeError, "step_size must be a function"),
+    ({"step_size": lambda: 0.1}, TypeError, "iteration number"),
+    ({"step_size": lambda i: 2.0}, ValueError, r"step_size\(0\) is 2.0"),
+    ({"random_seed": -1}, ValueError, "random_seed=-1"),
+    ({"random_seed": "x"}, TypeError, "random_seed"),
+    ({"save_folder": "no/such/folder"}, ValueError, "no/such/folder"),
+    ({"use_float": "yes"}, TypeError, "use_float must be True or False"),
+    ({"backend": None}, TypeError, "backend must be a name"),
+    ({"schedule": "both"}, ValueError, "schedule='both'"),
+]
+
+
+@pytest.mark.parametrize(("given", "kind", "message"), BAD_PARAMETERS, ids=lambda value: str(value)[:40])
+def test_bad_parameters(given, kind, message):
+    with pytest.raises(kind, match=message):
+        HPF(**given)
+    model = HPF(verbose=False)
+    for name, value in given.items():
+        setattr(model, name, value)
+    with pytest.raises(kind, match=message):
+        model.fit(frame())
+
+
+def test_unknown_backend():
+    with pytest.raises(ValueError, match="backend='fast' is unknown; choose 'auto' or one of"):
+        HPF(backend="fast", verbose=False).fit(frame())
+
+
+def test_explicit_backends_never_fall_back(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "hpf_gpu._openmp", None)
+    monkeypatch.delitem(sys.modules, "hpf_gpu.backends.openmp_backend", raising=False)
+    with pytest.raises(BackendUnavailable, match="compiled module is missing"):
+        HPF(backend="openmp", verbose=False).fit(frame())
+    monkeypatch.setattr("hpf_gpu.backends._announced", set())
+    with pytest.warns(
+        RuntimeWarning, match="'auto' took 'numpy', not openmp: the compiled module is missing"
+    ):
+        model = HPF(verbose=False, k=2).fit(frame())
+    assert model.backend_ == "numpy"
+    HPF(verbose=False, k=2).fit(frame())  # said once: a second warning would be an error here
+
+
+def test_stochastic_fits_are_refused_until_they_exist():
+    with pytest.raises(NotImplementedError, match="users_per_batch"):
+        HPF(users_per_batch=10, verbose=False).fit(frame())
+
+
+def test_val_set():
+    with pytest.raises(ValueError, match=r"val_set=\.\.\."):
+        HPF(stop_crit="val-llk", verbose=False).fit(frame())
+    with pytest.raises(ValueError, match="no count whose user and item are both"):
+        HPF(verbose=False).fit(frame(), val_set=frame(UserId=["q", "r", "s"]))
+    with pytest.raises(ValueError, match="val_set has no column"):
+        HPF(verbose=False).fit(frame(), val_set=frame()[["UserId", "Count"]])

@@ -1,0 +1,474 @@
+"""The public class: what it accepts, what it keeps, what it recommends."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import signal
+import threading
+import time
+from decimal import Decimal
+from fractions import Fraction
+
+import numpy as np
+import pandas as pd
+import pytest
+from parity import relative_error
+from scipy import sparse
+
+from hpf_gpu import HPF
+
+
+@pytest.fixture(scope="module")
+def counts():
+    rng = np.random.default_rng(3)
+    dense = rng.poisson(rng.gamma(0.3, 3.0, (40, 1)) * rng.gamma(0.3, 1.0, (1, 30)))
+    dense[np.arange(30), np.arange(30)] += 1  # nobody is empty but the last users
+    users, items = np.nonzero(dense)
+    return pd.DataFrame({"UserId": users, "ItemId": items, "Count": dense[users, items]})
+
+
+def quick(**arguments):
+    return HPF(**{"k": 4, "maxiter": 10, "random_seed": 1, "verbose": False} | arguments)
+
+
+@pytest.fixture(scope="module")
+def fitted(counts):
+    return quick().fit(counts)
+
+
+def as_matrix(frame, container):
+    coo = sparse.coo_array((frame.Count.to_numpy(), (frame.UserId.to_numpy(), frame.ItemId.to_numpy())))
+    return container(coo)
+
+
+# -- forms of data -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda frame: frame,
+        lambda frame: frame[["Count", "ItemId", "UserId"]].assign(more="x"),
+        lambda frame: frame[["UserId", "ItemId", "Count"]].to_numpy(),
+        lambda frame: frame[["UserId", "ItemId", "Count"]].to_numpy(dtype=float),
+        lambda frame: frame.astype({"UserId": "Int64", "Count": "Float64"}),
+        lambda frame: frame.astype({"UserId": object, "ItemId": object, "Count": object}),
+        lambda frame: frame.set_index(frame.index[::-1] * 3 + 100),
+    ],
+    ids=["frame", "columns", "array", "float-array", "nullable", "objects", "odd-index"],
+)
+def test_forms_of_triplets_are_equal(form, counts, fitted):
+    given = form(counts)
+    before = given.copy()
+    model = quick().fit(given)
+    assert np.array_equal(model.Theta, fitted.Theta)
+    assert np.array_equal(model.Beta, fitted.Beta)
+    assert (given == before).all().all() if isinstance(given, pd.DataFrame) else np.array_equal(given, before)
+
+
+@pytest.mark.parametrize(
+    "container",
+    [
+        sparse.coo_array, sparse.csr_array, sparse.csc_array,
+        sparse.coo_matrix, sparse.csr_matrix, sparse.csc_matrix, sparse.lil_matrix,
+    ],
+    ids=lambda container: container.__name__,
+)  # fmt: skip
+def test_forms_of_matrices_are_equal(container, counts):
+    matrix = as_matrix(counts, container)
+    before = matrix.copy()
+    model = quick().fit(matrix)
+    expected = quick(reindex=False).fit(counts)
+    assert np.array_equal(model.Theta, expected.Theta)
+    assert model.user_mapping_ is None
+    assert model.topN(0, n=3).tolist() == expected.topN(0, n=3).tolist()
+    assert type(matrix) is type(before)
+    assert (matrix != before).nnz == 0
+
+
+def test_unsorted_matrix_with_duplicates_is_summed_and_left_alone():
+    matrix = sparse.csr_array(
+        (np.array([1.0, 2.0, 3.0, 4.0]), np.array([2, 0, 2, 1]), np.array([0, 3, 4])), shape=(2, 3)
+    )
+    indices, data = matrix.indices.copy(), matrix.data.copy()
+    model = quick().fit(matrix)
+    assert np.array_equal(matrix.indices, indices)
+    assert np.array_equal(matrix.data, data)
+    tidy = quick().fit(sparse.csr_array([[2.0, 0.0, 4.0], [0.0, 4.0, 0.0]]))
+    assert np.array_equal(model.Theta, tidy.Theta)
+    matrix.indices[:] = 0  # the model holds no part of the caller's arrays
+    assert model.topN(0, n=3).tolist() == [1]
+
+
+def test_the_same_pair_twice_is_summed(counts):
+    halves = pd.concat([counts.assign(Count=counts.Count / 2)] * 2)
+    assert (
+        relative_error(quick(use_float=False).fit(halves).Theta, quick(use_float=False).fit(counts).Theta)
+        < 1e-12
+    )
+
+
+def test_zero_counts_are_dropped_with_one_warning(counts, fitted):
+    extra = pd.DataFrame({"UserId": [99, 0], "ItemId": [0, 99], "Count": [0, 0]})
+    with pytest.warns(UserWarning, match="2 counts of zero") as caught:
+        model = quick().fit(pd.concat([counts, extra]))
+    assert len(caught) == 1
+    assert np.array_equal(model.Theta, fitted.Theta)
+    with pytest.warns(UserWarning, match="1 counts of zero"):
+        quick().fit(sparse.coo_array(([3, 0], ([0, 1], [0, 1]))))
+
+
+@pytest.mark.parametrize("stop_crit", ["maxiter", "train-llk", "diff-norm", "elbo"])
+def test_fractional_counts_are_kept_under_every_rule(stop_crit):
+    frame = pd.DataFrame({"UserId": ["a", "b"], "ItemId": ["x", "y"], "Count": [0.4, 1e-3]})
+    model = quick(stop_crit=stop_crit, use_float=False).fit(frame)
+    assert model.nusers == model.nitems == 2
+    assert np.allclose((model.Gamma_shp - 0.3).sum(axis=1), [0.4, 1e-3], rtol=1e-12)
+
+
+IDS = {
+    "strings": [f"u{j}" for j in range(40)],
+    "tuples": [(j, "x") for j in range(40)],
+    "mixed": [j if j % 2 else str(j) for j in range(40)],
+    "dates": list(pd.date_range("2020-01-01", periods=40)),
+    "zoned": list(pd.date_range("2020-01-01", periods=40, tz="Europe/Vienna")),
+    "floats": [j + 0.5 for j in range(40)],
+    "bytes": [b"%d" % j for j in range(40)],
+    "fractions": [Fraction(j, 7) for j in range(40)],
+    "decimals": [Decimal(j) / 3 for j in range(40)],
+    "frozensets": [frozenset({j, "a"}) for j in range(40)],
+    "negative": list(range(-20, 20)),
+    "huge": [2**62 + j for j in range(40)],
+}
+
+
+@pytest.mark.parametrize("kind", sorted(IDS))
+def test_ids_of_any_hashable_type_work_everywhere(kind, counts, fitted):
+    names = np.empty(40, dtype=object)
+    names[:] = IDS[kind]
+    frame = pd.DataFrame(
+        {
+            "UserId": pd.Series(names[counts.UserId.to_numpy()]).tolist(),
+            "ItemId": pd.Series(names[counts.ItemId.to_numpy()]).tolist(),
+            "Count": counts.Count.to_numpy(),
+        }
+    )
+    model = quick().fit(frame, val_set=frame)
+    assert np.array_equal(model.Theta, fitted.Theta)
+    for user in (0, 7):
+        top = fitted.topN(user, n=5)
+        got = model.topN(names[user], n=5)
+        assert [model.item_dict_[item] for item in got] == [fitted.item_dict_[item] for item in top]
+        one = model.predict(names[user], got[0])
+        assert np.isscalar(one)
+        assert one == fitted.predict(user, top[0])
+        many = model.predict([names[user]] * 5, list(got))
+        assert np.array_equal(many, fitted.predict([user] * 5, top))
+        assert list(model.topN(names[user], n=2, exclude_seen=False, items_pool=list(got))) == list(got[:2])
+    assert model.user_dict_[names[3]] == fitted.user_dict_[3]
+    assert model.eval_llk(frame)["nobs"] == len(counts)
+    assert np.isnan(model.predict("nobody", names[0]))
+
+
+def test_missing_ids_never_match(fitted):
+    assert np.isnan(fitted.predict(np.nan, 0))
+    assert np.isnan(fitted.predict(None, 0))
+    assert np.isnan(fitted.predict([0, None], [0, 0])).tolist() == [False, True]
+
+
+# -- results -----------------------------------------------------------------------------------
+
+
+def test_attributes(counts, fitted):
+    n, m = fitted.nusers, fitted.nitems
+    assert (n, m) == (counts.UserId.nunique(), counts.ItemId.nunique())
+    assert fitted.Theta.shape == fitted.Gamma_shp.shape == fitted.Gamma_rte.shape == (n, 4)
+    assert fitted.Beta.shape == fitted.Lambda_shp.shape == fitted.Lambda_rte.shape == (m, 4)
+    assert fitted.k_rte.shape == (n, 1)
+    assert fitted.t_rte.shape == (m, 1)
+    assert fitted.Theta.dtype == fitted.Gamma_rte.dtype == np.float32
+    assert fitted.user_mapping_.tolist() == list(dict.fromkeys(counts.UserId))
+    assert fitted.user_dict == fitted.user_dict_ == {u: j for j, u in enumerate(fitted.user_mapping)}
+    assert fitted.item_dict == fitted.item_dict_ == {i: j for j, i in enumerate(fitted.item_mapping)}
+    assert fitted.niter == 10
+    assert fitted.is_fitted
+    assert fitted.k == 4
+    assert fitted.train_llk == fitted.history_.llk.iloc[-1]
+    assert list(fitted.history_.columns) == ["iteration", "llk", "elbo", "val_llk", "seconds"]
+    assert np.allclose(fitted.Theta, fitted.Gamma_shp / fitted.Gamma_rte, rtol=1e-6)
+
+
+def test_lean_models(counts, fitted):
+    lean = quick(keep_all_objs=False, keep_data=False, produce_dicts=False).fit(counts)
+    assert np.array_equal(lean.Theta, fitted.Theta)
+    assert not hasattr(lean, "Gamma_shp")
+    assert not hasattr(lean, "t_rte")
+    assert lean.user_dict_ is None
+    assert lean.predict(0, 0) == fitted.predict(0, 0)
+    assert lean.topN(0, n=4, exclude_seen=False).tolist() == fitted.topN(0, n=4, exclude_seen=False).tolist()
+    with pytest.raises(ValueError, match="keep_data=False"):
+        lean.topN(0)
+
+
+def test_every_count_is_shared_out_completely(counts):
+    model = quick(use_float=False).fit(counts)
+    totals = counts.groupby("UserId").Count.sum().loc[model.user_mapping_].to_numpy()
+    assert np.allclose((model.Gamma_shp - 0.3).sum(axis=1), totals, rtol=1e-12)
+
+
+def test_predict_pairs_and_broadcasting(fitted):
+    expected = fitted.Theta @ fitted.Beta.T
+    users, items = fitted.user_mapping_, fitted.item_mapping_
+    assert np.allclose(fitted.predict(users[3], items), expected[3], rtol=1e-6)
+    assert np.allclose(fitted.predict(users, items[2]), expected[:, 2], rtol=1e-6)
+    some = fitted.predict([users[0], 12345, users[1]], [items[0], items[0], "x"])
+    assert np.isnan(some).tolist() == [False, True, True]
+    assert some.dtype == np.float32
+    assert fitted.predict([], []).shape == (0,)
+    assert fitted.predict(np.array(users[0]), np.int64(items[0])) == fitted.predict(users[0], items[0])
+    with pytest.raises(ValueError, match="2 users and 3 items"):
+        fitted.predict(users[:2], items[:3])
+
+
+def test_predict_with_row_numbers(counts):
+    model = quick(reindex=False).fit(counts)
+    assert np.isnan(model.predict([0, -1, 40, 0.5, "0", 2**70, True], [0] * 7)).tolist() == [
+        False, True, True, True, True, True, False,
+    ]  # fmt: skip
+    assert np.isnan(model.predict(-1, 0))
+    assert not np.isnan(model.predict(3.0, np.uint8(2)))
+    with pytest.raises(ValueError, match="user 40 was not"):
+        model.topN(40)
+
+
+def test_topn_agrees_with_sorting(fitted, counts):
+    scores = fitted.Theta @ fitted.Beta.T
+    for row, user in enumerate(fitted.user_mapping_):
+        order = fitted.item_mapping_[np.lexsort((np.arange(fitted.nitems), -scores[row]))]
+        seen = set(counts.ItemId[user == counts.UserId])
+        unseen = [item for item in order if item not in seen]
+        assert fitted.topN(user, n=7, exclude_seen=False).tolist() == order[:7].tolist()
+        assert fitted.topN(user, n=7).tolist() == unseen[:7]
+        assert fitted.topN(user, n=1000).tolist() == unseen
+        pool = order[::2]
+        assert fitted.topN(user, n=4, items_pool=pool).tolist() == [i for i in pool if i not in seen][:4]
+
+
+def test_topn_pools(fitted):
+    items = fitted.item_mapping_
+    with pytest.warns(UserWarning, match="2 items of items_pool"):
+        top = fitted.topN(0, n=3, exclude_seen=False, items_pool=["x", items[4], -5, items[4], items[1]])
+    assert sorted(top) == sorted([items[4], items[1]])
+    assert fitted.topN(0, n=3, exclude_seen=False, items_pool=[items[4]]).tolist() == [items[4]]
+    with pytest.raises(ValueError, match="none of the items"):
+        fitted.topN(0, items_pool=["x"])
+    with pytest.raises(ValueError, match="items_pool is empty"):
+        fitted.topN(0, items_pool=[])
+    with pytest.raises(ValueError, match="'nobody'"):
+        fitted.topN("nobody")
+    with pytest.raises(ValueError, match="n=0"):
+        fitted.topN(0, n=0)
+    with pytest.raises(TypeError, match="n must be a whole number"):
+        fitted.topN(0, n="3")
+    assert len(fitted.topN(0, n=np.int32(2))) == len(fitted.topN(0, n=2.0)) == 2
+
+
+def test_eval_llk(fitted, counts):
+    rates = np.einsum(
+        "zk,zk->z",
+        fitted.Theta[[fitted.user_dict_[u] for u in counts.UserId]].astype(float),
+        fitted.Beta[[fitted.item_dict_[i] for i in counts.ItemId]],
+    )
+    expected = (counts.Count * np.log(rates) - rates).sum()
+    got = fitted.eval_llk(counts)
+    assert got["nobs"] == len(counts)
+    assert got["llk"] == pytest.approx(expected, rel=1e-6)
+    from scipy.special import gammaln
+
+    full = fitted.eval_llk(counts, full_llk=True)["llk"]
+    assert full == pytest.approx(expected - gammaln(counts.Count + 1.0).sum(), rel=1e-6)
+    stranger = pd.DataFrame({"UserId": [0, "x"], "ItemId": [0, 0], "Count": [1, 5]})
+    assert fitted.eval_llk(stranger)["nobs"] == 1
+    with pytest.raises(ValueError, match="no count whose user and item"):
+        fitted.eval_llk(stranger.iloc[1:])
+
+
+# -- stopping ----------------------------------------------------------------------------------
+
+
+def test_stopping_rules(counts):
+    train, held_out = counts.iloc[::2], counts.iloc[1::2]
+    for stop_crit in ("train-llk", "val-llk", "elbo"):
+        model = quick(stop_crit=stop_crit, maxiter=500, check_every=3, stop_thr=1e-3).fit(train, held_out)
+        column = {"train-llk": "llk", "val-llk": "val_llk", "elbo": "elbo"}[stop_crit]
+        watched = model.history_[column].to_numpy()
+        gains = np.diff(watched) / np.abs(watched[:-1])
+        assert 3 < model.niter < 500
+        assert model.niter % 3 == 0
+        assert (gains[:-1] > 1e-3).all()
+        assert gains[-1] <= 1e-3
+    norm = quick(stop_crit="diff-norm", maxiter=500, check_every=4, stop_thr=0.05).fit(train)
+    assert (norm.history_.diff_norm.to_numpy()[:-1] >= 0.05).all()
+    assert norm.history_.diff_norm.iloc[-1] < 0.05
+    assert quick(stop_crit="maxiter", maxiter=17).fit(train).niter == 17
+    assert quick(stop_crit="train-llk", maxiter=None, check_every=1).fit(train).niter > 1
+
+
+def test_diff_norm_is_that_of_theta(counts):
+    five, seven = (quick(stop_crit="maxiter", maxiter=n).fit(counts) for n in (5, 7))
+    watched = quick(stop_crit="diff-norm", stop_thr=1e-30, check_every=1, maxiter=7).fit(counts)
+    six = quick(stop_crit="maxiter", maxiter=6).fit(counts)
+    expected = [np.linalg.norm(six.Theta - five.Theta), np.linalg.norm(seven.Theta - six.Theta)]
+    assert watched.history_.diff_norm.tolist()[-2:] == pytest.approx(expected, rel=1e-5)
+
+
+def test_maxiter_below_check_every_works(counts):
+    model = HPF(k=3, maxiter=5, verbose=False).fit(counts)
+    assert model.niter == 5
+    assert model.history_.iteration.tolist() == [5]
+
+
+def test_seeds(counts):
+    drawn = HPF(k=3, maxiter=2, verbose=False).fit(counts)
+    again = HPF(k=3, maxiter=2, verbose=False, random_seed=drawn.random_seed_).fit(counts)
+    assert drawn.random_seed is None
+    assert np.array_equal(drawn.Theta, again.Theta)
+    assert not np.array_equal(HPF(k=3, maxiter=2, verbose=False).fit(counts).Theta, drawn.Theta)
+    zero = [quick(random_seed=0).fit(counts) for _ in range(2)]
+    assert np.array_equal(zero[0].Theta, zero[1].Theta)
+
+
+@pytest.mark.parametrize("schedule", ["joint", "alternating"])
+def test_two_runs_are_bit_identical(schedule, counts, usable_backend_name):
+    runs = [quick(backend=usable_backend_name, schedule=schedule).fit(counts) for _ in range(2)]
+    assert np.array_equal(runs[0].Theta, runs[1].Theta)
+    assert np.array_equal(runs[0].history_.elbo, runs[1].history_.elbo)
+
+
+# -- the object --------------------------------------------------------------------------------
+
+
+def test_parameters_stay_as_given(counts):
+    given = {
+        "k": np.int64(3), "a": np.float32(0.5), "maxiter": np.int16(4), "ncores": -1,
+        "random_seed": np.uint8(7), "check_every": 2.0, "stop_thr": 1,
+        "use_float": np.True_, "stop_crit": "maxiter", "save_folder": None,
+    }  # fmt: skip
+    model = HPF(**given, verbose=False).fit(counts).fit(as_matrix(counts, sparse.csr_array)).fit(counts)
+    for name, value in given.items():
+        assert getattr(model, name) is value
+    assert model.Theta.shape[1] == 3
+
+
+def test_one_fit_never_changes_what_the_next_accepts(counts, fitted):
+    model = quick()
+    model.fit(as_matrix(counts, sparse.coo_array))
+    model.fit(counts.assign(UserId=counts.UserId.map("u{}".format)), val_set=None)
+    assert model.fit(counts) is model
+    assert np.array_equal(model.Theta, fitted.Theta)
+
+
+def test_bad_data_lose_nothing(counts):
+    model = quick().fit(counts)
+    theta, top = model.Theta.copy(), model.topN(0)
+    with pytest.raises(ValueError, match="-1"):
+        model.fit(counts.assign(Count=-1))
+    assert np.array_equal(model.Theta, theta)
+    assert np.array_equal(model.topN(0), top)
+
+
+def test_copies_and_pickles(counts, fitted):
+    model = quick().fit(counts)
+    model.step_size = None
+    for twin in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        assert np.array_equal(twin.topN(0), fitted.topN(0))
+        assert twin.predict(0, 0) == fitted.predict(0, 0)
+        assert np.array_equal(twin.fit(counts).Theta, fitted.Theta)
+    assert pickle.loads(pickle.dumps(HPF())).k == 30
+
+
+def test_unfitted_models_say_so():
+    model = HPF()
+    assert not model.is_fitted
+    assert model.Theta is model.Beta is model.user_mapping_ is model.item_dict_ is model.niter is None
+    for call in (lambda: model.predict(0, 0), lambda: model.topN(0), lambda: model.eval_llk(None)):
+        with pytest.raises(ValueError, match="call fit first"):
+            call()
+
+
+def test_interrupt_keeps_the_last_iteration(counts):
+    model = quick(stop_crit="maxiter", maxiter=10**9)
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.warns(UserWarning, match=r"interrupted; iteration \d+ is kept"):
+        model.fit(counts)
+    assert model.is_fitted
+    assert np.isfinite(model.Theta).all()
+    assert model.topN(0, n=3).tolist() == model.topN(0, n=5).tolist()[:3]
+
+
+def test_interrupt_in_every_place_keeps_a_finished_iteration(counts, monkeypatch):
+    from hpf_gpu.backends.numpy_backend import NumpyBackend
+
+    def model_after(n):
+        return quick(stop_crit="maxiter", maxiter=n, backend="numpy").fit(counts)
+
+    for operation, per_iteration in (("allocate", 1), ("gamma_update", 2)):
+        for stop_at in range(2 * per_iteration + 1, 4 * per_iteration + 1):
+            calls = {"left": stop_at + (2 if operation == "gamma_update" else 0)}  # start values: two updates
+            original = getattr(NumpyBackend, operation)
+
+            def interrupting(*arguments, original=original, calls=calls, **options):
+                calls["left"] -= 1
+                if calls["left"] == 0:
+                    raise KeyboardInterrupt
+                return original(*arguments, **options)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(NumpyBackend, operation, interrupting)
+                with pytest.warns(UserWarning, match="interrupted"):
+                    model = model_after(50)
+            finished = (stop_at - 1) // per_iteration
+            assert model.niter == finished
+            assert np.array_equal(model.Theta, model_after(finished).Theta)
+            assert np.array_equal(model.Lambda_shp, model_after(finished).Lambda_shp)
+
+
+def test_interrupt_before_the_first_iteration_is_passed_on(counts, monkeypatch):
+    from hpf_gpu.backends.numpy_backend import NumpyBackend
+
+    def interrupt(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(NumpyBackend, "allocate", interrupt)
+    model = quick(backend="numpy")
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(counts)
+    assert not model.is_fitted
+
+
+def test_progress_goes_to_standard_error(counts, capsys):
+    quick(verbose=True).fit(counts)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "10/10" in captured.err
+    assert "llk=" in captured.err
+    quick(verbose=False).fit(counts)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_save_folder(counts, tmp_path):
+    model = quick(save_folder=tmp_path, use_float=False).fit(counts)
+    files = {path.name for path in tmp_path.iterdir()}
+    assert files == {
+        "Theta", "Beta", "Gamma_shp", "Gamma_rte", "Lambda_shp", "Lambda_rte", "kappa_rte", "tau_rte",
+        "users.csv", "items.csv", "hyperparameters.txt",
+    }  # fmt: skip
+    assert np.allclose(np.loadtxt(tmp_path / "Theta", delimiter=","), model.Theta, atol=1e-9)
+    assert pd.read_csv(tmp_path / "users.csv").iloc[:, 0].tolist() == model.user_mapping_.tolist()
+    assert "k: 4" in (tmp_path / "hyperparameters.txt").read_text()
+
+
+def test_time_is_recorded(fitted):
+    assert 0 < fitted.history_.seconds.iloc[-1] < time.perf_counter()
