@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from .backends.protocol import Array, Backend, SideName
 from .convergence import Check, has_converged
 from .likelihood import Objective, user_sums
-from .variational import Block, Model, update_side
+from .variational import Block, Model, Side, update_side
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ def iterate(backend: Backend, model: Model, schedule: Schedule) -> Model:
         users = block.users
         for side in sides:
             # The first block may overwrite the items' spare matrix; the others add to its result.
-            spare = (users.spare, items.spare if statistic is None else None)
+            out = (_spare_shape(users), _spare_shape(items) if statistic is None else None)
             user_part, item_part = backend.allocate(
-                block.counts, users.factor, items.factor, side=side, exact=schedule.exact_phi, out=spare
+                block.counts, users.factor, items.factor, side=side, exact=schedule.exact_phi, out=out
             )
             if user_part is not None:
                 users = update_side(backend, users, user_part, items.column_sums)
@@ -102,6 +102,10 @@ def fit(
         if iteration == 0:
             raise
         return Fit(model, history, iteration, interrupted=True)
+
+
+def _spare_shape(side: Side) -> Array | None:
+    return None if side.spare is None else side.spare.shape
 
 
 def _user_means(backend: Backend, blocks: tuple[Block, ...]) -> list[Array]:

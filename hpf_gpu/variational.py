@@ -36,14 +36,15 @@ class Side:
     """Users or items: q(θ), q(ξ), and what the other side needs of them.
 
     A Side is never changed, so the last one that was finished stays usable whatever
-    interrupts the next.  ``spare`` is the matrix that the next update may overwrite.
+    interrupts the next.  ``spare`` is the factor before this one, whose matrices nobody needs any
+    more: the next update overwrites them.
     """
 
     prior: Prior
     factor: Factor
     hyper_rate: Array  # (N,) rate of q(ξ)
     column_sums: Array  # (K,) Σ_n E[θ_nk]
-    spare: Array | None  # (N, K)
+    spare: Factor | None
 
 
 @dataclass(frozen=True)
@@ -128,9 +129,9 @@ def update_side(backend: Backend, side: Side, statistic: Array, other_sums: Arra
         side.prior.shape,
         (hyper_shape / side.hyper_rate)[:, None],
         other_sums,
-        out=side.factor.exp_log,
+        out=None if side.spare is None else side.spare.exp_log,
     )
-    return Side(side.prior, factor, side.prior.hyper_rate + row_sums, column_sums, spare=side.factor.shape)
+    return Side(side.prior, factor, side.prior.hyper_rate + row_sums, column_sums, spare=side.factor)
 
 
 @dataclass(frozen=True)

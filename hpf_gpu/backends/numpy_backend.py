@@ -146,10 +146,14 @@ class NumpyBackend:
 
     def log_rate_sum(self, counts: NumpyCounts, theta: Array, beta: Array) -> float:
         rate = self._products(counts, theta, beta).astype(np.float64)
-        for z in _chunks(np.flatnonzero(rate < self._tiny), theta.shape[1]):
-            a, b = theta[counts.rows[z]], beta[counts.csr.indices[z]]
-            rate[z] = np.einsum("zk,zk->z", a.astype(np.float64), b.astype(np.float64))
-        return float(np.dot(counts.csr.data.astype(np.float64), np.log(rate)))
+        small = rate < self._tiny
+        log_rate = np.log(np.where(small, 1, rate))
+        for z in _chunks(np.flatnonzero(small), theta.shape[1]):
+            # 2^500 times larger, and at least the smallest normal number
+            a, b = theta[counts.rows[z]], np.ldexp(beta[counts.csr.indices[z]].astype(np.float64), 500)
+            large = np.maximum(np.einsum("zk,zk->z", a.astype(np.float64), b), np.finfo(np.float64).tiny)
+            log_rate[z] = np.log(large) - 500 * np.log(2)
+        return float(np.dot(counts.csr.data.astype(np.float64), log_rate))
 
     def log_normalizer_sum(self, counts: NumpyCounts, users: Factor, items: Factor) -> float:
         y = counts.csr.data.astype(np.float64)

@@ -14,8 +14,8 @@ from typing import Any, Literal, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-#: An array in the backend's own memory.  Vectors support ``+``, ``*`` and ``/``, matrices ``+=``
-#: and ``copy``; everything else goes through the operations below.
+#: An array in the backend's own memory.  Vectors support ``+``, ``*`` and ``/``, matrices ``+=``;
+#: everything else goes through the operations below.
 Array: TypeAlias = Any
 #: A count matrix (N, M) in the backend's own layout, made by :meth:`Backend.counts`.  It has
 #: ``shape`` and ``nnz``.

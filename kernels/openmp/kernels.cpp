@@ -479,11 +479,13 @@ double exact_log_rate(int64_t k, int64_t stride, const Factor<T>& users, const F
   return top + log_normal(sum);
 }
 
+// ln a·b where the product is below what T holds: 2^500 times larger, and at least the smallest
+// normal number.
 template <class T>
-double product_in_double(const T* a, const T* b, int64_t k) {
+double log_small_product(const T* a, const T* b, int64_t k) {
   double sum = 0;
-  for (int64_t j = 0; j < k; ++j) sum += double(a[j]) * double(b[j]);
-  return sum;
+  for (int64_t j = 0; j < k; ++j) sum += double(a[j]) * (double(b[j]) * 0x1p500);
+  return log_normal(sum < __DBL_MIN__ ? __DBL_MIN__ : sum) - 500 * 0.69314718055994530942;
 }
 
 template <class T>
@@ -522,7 +524,7 @@ double log_rate_sum(TilesView<T> tiles, int64_t k, int64_t stride, const T* a, c
             for (int i = 0; i < count; ++i) {
               if (product.aligned[i] >= tiny_product<T>) continue;
               log_rate.aligned[i] = users ? exact_log_rate(k, stride, *users, *items, row, column[i], logs.aligned)
-                                          : log_normal(product_in_double(a + row * stride, b + column[i] * stride, k));
+                                          : log_small_product(a + row * stride, b + column[i] * stride, k);
             }
           for (int i = 0; i < count; ++i) total += double(y[i]) * log_rate.aligned[i];
           z += count;

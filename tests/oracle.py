@@ -1,0 +1,267 @@
+"""Hierarchical Poisson factorization in dense float64 formulas: slow, plain, and independent of hpf_gpu.
+
+Everything follows from the model of Gopalan, Hofman and Blei (2015),
+
+    y_ui = Σ_k z_uik,  z_uik ~ Poisson(θ_uk β_ik),
+    θ_uk ~ Gamma(a, ξ_u),  ξ_u ~ Gamma(a', a'/b'),    β_ik ~ Gamma(c, η_i),  η_i ~ Gamma(c', c'/d'),
+
+with q(z_ui) = Multinomial(y_ui, φ_ui) and gamma distributions, in shape and rate, for all the rest.
+φ is written out as an (N, M, K) array, and no sum is rearranged to make it small or fast: the
+library does both, and what it gains that way is checked against this file.
+
+N users, M items, K factors.  Every array is float64 unless a start value is rounded on purpose.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+from scipy.special import gammaln, logsumexp, psi
+
+Matrix: TypeAlias = NDArray[np.float64]
+Vector: TypeAlias = NDArray[np.float64]
+
+# -- gamma distributions -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Gamma:
+    """Independent Gamma(shape, rate) variables."""
+
+    shape: NDArray[Any]  # (N, K) or (N,)
+    rate: NDArray[Any]  # the same
+
+    @property
+    def mean(self) -> NDArray[Any]:
+        """E[x], the same shape as the parameters."""
+        return self.shape / self.rate
+
+    @property
+    def expected_log(self) -> NDArray[Any]:
+        """E[ln x], the same shape as the parameters."""
+        return psi(self.shape) - np.log(self.rate)
+
+    @property
+    def row_sums(self) -> Vector:
+        """Σ_k E[x_nk], (N,)."""
+        return self.mean.sum(axis=1)
+
+    @property
+    def column_sums(self) -> Vector:
+        """Σ_n E[x_nk], (K,)."""
+        return self.mean.sum(axis=0)
+
+    @property
+    def entropy(self) -> float:
+        """−E[ln q(x)], summed over all variables."""
+        log_density = (
+            self.shape * np.log(self.rate)
+            - gammaln(self.shape)
+            + (self.shape - 1) * self.expected_log
+            - self.rate * self.mean
+        )
+        return float(-log_density.sum())
+
+
+# -- φ and what it allocates -------------------------------------------------------------------
+
+
+def log_phi(log_theta: Matrix, log_beta: Matrix) -> NDArray[np.float64]:
+    """ln φ_uik (N, M, K) from E[ln θ] (N, K) and E[ln β] (M, K)."""
+    logits = log_theta[:, None, :] + log_beta[None, :, :]
+    return logits - logsumexp(logits, axis=2, keepdims=True)
+
+
+def phi(log_theta: Matrix, log_beta: Matrix) -> NDArray[np.float64]:
+    """φ_uik (N, M, K) from E[ln θ] (N, K) and E[ln β] (M, K)."""
+    return np.exp(log_phi(log_theta, log_beta))
+
+
+def expected_z(y: Matrix, log_theta: Matrix, log_beta: Matrix) -> NDArray[np.float64]:
+    """E[z_uik] = y_ui φ_uik (N, M, K) from counts (N, M), E[ln θ] (N, K) and E[ln β] (M, K)."""
+    return y[:, :, None] * phi(log_theta, log_beta)
+
+
+def allocate(y: Matrix, log_theta: Matrix, log_beta: Matrix) -> tuple[Matrix, Matrix]:
+    """Σ_i y_ui φ_uik (N, K) and Σ_u y_ui φ_uik (M, K)."""
+    z = expected_z(y, log_theta, log_beta)
+    return z.sum(axis=1), z.sum(axis=0)
+
+
+# -- likelihoods -------------------------------------------------------------------------------
+
+
+def log_rate_sum(y: Matrix, theta: Matrix, beta: Matrix) -> float:
+    """Σ y_ui ln(θ_u·β_i) from counts (N, M), θ (N, K) and β (M, K)."""
+    rate = theta @ beta.T
+    u, i = y.nonzero()
+    return float(np.sum(y[u, i] * np.log(rate[u, i])))
+
+
+def log_normalizer_sum(y: Matrix, log_theta: Matrix, log_beta: Matrix) -> float:
+    """Σ y_ui ln Σ_k exp(E[ln θ_uk] + E[ln β_ik]) from counts (N, M), E[ln θ] (N, K), E[ln β] (M, K)."""
+    return float(np.sum(y * logsumexp(log_theta[:, None, :] + log_beta[None, :, :], axis=2)))
+
+
+def log_likelihood(y: Matrix, theta: Matrix, beta: Matrix, *, full: bool) -> float:
+    """ln p(y | θ, β) of all pairs, zeros included; without −Σ ln y! unless ``full``.
+
+    Counts (N, M), θ (N, K), β (M, K).
+    """
+    llk = log_rate_sum(y, theta, beta) - float(np.sum(theta @ beta.T))
+    return llk - float(gammaln(y + 1).sum()) if full else llk
+
+
+def pair_log_likelihood(
+    theta: Matrix,  # (N, K)
+    beta: Matrix,  # (M, K)
+    rows: NDArray[np.integer[Any]],  # (Z,)
+    columns: NDArray[np.integer[Any]],  # (Z,)
+    values: Vector,  # (Z,)
+    *,
+    full: bool,
+) -> float:
+    """ln p of the given pairs alone; without −Σ ln y! unless ``full``."""
+    llk = 0.0
+    for u, i, y in zip(rows, columns, values, strict=True):
+        rate = float(theta[u] @ beta[i])
+        llk += y * np.log(rate) - rate - (gammaln(y + 1) if full else 0.0)
+    return float(llk)
+
+
+# -- the evidence lower bound ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Priors:
+    """a, a', b' of the users and c, c', d' of the items."""
+
+    a: float
+    a_prime: float
+    b_prime: float
+    c: float
+    c_prime: float
+    d_prime: float
+
+
+def gamma_elbo_terms(
+    x: Gamma, hyper: Gamma, shape: float, hyper_shape: float, rate: float
+) -> dict[str, float]:
+    """ELBO terms of x_nk ~ Gamma(shape, h_n) and h_n ~ Gamma(hyper_shape, rate).
+
+    ``x`` is q(x) with parameters (N, K), ``hyper`` is q(h) with parameters (N,).
+    """
+    log_h, h = hyper.expected_log[:, None], hyper.mean[:, None]  # (N, 1)
+    log_p_x = shape * log_h - gammaln(shape) + (shape - 1) * x.expected_log - h * x.mean  # (N, K)
+    log_p_h = (
+        hyper_shape * np.log(rate)
+        - gammaln(hyper_shape)
+        + (hyper_shape - 1) * hyper.expected_log
+        - rate * hyper.mean
+    )  # (N,)
+    return {
+        "E[ln p(x|h)]": float(log_p_x.sum()),
+        "E[ln p(h)]": float(log_p_h.sum()),
+        "-E[ln q(x)]": x.entropy,
+        "-E[ln q(h)]": hyper.entropy,
+    }
+
+
+def elbo_terms(
+    y: Matrix,  # (N, M)
+    theta: Gamma,  # (N, K)
+    beta: Gamma,  # (M, K)
+    xi: Gamma,  # (N,)
+    eta: Gamma,  # (M,)
+    priors: Priors,
+) -> dict[str, float]:
+    """The terms of the evidence lower bound, φ at its optimum.
+
+    −Σ E[ln z!] stands in E[ln p(z|θ,β)] and +Σ E[ln z!] in the multinomials' entropy; both are left
+    out, so that counts need not be whole.
+    """
+    log_p = log_phi(theta.expected_log, beta.expected_log)  # (N, M, K)
+    z = y[:, :, None] * np.exp(log_p)  # (N, M, K)
+    log_rate = theta.expected_log[:, None, :] + beta.expected_log[None, :, :]  # (N, M, K)
+    rate = theta.mean[:, None, :] * beta.mean[None, :, :]  # (N, M, K)
+    # φ = 0 comes with ln φ far below zero but finite, so that their product is a clean zero.
+    terms = {
+        "E[ln p(z|theta,beta)]": float((z * log_rate - rate).sum()),
+        "-E[ln q(z)]": float(-(z * log_p).sum() - gammaln(y + 1).sum()),
+    }
+    users = gamma_elbo_terms(theta, xi, priors.a, priors.a_prime, priors.a_prime / priors.b_prime)
+    items = gamma_elbo_terms(beta, eta, priors.c, priors.c_prime, priors.c_prime / priors.d_prime)
+    terms |= {f"users: {name}": value for name, value in users.items()}
+    return terms | {f"items: {name}": value for name, value in items.items()}
+
+
+def magnitude(terms: dict[str, float]) -> float:
+    """Sum of the absolute values: what rounding errors of the total are in proportion to."""
+    return sum(abs(value) for value in terms.values())
+
+
+# -- coordinate ascent -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class State:
+    """All variational parameters, φ apart, and the ELBO after some iteration."""
+
+    theta: Gamma  # (N, K)
+    beta: Gamma  # (M, K)
+    xi: Gamma  # (N,)
+    eta: Gamma  # (M,)
+    elbo: float
+    elbo_magnitude: float
+
+
+def fit(
+    y: Matrix,  # (N, M)
+    k: int,
+    a: float,
+    a_prime: float,
+    b_prime: float,
+    c: float,
+    c_prime: float,
+    d_prime: float,
+    seed: int,
+    dtype: DTypeLike,
+    iterations: int,
+    schedule: Literal["joint", "alternating"] = "joint",
+) -> list[State]:
+    """The state at hpfrec's start values, then after each iteration: ``iterations + 1`` of them.
+
+    Only the start values are rounded to ``dtype``.  hpfrec's order is "joint": one φ serves both
+    sides.  "alternating" computes φ anew once the users are updated.
+    """
+    n, m = y.shape
+    priors = Priors(a, a_prime, b_prime, c, c_prime, d_prime)
+
+    rng = np.random.Generator(np.random.MT19937(seed))
+    theta_rate = a_prime + 0.01 * rng.random(size=(n, k), dtype=dtype)
+    beta_rate = c_prime + 0.01 * rng.random(size=(m, k), dtype=dtype)
+    theta_shape = a_prime + 0.01 * rng.random(size=(n, k), dtype=dtype)
+    beta_shape = c_prime + 0.01 * rng.random(size=(m, k), dtype=dtype)
+    theta = Gamma(theta_shape.astype(np.float64), theta_rate.astype(np.float64))
+    beta = Gamma(beta_shape.astype(np.float64), beta_rate.astype(np.float64))
+    xi = Gamma(np.full(n, a_prime + k * a), np.full(n, b_prime))
+    eta = Gamma(np.full(m, c_prime + k * c), np.full(m, d_prime))
+
+    def state() -> State:
+        terms = elbo_terms(y, theta, beta, xi, eta, priors)
+        return State(theta, beta, xi, eta, sum(terms.values()), magnitude(terms))
+
+    states = [state()]
+    for _ in range(iterations):
+        z = expected_z(y, theta.expected_log, beta.expected_log)  # (N, M, K)
+        theta = Gamma(a + z.sum(axis=1), xi.mean[:, None] + beta.column_sums)
+        if schedule == "alternating":
+            z = expected_z(y, theta.expected_log, beta.expected_log)
+        beta = Gamma(c + z.sum(axis=0), eta.mean[:, None] + theta.column_sums)
+        xi = Gamma(xi.shape, a_prime / b_prime + theta.row_sums)
+        eta = Gamma(eta.shape, c_prime / d_prime + beta.row_sums)
+        states.append(state())
+    return states

@@ -1,0 +1,901 @@
+"""The contract of hpf_gpu.backends.protocol: every operation × backend × dtype against dense formulas.
+
+The cases below hold only numbers that float32 represents exactly, so one oracle value serves both
+dtypes, and what is measured is the backend's arithmetic and not the rounding of its input.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+import numpy as np
+import oracle
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import sparse
+
+from hpf_gpu.backends import protocol
+from hpf_gpu.backends.protocol import Array, Backend, Factor, Host
+from hpf_gpu.convergence import Check
+from hpf_gpu.inference import Fit, Schedule, fit, iterate
+from hpf_gpu.likelihood import Objective, log_factorial_sum, pair_llk
+from hpf_gpu.variational import Block, Model, Pairs, Prior, draw_start_values, start_side
+
+# -- tolerances --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Largest error accepted, about five times the largest one measured, which stands beside it.
+
+    Measured over numpy and openmp, the latter with 1, 2, 3 and 7 threads and for every x86-64 level.
+    """
+
+    shape: float  # shape = prior + statistic
+    exp_log: float  # of exp E[ln θ], scaled
+    log_scale: float  # absolute, per unit of 1 + |ln scale|
+    mean: float
+    sums: float  # row and column sums of the mean
+    allocate: float
+    conservation: float  # Σ_k statistic against the counts
+    log_sums: float  # log_rate_sum and log_normalizer_sum, per Σ y (1 + |ln|)
+    gamma_elbo: float  # per Σ |terms|
+    distance: float
+    predict: float
+    parameters: float  # relative Frobenius error after 20 iterations
+    objective: float  # ELBO and log-likelihoods during a fit, per Σ |terms|
+    monotone: float  # fall of the ELBO in one iteration, per Σ |terms|
+
+
+TOLERANCE = {
+    "float32": Tolerance(
+        shape=4e-7,  # 8.9e-8
+        exp_log=3e-7,  # 6.0e-8
+        log_scale=1e-14,  # 2.2e-15
+        mean=3e-7,  # 6.0e-8
+        sums=1e-13,  # 1.4e-14
+        allocate=2e-5,  # 2.8e-6, columns of 2,000 counts
+        conservation=1e-5,  # 1.4e-6
+        log_sums=2e-7,  # 3.3e-8
+        gamma_elbo=2e-14,  # 3.4e-15
+        distance=4e-15,  # 6.6e-16
+        predict=2e-6,  # 3.9e-7
+        parameters=4e-5,  # 6.9e-6
+        objective=5e-6,  # 8.5e-7
+        monotone=1e-7,  # 0; 2.3e-8 in 150 examples of 60 iterations
+    ),
+    "float64": Tolerance(
+        shape=1e-15,  # 0
+        exp_log=8e-14,  # 1.8e-14
+        log_scale=1e-14,  # 1.7e-15
+        mean=1e-15,  # 0
+        sums=1e-13,  # 1.3e-14
+        allocate=6e-13,  # 1.1e-13, E[ln θ] near −760
+        conservation=3e-13,  # 4.8e-14
+        log_sums=2e-14,  # 3.4e-15
+        gamma_elbo=2e-14,  # 3.4e-15
+        distance=4e-15,  # 6.1e-16
+        predict=5e-15,  # 8.7e-16
+        parameters=4e-13,  # 6.8e-14
+        objective=6e-13,  # 1.1e-14; 1.3e-13 in 150 examples of 60 iterations
+        monotone=5e-16,  # 0; 5.6e-17 in 150 examples of 60 iterations
+    ),
+}
+
+
+@pytest.fixture(scope="session")
+def tolerance(dtype: np.dtype[Any]) -> Tolerance:
+    return TOLERANCE[dtype.name]
+
+
+def assert_close(got: Host, want: Host, limit: float) -> None:
+    """Elementwise relative error; what lies below a millionth of its row's largest is held against that."""
+    assert got.shape == want.shape
+    assert np.isfinite(got).all()
+    size = np.abs(want)
+    scale = np.maximum(size, 1e-6 * size.max(axis=-1, keepdims=True, initial=0))
+    error = np.abs(got.astype(np.float64) - want)
+    worst = float(np.divide(error, scale, out=error.copy(), where=scale > 0).max(initial=0))
+    assert worst <= limit, f"relative error {worst:.2e} > {limit:.0e}"
+
+
+def assert_near(got: float, want: float, limit: float, scale: float) -> None:
+    """Error of one number in proportion to the size of the terms that it sums."""
+    assert math.isfinite(got)
+    assert abs(got - want) <= limit * scale, f"relative error {abs(got - want) / scale:.2e} > {limit:.0e}"
+
+
+def assert_same(got: Host | None, want: Host | None) -> None:
+    """The same bits."""
+    if got is None or want is None:
+        assert got is want
+    else:
+        np.testing.assert_array_equal(got, want)
+
+
+# -- cases -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Gamma parameters of one side as the protocol takes them, and as the oracle does."""
+
+    shape: Host  # (N, K) float64
+    rate_rows: Host  # (N,) float64, or (N, K) for start values
+    rate_columns: Host  # (K,) float64
+
+    @property
+    def gamma(self) -> oracle.Gamma:
+        rows = self.rate_rows if self.rate_rows.ndim == 2 else self.rate_rows[:, None]
+        return oracle.Gamma(self.shape, rows + self.rate_columns)
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    y: Host  # (N, M) float64
+    users: Parameters  # N, K
+    items: Parameters  # M, K
+
+    @property
+    def k(self) -> int:
+        return int(self.users.shape.shape[1])
+
+    def csr(self, dtype: np.dtype[Any], index: type = np.int32) -> Any:
+        """The counts (N, M) as canonical CSR with the given types of values and indices."""
+        matrix = sparse.csr_array(self.y.astype(dtype))
+        indices, indptr = matrix.indices.astype(index), matrix.indptr.astype(index)
+        csr = sparse.csr_array(matrix.shape, dtype=dtype)
+        # Set one by one: the constructor would narrow the indices to int32.
+        csr.data, csr.indices, csr.indptr = matrix.data, indices, indptr
+        return csr
+
+
+FACTORS = (1, 3, 5, 30, 32, 50, 64, 100, 200)
+
+
+def _float32_exact(values: Host) -> Host:
+    return values.astype(np.float32).astype(np.float64)
+
+
+def _parameters(rng: np.random.Generator, n: int, k: int, shape: Host | None = None) -> Parameters:
+    """Shapes over three decades unless given, rates of rank one."""
+    if shape is None:
+        shape = np.exp(rng.normal(0.0, 1.2, (n, k)))
+    return Parameters(
+        _float32_exact(shape), _float32_exact(rng.gamma(2.0, 1.0, n)), _float32_exact(rng.gamma(3.0, 1.0, k))
+    )
+
+
+def _counts(rng: np.random.Generator, n: int, m: int, nnz: int) -> Host:
+    """Small whole counts (N, M): power-law degrees, with empty rows and columns at both ends."""
+    weight = rng.zipf(1.7, n)[:, None] ** 0.7 * rng.zipf(1.7, m) ** 0.7
+    priority = np.log(weight) + rng.gumbel(size=(n, m))
+    if min(n, m) > 3:
+        priority[[0, n // 2, -1]] = priority[:, [0, m // 3, -1]] = -np.inf
+    y = np.zeros(n * m)
+    chosen = np.argsort(priority, axis=None)[::-1][:nnz]
+    y[chosen] = rng.geometric(0.3, nnz)
+    return y.reshape(n, m)
+
+
+def _disjoint(n: int, k: int, low: Host | float) -> Host:
+    """Shapes (N, K): row n is large on factor n mod K, and ``low`` on all others."""
+    return np.where(np.arange(n)[:, None] % k == np.arange(k), 50.0, low)
+
+
+def _make_case(name: str) -> Case:
+    rng = np.random.default_rng(sum(map(ord, name)))
+
+    def case(n: int, m: int, k: int, nnz: int) -> Case:
+        return Case(name, _counts(rng, n, m, nnz), _parameters(rng, n, k), _parameters(rng, m, k))
+
+    if name.startswith("K="):
+        return case(23, 31, int(name[2:]), 130)
+    match name:
+        case "one user":
+            return case(1, 40, 5, 25)
+        case "one item":
+            return case(40, 1, 5, 25)
+        case "one nonzero":
+            return case(7, 9, 5, 1)
+        case "no nonzero":  # a block whose users have no counts
+            return case(7, 9, 5, 0)
+        case "power law":  # long rows and columns
+            return case(300, 2000, 32, 60_000)
+        case "wide":  # more columns than a tile has whose factors fit in cache; rows of thousands
+            return case(20, 80_000, 3, 40_000)
+        case "tall":  # the same with the sides exchanged
+            return case(80_000, 10, 3, 20_000)
+        case "huge counts":
+            base = case(23, 31, 5, 130)
+            y = np.where(base.y > 0, 10.0 ** rng.uniform(0, 9, base.y.shape), 0.0)
+            y[tuple(np.argwhere(base.y)[0])] = 1e9
+            shapes = (10 ** rng.uniform(-3, 9, side.shape.shape) for side in (base.users, base.items))
+            users, items = (_parameters(rng, len(shape), 5, shape) for shape in shapes)
+            return Case(name, _float32_exact(np.ceil(y)), users, items)
+        case "fractional counts":
+            base = case(23, 31, 5, 130)
+            return dataclasses.replace(base, y=_float32_exact(base.y * rng.uniform(1e-3, 1, base.y.shape)))
+        case "start values" | "start values, K=1":  # rates as full matrices
+            k = 1 if name.endswith("1") else 30
+            users, items = (
+                Parameters(
+                    _float32_exact(0.3 + 0.01 * rng.random((n, k))),
+                    _float32_exact(0.3 + 0.01 * rng.random((n, k))),
+                    np.zeros(k),
+                )
+                for n in (23, 31)
+            )
+        case "small shapes":
+            shapes = (10 ** rng.uniform(-3, 1, (n, 30)) for n in (23, 31))
+            users, items = (_parameters(rng, len(shape), 30, shape) for shape in shapes)
+        case "disjoint":  # exp(ψ(1e-3)) is below float64's range: φ has only the log-sum-exp
+            users, items = (_parameters(rng, n, 7, _disjoint(n, 7, 1e-3)) for n in (23, 31))
+        case "nearly disjoint":  # below float32's range, and on both sides of any threshold
+            lows = (rng.uniform(0.008, 0.05, (n, 1)) for n in (23, 31))
+            users, items = (_parameters(rng, len(low), 7, _disjoint(len(low), 7, low)) for low in lows)
+        case _:
+            raise ValueError(name)
+    return Case(name, _counts(rng, 23, 31, 130), users, items)
+
+
+CASES = (
+    *(f"K={k}" for k in FACTORS),
+    "one user",
+    "one item",
+    "one nonzero",
+    "no nonzero",
+    "power law",
+    "wide",
+    "tall",
+    "huge counts",
+    "fractional counts",
+    "start values",
+    "start values, K=1",
+    "small shapes",
+    "disjoint",
+    "nearly disjoint",
+)
+
+
+@pytest.fixture(scope="session", params=CASES, ids=lambda name: name.replace(" ", "-"))
+def case(request: pytest.FixtureRequest) -> Case:
+    return make_case(request.param)
+
+
+make_case = cache(_make_case)
+
+
+@cache
+def expected_statistics(name: str) -> tuple[Host, Host]:
+    """Σ_i y φ (N, K) and Σ_u y φ (M, K), by the oracle."""
+    case = make_case(name)
+    return oracle.allocate(case.y, case.users.gamma.expected_log, case.items.gamma.expected_log)
+
+
+@cache
+def expected_log_normalizer_sum(name: str) -> float:
+    case = make_case(name)
+    return oracle.log_normalizer_sum(case.y, case.users.gamma.expected_log, case.items.gamma.expected_log)
+
+
+# -- what goes in and comes out ----------------------------------------------------------------
+
+
+def make_factor(backend: Backend, side: Parameters) -> Factor:
+    """The factor with these parameters, made as at the start of a fit."""
+    rows = backend.asarray(side.rate_rows)
+    if side.rate_rows.ndim == 1:
+        rows = rows[:, None]
+    factor, _, _ = backend.gamma_update(
+        backend.asarray(side.shape), 0.0, rows, backend.asarray(side.rate_columns)
+    )
+    return factor
+
+
+def make_factors(backend: Backend, case: Case) -> tuple[Factor, Factor]:
+    return make_factor(backend, case.users), make_factor(backend, case.items)
+
+
+def garbage(backend: Backend, n: int, k: int) -> Array:
+    """A matrix (N, K) that must be overwritten, not added to."""
+    return backend.asarray(np.full((n, k), np.nan))
+
+
+def on_host(backend: Backend, arrays: tuple[Array | None, ...]) -> tuple[Host | None, ...]:
+    return tuple(None if array is None else backend.asnumpy(array) for array in arrays)
+
+
+def factor_on_host(backend: Backend, factor: Factor) -> tuple[Host, ...]:
+    return tuple(backend.asnumpy(getattr(factor, field.name)) for field in dataclasses.fields(factor))
+
+
+# -- the interface -----------------------------------------------------------------------------
+
+
+def _public(thing: Any) -> set[str]:
+    return {name for name in dir(thing) if not name.startswith("_")}
+
+
+def _parameters_of(method: Callable[..., Any]) -> list[tuple[str, Any, Any]]:
+    parameters = inspect.signature(method).parameters.values()
+    return [(p.name, p.kind, p.default) for p in parameters]
+
+
+#: What a backend shows beyond the protocol: ``threads`` is a setting that only OpenMP has.
+EXTRAS = {"openmp": {"threads"}}
+
+
+def test_signatures(backend: Backend) -> None:
+    """The protocol's names, parameters, kinds and defaults: nothing missing, nothing more."""
+    assert _public(backend) == _public(protocol.Backend) | EXTRAS.get(backend.name, set())
+    for name, asked in inspect.getmembers(protocol.Backend, inspect.isfunction):
+        if not name.startswith("_"):
+            assert _parameters_of(getattr(type(backend), name)) == _parameters_of(asked), name
+
+
+def test_names_itself(backend: Backend, backend_name: str, dtype: np.dtype[Any]) -> None:
+    assert backend.name == backend_name
+    assert backend.dtype == dtype
+    line = backend.describe()
+    assert line
+    assert "\n" not in line
+
+
+# -- transfers ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "shape", [(7,), (1,), (6, 1), (1, 1), (5, 3), (4, 30), (3, 32), (2, 200), (1, 5), (0, 5)]
+)
+@pytest.mark.parametrize("layout", ["C", "F", "strided", "float32", "int64"])
+def test_round_trip(backend: Backend, shape: tuple[int, ...], layout: str) -> None:
+    """A matrix arrives in ``dtype``, a vector in float64, whatever the host's type and order."""
+    host = np.arange(math.prod(shape), dtype=np.float64).reshape(shape) + 1
+    if layout == "strided":
+        host = np.repeat(host, 2, axis=-1)[..., ::2]
+    elif layout == "F":
+        host = np.asfortranarray(host)
+    elif layout != "C":
+        host = host.astype(layout)
+    back = backend.asnumpy(backend.asarray(host))
+    assert back.dtype == (backend.dtype if len(shape) == 2 else np.float64)
+    assert back.flags.c_contiguous
+    assert_same(back, host)
+
+
+def test_vectors_keep_float64(backend: Backend) -> None:
+    vector = np.array([1 / 3, 1e300, 1 + 2**-50])
+    assert_same(backend.asnumpy(backend.asarray(vector)), vector)
+
+
+@pytest.mark.parametrize("shape", [(6,), (6, 1), (5, 3), (2, 32)])
+def test_transfers_copy(backend: Backend, shape: tuple[int, ...]) -> None:
+    """Neither side sees what is written to the other afterwards."""
+    host = np.ones(shape, backend.dtype if len(shape) == 2 else np.float64)
+    array = backend.asarray(host)
+    host[...] = 2
+    copy = backend.asnumpy(array)
+    assert (copy == 1).all()
+    copy[...] = 3
+    assert (backend.asnumpy(array) == 1).all()
+
+
+def test_array_arithmetic(backend: Backend) -> None:
+    """What inference does to arrays without asking the backend."""
+    vector, matrix = np.array([1.0, 2.0, 4.0]), np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    v, m = backend.asarray(vector), backend.asarray(matrix)
+    assert_same(backend.asnumpy(v + v), vector + vector)
+    assert_same(backend.asnumpy(0.5 + v), 0.5 + vector)
+    assert_same(backend.asnumpy(v * v), vector * vector)
+    assert_same(backend.asnumpy(3.0 / v), 3.0 / vector)
+    assert_same(backend.asnumpy((3.0 / v)[:, None]), (3.0 / vector)[:, None])
+    assert float((v * v).sum()) == 21.0
+    m += backend.asarray(matrix)
+    assert_same(backend.asnumpy(m), 2 * matrix)
+
+
+@pytest.mark.parametrize("index", [np.int32, np.int64])
+def test_counts(backend: Backend, case: Case, index: type) -> None:
+    """Shape and number of nonzeros are kept; the matrix that was handed over is left alone."""
+    csr = case.csr(backend.dtype, index)
+    before = [array.copy() for array in (csr.data, csr.indices, csr.indptr)]
+    counts = backend.counts(csr, case.k)
+    users, items = make_factors(backend, case)
+    for _ in range(2):
+        backend.allocate(counts, users, items)
+    backend.log_normalizer_sum(counts, users, items)
+    assert counts.shape == case.y.shape
+    assert counts.nnz == np.count_nonzero(case.y)
+    for array, kept in zip((csr.data, csr.indices, csr.indptr), before, strict=True):
+        assert array.dtype == kept.dtype
+        assert_same(array, kept)
+
+
+# -- the gamma posteriors ----------------------------------------------------------------------
+
+
+def both_sides(case: Case) -> Iterator[Parameters]:
+    yield case.users
+    yield case.items
+
+
+@pytest.mark.parametrize("prior_shape", [0.0, 1e-3, 0.3])
+@pytest.mark.parametrize("with_out", [False, True], ids=["", "out"])
+def test_gamma_update(
+    backend: Backend, case: Case, tolerance: Tolerance, prior_shape: float, with_out: bool
+) -> None:
+    """Shape, exp E[ln θ] scaled by rows, and the sums of the mean, for the shape as it was stored."""
+    for side in both_sides(case):
+        n, k = side.shape.shape
+        rows = backend.asarray(side.rate_rows)
+        rows = rows if side.rate_rows.ndim == 2 else rows[:, None]
+        columns, out = backend.asarray(side.rate_columns), garbage(backend, n, k) if with_out else None
+        factor, row_sums, column_sums = backend.gamma_update(
+            backend.asarray(side.shape), prior_shape, rows, columns, out
+        )
+        stored, rate_rows, rate_columns, exp_log, log_scale = factor_on_host(backend, factor)
+        assert stored.dtype == exp_log.dtype == backend.dtype
+        assert log_scale.dtype == rate_columns.dtype == np.float64
+        assert_close(stored, side.shape + prior_shape, tolerance.shape)
+        assert_same(rate_rows, side.gamma.rate if side.rate_rows.ndim == 2 else side.rate_rows[:, None])
+        assert_same(rate_columns, side.rate_columns)
+
+        # E[ln θ] of a small shape magnifies the rounding of prior + statistic, so it is judged
+        # against the shape that was stored.
+        want = oracle.Gamma(stored.astype(np.float64), side.gamma.rate)
+        largest = want.expected_log.max(axis=1)
+        assert_close(exp_log, np.exp(want.expected_log - largest[:, None]), tolerance.exp_log)
+        assert ((exp_log >= 0) & (exp_log <= 1)).all()
+        assert (exp_log.max(axis=1) == 1).all()
+        assert log_scale.shape == (n,)
+        scale_error = np.abs(log_scale - largest) / (1 + np.abs(largest))
+        assert float(scale_error.max(initial=0)) <= tolerance.log_scale
+
+        for sums, wanted in ((row_sums, want.row_sums), (column_sums, want.column_sums)):
+            assert backend.asnumpy(sums).dtype == np.float64
+            assert_close(backend.asnumpy(sums)[:, None], wanted[:, None], tolerance.sums)
+        if with_out:
+            assert_same(backend.asnumpy(out), exp_log)
+            alone, *_ = backend.gamma_update(backend.asarray(side.shape), prior_shape, rows, columns)
+            assert_same(backend.asnumpy(alone.exp_log), exp_log)
+
+
+def test_gamma_update_leaves_rates_alone(backend: Backend, case: Case) -> None:
+    """Only the statistic is consumed."""
+    for side in both_sides(case):
+        rows, columns = backend.asarray(side.rate_rows), backend.asarray(side.rate_columns)
+        wide = rows if side.rate_rows.ndim == 2 else rows[:, None]
+        backend.gamma_update(backend.asarray(side.shape), 0.3, wide, columns)
+        assert_same(backend.asnumpy(rows), side.rate_rows)
+        assert_same(backend.asnumpy(columns), side.rate_columns)
+
+
+def test_mean(backend: Backend, case: Case, tolerance: Tolerance) -> None:
+    for side in both_sides(case):
+        mean = backend.asnumpy(backend.mean(make_factor(backend, side)))
+        assert mean.dtype == backend.dtype
+        assert_close(mean, side.gamma.mean, tolerance.mean)
+
+
+@pytest.mark.parametrize(
+    ("shape", "hyper_shape", "hyper_mean"), [(0.3, 0.3, 1.0), (1e-3, 5.0, 0.2), (2.5, 1e-3, 7.0)]
+)
+def test_gamma_elbo(
+    backend: Backend, case: Case, tolerance: Tolerance, shape: float, hyper_shape: float, hyper_mean: float
+) -> None:
+    for side in both_sides(case):
+        n, k = side.shape.shape
+        hyper = oracle.Gamma(np.full(n, hyper_shape + k * shape), np.linspace(0.1, 3.0, n))
+        prior_rate = hyper_shape / hyper_mean
+        terms = oracle.gamma_elbo_terms(side.gamma, hyper, shape, hyper_shape, prior_rate)
+        factor, rate = make_factor(backend, side), backend.asarray(hyper.rate)
+        got = backend.gamma_elbo(factor, rate, shape, hyper_shape, prior_rate)
+        assert_near(got, sum(terms.values()), tolerance.gamma_elbo, oracle.magnitude(terms))
+
+
+def test_distance(backend: Backend, case: Case, tolerance: Tolerance) -> None:
+    a = case.users.shape
+    b = _float32_exact(a * np.linspace(0.5, 2.0, a.size).reshape(a.shape))
+    want = float(np.sqrt(((a - b) ** 2).sum()))
+    assert_near(backend.distance(backend.asarray(a), backend.asarray(b)), want, tolerance.distance, want)
+    assert backend.distance(backend.asarray(a), backend.asarray(a)) == 0
+
+
+# -- the nonzeros ------------------------------------------------------------------------------
+
+SIDES: tuple[protocol.SideName, ...] = ("both", "users", "items")
+
+
+@pytest.mark.parametrize("exact", [False, True], ids=["", "exact"])
+@pytest.mark.parametrize("side", SIDES)
+def test_allocate(
+    backend: Backend, case: Case, tolerance: Tolerance, side: protocol.SideName, exact: bool
+) -> None:
+    users, items = make_factors(backend, case)
+    counts = backend.counts(case.csr(backend.dtype), case.k)
+    got = backend.allocate(counts, users, items, side=side, exact=exact)
+    names = ("users", "items")
+    for name, statistic, want in zip(
+        names, on_host(backend, got), expected_statistics(case.name), strict=True
+    ):
+        if side not in (name, "both"):
+            assert statistic is None
+            continue
+        assert statistic is not None
+        assert statistic.dtype == backend.dtype
+        assert_close(statistic, want, tolerance.allocate)
+
+
+@pytest.mark.parametrize("exact", [False, True], ids=["", "exact"])
+def test_allocate_conserves_counts(backend: Backend, case: Case, tolerance: Tolerance, exact: bool) -> None:
+    """Σ_k of a row's statistic is the row's total: no count is lost, whatever underflows."""
+    users, items = make_factors(backend, case)
+    got = backend.allocate(backend.counts(case.csr(backend.dtype), case.k), users, items, exact=exact)
+    for axis, statistic in zip((1, 0), on_host(backend, got), strict=True):
+        assert statistic is not None
+        row_totals = statistic.sum(axis=1, dtype=np.float64)
+        assert_close(row_totals[:, None], case.y.sum(axis=axis)[:, None], tolerance.conservation)
+
+
+def test_exact_needs_no_scaled_product(backend: Backend, dtype: np.dtype[Any], tolerance: Tolerance) -> None:
+    """``exact`` finds shares that the scaled product has lost, though that product has not underflowed."""
+    # exp E[ln θ] underflows on the second factor; the low exp E[ln β] of the first makes up for it.
+    low, rate = {"float32": (1 / 110, 2.0**40), "float64": (1 / 760, 2.0**330)}[dtype.name]
+    users = Parameters(_float32_exact(np.array([[1.0, low]])), np.ones(1), np.zeros(2))
+    items = Parameters(np.ones((1, 2)), np.array([[rate, 1.0]]), np.zeros(2))
+    case = Case("exact", np.array([[8.0]]), users, items)
+    got = backend.allocate(backend.counts(case.csr(dtype), 2), *make_factors(backend, case), exact=True)
+    wanted = oracle.allocate(case.y, users.gamma.expected_log, items.gamma.expected_log)
+    for statistic, want in zip(on_host(backend, got), wanted, strict=True):
+        assert statistic is not None
+        assert_close(statistic.T, want.T, tolerance.allocate)  # every entry by its own size
+
+
+@pytest.mark.parametrize("offered", ["both", "users", "items"])
+@pytest.mark.parametrize("exact", [False, True], ids=["", "exact"])
+def test_allocate_into_buffers(backend: Backend, case: Case, offered: str, exact: bool) -> None:
+    """Buffers are used, what they held before is forgotten, and the result is the same bits."""
+    users, items = make_factors(backend, case)
+    counts = backend.counts(case.csr(backend.dtype), case.k)
+    (n, m), k = case.y.shape, case.k
+    out = (
+        garbage(backend, n, k) if offered in ("users", "both") else None,
+        garbage(backend, m, k) if offered in ("items", "both") else None,
+    )
+    want = on_host(backend, backend.allocate(counts, users, items, exact=exact))
+    got = on_host(backend, backend.allocate(counts, users, items, exact=exact, out=out))
+    for result, wanted, buffer in zip(got, want, on_host(backend, out), strict=True):
+        assert_same(result, wanted)
+        if buffer is not None:
+            assert_same(buffer, wanted)
+
+
+@pytest.mark.parametrize("name", ["K=3", "K=30", "K=32", "K=200", "power law", "disjoint"])
+@pytest.mark.parametrize("index", [np.int32, np.int64])
+@pytest.mark.parametrize("values", [np.float32, np.float64])
+def test_csr_types(backend: Backend, tolerance: Tolerance, name: str, index: type, values: type) -> None:
+    """Indices and values of either width mean the same counts."""
+    case = make_case(name)
+    users, items = make_factors(backend, case)
+    csr = case.csr(np.dtype(values), index)
+    assert csr.indices.dtype == csr.indptr.dtype == index
+    counts = backend.counts(csr, case.k)
+    got = on_host(backend, backend.allocate(counts, users, items))
+    for statistic, want in zip(got, expected_statistics(name), strict=True):
+        assert statistic is not None
+        assert_close(statistic, want, tolerance.allocate)
+    plain = backend.counts(case.csr(backend.dtype), case.k)
+    want_sum = backend.log_normalizer_sum(plain, users, items)
+    assert backend.log_normalizer_sum(counts, users, items) == want_sum
+
+
+def test_log_rate_sum(backend: Backend, case: Case, tolerance: Tolerance) -> None:
+    theta, beta = (_float32_exact(side.gamma.mean) for side in both_sides(case))
+    counts = backend.counts(case.csr(backend.dtype), case.k)
+    got = backend.log_rate_sum(counts, backend.asarray(theta), backend.asarray(beta))
+    u, i = case.y.nonzero()
+    scale = float(np.sum(case.y[u, i] * (1 + np.abs(np.log((theta @ beta.T)[u, i])))))
+    assert_near(got, oracle.log_rate_sum(case.y, theta, beta), tolerance.log_sums, scale)
+
+
+def test_log_rate_sum_below_float32(backend: Backend, tolerance: Tolerance) -> None:
+    """Products that underflow in float32 have a logarithm all the same."""
+    case = make_case("K=30")
+    theta, beta = (_float32_exact(side.gamma.mean * 1e-25) for side in both_sides(case))
+    counts = backend.counts(case.csr(backend.dtype), case.k)
+    got = backend.log_rate_sum(counts, backend.asarray(theta), backend.asarray(beta))
+    assert_near(got, oracle.log_rate_sum(case.y, theta, beta), tolerance.log_sums, 100 * float(case.y.sum()))
+
+
+def test_log_normalizer_sum(backend: Backend, case: Case, tolerance: Tolerance) -> None:
+    users, items = make_factors(backend, case)
+    got = backend.log_normalizer_sum(backend.counts(case.csr(backend.dtype), case.k), users, items)
+    want = expected_log_normalizer_sum(case.name)
+    assert_near(got, want, tolerance.log_sums, abs(want) + float(case.y.sum()))
+
+
+@pytest.mark.parametrize("index", [np.int32, np.int64])
+def test_predict_pairs(backend: Backend, case: Case, tolerance: Tolerance, index: type) -> None:
+    """Any pairs in any order, repeated ones included."""
+    rng = np.random.default_rng(0)
+    rows, columns = (rng.integers(0, n, 500).astype(index) for n in case.y.shape)
+    theta, beta = (_float32_exact(side.gamma.mean) for side in both_sides(case))
+    got = backend.predict_pairs(backend.asarray(theta), backend.asarray(beta), rows, columns)
+    want = np.einsum("zk,zk->z", theta[rows], beta[columns])
+    assert isinstance(got, np.ndarray)
+    assert_close(got[:, None], want[:, None], tolerance.predict)
+
+
+def test_predict_no_pairs(backend: Backend) -> None:
+    none = np.zeros(0, np.int64)
+    ones = backend.asarray(np.ones((3, 5)))
+    assert backend.predict_pairs(ones, ones, none, none).shape == (0,)
+
+
+# -- every operation ---------------------------------------------------------------------------
+
+
+def test_operations_repeat_and_leave_inputs_alone(backend: Backend, case: Case) -> None:
+    """Two calls give the same bits, and what the protocol doesn't call consumed stays as it was."""
+    users, items = make_factors(backend, case)
+    theta, beta = backend.mean(users), backend.mean(items)
+    counts = backend.counts(case.csr(backend.dtype), case.k)
+    rows, columns = case.y.nonzero()
+    hyper_rate = backend.asarray(np.linspace(0.1, 3.0, len(case.y)))
+    wide = users.rate_rows
+
+    def refreshed() -> tuple[Host | None, ...]:
+        factor, *sums = backend.gamma_update(backend.asarray(case.users.shape), 0.3, wide, users.rate_columns)
+        return (*factor_on_host(backend, factor), *on_host(backend, tuple(sums)))
+
+    operations: dict[str, Callable[[], tuple[Any, ...]]] = {
+        "allocate": lambda: on_host(backend, backend.allocate(counts, users, items)),
+        "allocate users": lambda: on_host(backend, backend.allocate(counts, users, items, side="users")),
+        "allocate items": lambda: on_host(backend, backend.allocate(counts, users, items, side="items")),
+        "allocate exact": lambda: on_host(backend, backend.allocate(counts, users, items, exact=True)),
+        "gamma_update": refreshed,
+        "mean": lambda: on_host(backend, (backend.mean(users),)),
+        "log_rate_sum": lambda: (backend.log_rate_sum(counts, theta, beta),),
+        "log_normalizer_sum": lambda: (backend.log_normalizer_sum(counts, users, items),),
+        "gamma_elbo": lambda: (backend.gamma_elbo(users, hyper_rate, 0.3, 0.3, 0.3),),
+        "distance": lambda: (backend.distance(theta, users.shape),),
+        "predict_pairs": lambda: (backend.predict_pairs(theta, beta, rows, columns),),
+    }
+
+    def inputs() -> list[Host | None]:
+        factors = (*factor_on_host(backend, users), *factor_on_host(backend, items))
+        return [*factors, *on_host(backend, (theta, beta, hyper_rate)), rows.copy(), columns.copy()]
+
+    before = inputs()
+    for name, operation in operations.items():
+        first, second = operation(), operation()
+        for one, other in zip(first, second, strict=True):
+            np.testing.assert_array_equal(one, other, err_msg=name)
+        for kept, now in zip(before, inputs(), strict=True):
+            np.testing.assert_array_equal(now, kept, err_msg=name)
+
+
+# -- whole fits --------------------------------------------------------------------------------
+
+ScheduleName = Literal["joint", "alternating"]
+SCHEDULES: tuple[ScheduleName, ...] = ("joint", "alternating")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Data and priors of a small fit."""
+
+    y: Host  # (N, M)
+    k: int
+    priors: oracle.Priors
+    seed: int = 1
+
+    def reference(self, dtype: np.dtype[Any], iterations: int, schedule: ScheduleName) -> list[oracle.State]:
+        priors = dataclasses.astuple(self.priors)
+        return oracle.fit(self.y, self.k, *priors, self.seed, dtype, iterations, schedule)
+
+    def model(self, backend: Backend, rows: tuple[slice, ...] = (slice(None),)) -> Model:
+        """The model at its start values, with one block for each of the slices of users."""
+        p, csr = self.priors, sparse.csr_array(self.y.astype(backend.dtype))
+        user, item = Prior(p.a, p.a_prime, p.b_prime), Prior(p.c, p.c_prime, p.d_prime)
+        start = draw_start_values(*self.y.shape, self.k, user, item, self.seed, backend.dtype)
+        blocks = (
+            Block(
+                backend.counts(csr[part], self.k),
+                start_side(backend, user, start.user_shape[part], start.user_rate[part]),
+                self.validation(part),
+            )
+            for part in rows
+        )
+        return Model(tuple(blocks), start_side(backend, item, start.item_shape, start.item_rate))
+
+    def validation(self, part: slice = slice(None)) -> Pairs:
+        """Held-out counts: the data once more, moved by one column; users are numbered within the part."""
+        held_out = np.roll(self.y, 1, axis=1)[part]
+        rows, columns = held_out.nonzero()
+        return Pairs(rows, columns, held_out[rows, columns])
+
+    def objective(self, backend: Backend, *, full_llk: bool) -> Objective:
+        return Objective(backend, log_factorial_sum(self.y[self.y > 0]), full_llk)
+
+
+def _small_problem() -> Problem:
+    rng = np.random.default_rng(7)
+    theta, beta = rng.gamma(0.4, 2.0, (24, 4)), rng.gamma(0.4, 2.0, (33, 4))
+    y = rng.poisson(theta @ beta.T).astype(np.float64)
+    y[5] = y[:, 9] = 0  # a user and an item without counts
+    return Problem(y, 5, oracle.Priors(0.3, 0.4, 1.2, 0.25, 0.5, 0.8))
+
+
+SMALL = _small_problem()
+
+
+@cache
+def small_reference(dtype: str, schedule: ScheduleName) -> list[oracle.State]:
+    return SMALL.reference(np.dtype(dtype), 20, schedule)
+
+
+def rule(schedule: ScheduleName, *, maxiter: int | None = 20, exact: bool = False) -> Schedule:
+    return Schedule("maxiter", 0.0, 1, maxiter, alternating=schedule == "alternating", exact_phi=exact)
+
+
+def parameters_of(backend: Backend, model: Model) -> dict[str, Host]:
+    """Every variational parameter of a model with one block."""
+    found = {}
+    for name, side in (("users", model.blocks[0].users), ("items", model.items)):
+        shape, rate_rows, rate_columns, _, _ = factor_on_host(backend, side.factor)
+        found[f"{name}: shape"] = shape
+        found[f"{name}: rate"] = rate_rows + rate_columns
+        found[f"{name}: mean"] = backend.asnumpy(backend.mean(side.factor))
+        found[f"{name}: column sums"] = backend.asnumpy(side.column_sums)
+        found[f"{name}: hyper rate"] = backend.asnumpy(side.hyper_rate)
+    return found
+
+
+def expected_parameters(state: oracle.State) -> dict[str, Host]:
+    found = {}
+    for name, x, hyper in (("users", state.theta, state.xi), ("items", state.beta, state.eta)):
+        found[f"{name}: shape"] = x.shape
+        found[f"{name}: rate"] = x.rate
+        found[f"{name}: mean"] = x.mean
+        found[f"{name}: column sums"] = x.column_sums
+        found[f"{name}: hyper rate"] = hyper.rate
+    return found
+
+
+def assert_parameters(backend: Backend, model: Model, state: oracle.State, limit: float) -> None:
+    got, want = parameters_of(backend, model), expected_parameters(state)
+    for name, wanted in want.items():
+        assert got[name].shape == wanted.shape, name
+        error = float(np.linalg.norm(got[name] - wanted) / np.linalg.norm(wanted))
+        assert error <= limit, f"{name}: relative Frobenius error {error:.2e} > {limit:.0e}"
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("exact", [False, True], ids=["", "exact"])
+def test_iterations(
+    backend: Backend, dtype: np.dtype[Any], tolerance: Tolerance, schedule: ScheduleName, exact: bool
+) -> None:
+    """Every parameter after each of 20 iterations from hpfrec's start values."""
+    start, *states = small_reference(dtype.name, schedule)
+    model = SMALL.model(backend)
+    assert_parameters(backend, model, start, tolerance.mean)
+    for state in states:
+        model = iterate(backend, model, rule(schedule, exact=exact))
+        assert_parameters(backend, model, state, tolerance.parameters)
+
+
+def run_fit(backend: Backend, schedule: ScheduleName, *, full_llk: bool) -> Fit:
+    reports: list[Check] = []
+    objective = SMALL.objective(backend, full_llk=full_llk)
+    fitted = fit(backend, SMALL.model(backend), rule(schedule), objective, reports.append)
+    assert reports == fitted.history
+    return fitted
+
+
+@pytest.mark.parametrize("full_llk", [False, True], ids=["", "full"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_fit(
+    backend: Backend, dtype: np.dtype[Any], tolerance: Tolerance, schedule: ScheduleName, full_llk: bool
+) -> None:
+    """The last model, and the ELBO and both log-likelihoods on the way to it."""
+    states = small_reference(dtype.name, schedule)
+    fitted = run_fit(backend, schedule, full_llk=full_llk)
+    assert fitted.iterations == 20
+    assert_parameters(backend, fitted.model, states[-1], tolerance.parameters)
+    held_out = SMALL.validation()
+    pairs = (held_out.rows, held_out.columns, held_out.values)
+    for check, state in zip(fitted.history, states[1:], strict=True):
+        theta, beta, scale = state.theta.mean, state.beta.mean, state.elbo_magnitude
+        llk = oracle.log_likelihood(SMALL.y, theta, beta, full=full_llk)
+        val_llk = oracle.pair_log_likelihood(theta, beta, *pairs, full=full_llk)
+        assert_near(check.elbo, state.elbo, tolerance.objective, scale)
+        assert_near(check.llk, llk, tolerance.objective, scale)
+        assert_near(check.val_llk, val_llk, tolerance.objective, scale)
+
+
+@pytest.mark.parametrize("full_llk", [False, True], ids=["", "full"])
+def test_pair_llk(backend: Backend, tolerance: Tolerance, full_llk: bool) -> None:
+    case, held_out = make_case("K=30"), SMALL.validation()
+    theta, beta = (_float32_exact(side.gamma.mean) for side in both_sides(case))
+    rows, columns = held_out.rows % len(theta), held_out.columns % len(beta)
+    want = oracle.pair_log_likelihood(theta, beta, rows, columns, held_out.values, full=full_llk)
+    pairs = Pairs(rows, columns, held_out.values)
+    got = pair_llk(backend, backend.asarray(theta), backend.asarray(beta), pairs, full_llk=full_llk)
+    rates = np.einsum("zk,zk->z", theta[rows], beta[columns])
+    scale = float(np.sum(held_out.values * (1 + np.abs(np.log(rates))) + rates))
+    assert_near(got, want, tolerance.predict, scale)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_three_blocks_are_one(backend: Backend, tolerance: Tolerance, schedule: ScheduleName) -> None:
+    """Users handed out in blocks, one of them a single user: the same model, spare buffers and all."""
+    parts = (slice(0, 1), slice(1, 10), slice(10, None))
+    whole, split = SMALL.model(backend), SMALL.model(backend, parts)
+    objective = SMALL.objective(backend, full_llk=False)
+    for iteration in range(1, 4):
+        whole = iterate(backend, whole, rule(schedule))
+        split = iterate(backend, split, rule(schedule))
+        for name in ("shape", "exp_log"):
+            pieces = [backend.asnumpy(getattr(block.users.factor, name)) for block in split.blocks]
+            one = backend.asnumpy(getattr(whole.blocks[0].users.factor, name))
+            assert_close(np.concatenate(pieces), one.astype(np.float64), tolerance.parameters)
+            got, want = (backend.asnumpy(getattr(model.items.factor, name)) for model in (split, whole))
+            assert_close(got, want.astype(np.float64), tolerance.parameters)
+        got_check, want_check = objective.check(split, iteration), objective.check(whole, iteration)
+        for figure in ("elbo", "llk", "val_llk"):
+            want_figure = getattr(want_check, figure)
+            assert_near(getattr(got_check, figure), want_figure, tolerance.objective, abs(want_figure))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_an_iteration_leaves_the_last_model_whole(backend: Backend, schedule: ScheduleName) -> None:
+    """Whoever is interrupted, or looks back, finds the finished model and its φ unchanged."""
+    objective = SMALL.objective(backend, full_llk=False)
+    model = SMALL.model(backend, (slice(0, 10), slice(10, None)))
+    for _ in range(3):
+        before = objective.elbo(model)
+        following = iterate(backend, model, rule(schedule))
+        assert objective.elbo(model) == before
+        model = following
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> Problem:
+    """Small data, often with empty rows and columns, and priors over two decades."""
+    n, m, k = draw(st.integers(1, 7)), draw(st.integers(1, 8)), draw(st.integers(1, 6))
+    count = st.one_of(st.just(0), st.just(0), st.integers(1, 20), st.integers(100, 10_000))
+    y = np.array(draw(st.lists(count, min_size=n * m, max_size=n * m)), np.float64).reshape(n, m)
+    level = st.sampled_from([0.05, 0.1, 0.3, 1.0, 3.0])
+    return Problem(y, k, oracle.Priors(*(draw(level) for _ in range(6))), draw(st.integers(0, 2**31)))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_elbo_never_falls(
+    backend: Backend, dtype: np.dtype[Any], tolerance: Tolerance, schedule: ScheduleName
+) -> None:
+    """Coordinate ascent ascends; and each ELBO is that of the oracle."""
+
+    @settings(max_examples=12, deadline=None, derandomize=True, database=None)
+    @given(problems())
+    def check(problem: Problem) -> None:
+        states = problem.reference(dtype, 12, schedule)
+        model, objective = problem.model(backend), problem.objective(backend, full_llk=False)
+        elbo = objective.elbo(model)
+        for i, state in enumerate(states):
+            if i > 0:
+                model = iterate(backend, model, rule(schedule))
+                before, elbo = elbo, objective.elbo(model)
+                assert before - elbo <= tolerance.monotone * state.elbo_magnitude
+            assert_near(elbo, state.elbo, tolerance.objective, state.elbo_magnitude)
+
+    check()
