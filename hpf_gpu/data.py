@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 import warnings
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -222,9 +222,10 @@ def _column(ids: Any) -> NDArray[Any]:
     return _objects(ids)
 
 
-def _objects(ids: Sequence[Hashable]) -> NDArray[Any]:
-    array = np.empty(len(ids), dtype=object)
-    array[:] = list(ids)
+def _objects(ids: Iterable[Hashable]) -> NDArray[Any]:
+    given = list(ids)
+    array = np.empty(len(given), dtype=object)
+    array[:] = given
     return array
 
 

@@ -42,7 +42,8 @@ class HPF:
         Prior of the items: shape of β, shape and mean of the popularity η.
     ncores : int
         Threads of the ``openmp`` backend; −1 (and any number below 1) takes every core that
-        this process may use.
+        this process may use.  A process forked from one that has loaded the backend gets one
+        thread: OpenMP's do not survive a fork.
     stop_crit : {'train-llk', 'maxiter', 'val-llk', 'diff-norm', 'elbo'}
         When to stop: by ``maxiter`` alone; when the training log-likelihood, the log-likelihood of
         ``val_set`` or the evidence lower bound has gained no more than ``stop_thr``, relatively,

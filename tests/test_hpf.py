@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
 import os
 import pickle
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from fractions import Fraction
 
 import numpy as np
 import pandas as pd
 import pytest
-from parity import relative_error
+from parity import DATA, relative_error
 from scipy import sparse
 
 from hpf_gpu import HPF
@@ -262,6 +264,8 @@ def test_topn_pools(fitted):
         top = fitted.topN(0, n=3, exclude_seen=False, items_pool=["x", items[4], -5, items[4], items[1]])
     assert sorted(top) == sorted([items[4], items[1]])
     assert fitted.topN(0, n=3, exclude_seen=False, items_pool=[items[4]]).tolist() == [items[4]]
+    for pool in (set(items[:4]), (item for item in items[:4]), pd.Series(items[:4], index=[7, 7, 8, 9])):
+        assert sorted(fitted.topN(0, exclude_seen=False, items_pool=pool)) == sorted(items[:4])
     with pytest.raises(ValueError, match="none of the items"):
         fitted.topN(0, items_pool=["x"])
     with pytest.raises(ValueError, match="items_pool is empty"):
@@ -345,6 +349,25 @@ def test_two_runs_are_bit_identical(schedule, counts, usable_backend_name):
     runs = [quick(backend=usable_backend_name, schedule=schedule).fit(counts) for _ in range(2)]
     assert np.array_equal(runs[0].Theta, runs[1].Theta)
     assert np.array_equal(runs[0].history_.elbo, runs[1].history_.elbo)
+
+
+def test_fits_in_several_threads_at_once(usable_backend_name):
+    frame = DATA["random_strings"]()
+    alone = quick(backend=usable_backend_name).fit(frame)
+    with ThreadPoolExecutor(3) as pool:
+        models = pool.map(lambda _: quick(backend=usable_backend_name).fit(frame), range(6))
+    assert all(np.array_equal(model.Theta, alone.Theta) for model in models)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_fits_too(usable_backend_name):
+    """OpenMP's threads do not survive a fork; waiting for them would never end."""
+    frame = DATA["online_retail"]()
+    parent = quick(backend=usable_backend_name, use_float=False).fit(frame)
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        fitting = pool.apply_async(quick(backend=usable_backend_name, use_float=False).fit, (frame,))
+        assert relative_error(fitting.get(timeout=60).Theta, parent.Theta) < 1e-12
 
 
 # -- the object --------------------------------------------------------------------------------

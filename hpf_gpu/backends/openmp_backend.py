@@ -20,6 +20,19 @@ except ImportError as error:
 
 _LINE = 64  # bytes of a cache line, and of the widest vector
 
+# A forked child has no threads but believes in its parent's: GNU OpenMP would wait for them for ever.
+# One thread needs no others, so that is what a child gets.
+_in_forked_child = False
+
+
+def _remember_fork() -> None:
+    global _in_forked_child
+    _in_forked_child = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_remember_fork)
+
 
 @dataclass(frozen=True)
 class TiledCounts:
@@ -44,7 +57,8 @@ class OpenMPBackend:
 
     def __init__(self, dtype: np.dtype[Any], threads: int | None = None) -> None:
         self.dtype = np.dtype(dtype)
-        self.threads = (threads or _usable_cores()) if _openmp.has_openmp else 1
+        threaded = _openmp.has_openmp and not _in_forked_child
+        self.threads = (threads or _usable_cores()) if threaded else 1
         single = self.dtype == np.float32
         self._counts_type = _openmp.Counts32 if single else _openmp.Counts64
         self._side_type = _openmp.Side32 if single else _openmp.Side64
