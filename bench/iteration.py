@@ -30,7 +30,7 @@ from hpf_gpu import HPF
 
 HERE = Path(__file__).resolve().parent
 #: Iterations of the long fit; the short one has one.
-LENGTHS = {"hpfrec": 3, "numpy": 3, "openmp": 41}
+LENGTHS = {"hpfrec": 3, "numpy": 11, "openmp": 81}
 
 
 def fit_with(name: str, arguments: argparse.Namespace, frame: pd.DataFrame, maxiter: int) -> None:
