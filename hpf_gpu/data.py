@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 import warnings
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -38,20 +38,25 @@ class Ids:
         """Row number of each id; None if ids are row numbers."""
         return None if self.values is None else dict(zip(self._index, range(self.size), strict=True))
 
+    @cached_property
+    def _has_tuples(self) -> bool:
+        values = self.values
+        return values is not None and values.dtype == object and any(isinstance(v, tuple) for v in values)
+
     def is_single(self, ids: Any) -> bool:
         """Whether ``ids`` is one id rather than a collection of them."""
         if isinstance(ids, tuple):
-            return self.values is not None and self.values.dtype == object and self.codes([ids])[0] >= 0
+            return self._has_tuples
         if isinstance(ids, np.ndarray):
             return ids.ndim == 0
-        return not isinstance(ids, (list, range, pd.Series, pd.Index, pd.api.extensions.ExtensionArray))
+        return isinstance(ids, Hashable) and not isinstance(ids, (Iterator, range))
 
     def codes(self, ids: Any) -> NDArray[np.int64]:
         """Row numbers of many ids (n,); −1 where an id is unknown."""
-        if self.values is not None:
-            codes: NDArray[np.int64] = self._index.get_indexer(pd.Index(_column(ids), tupleize_cols=False))
-            return codes
         column = _column(ids)
+        if self.values is not None:
+            codes: NDArray[np.int64] = self._index.get_indexer(pd.Index(column, tupleize_cols=False))
+            return codes
         if column.dtype == object:
             return np.array([self._number(value) for value in column], dtype=np.int64)
         if column.dtype.kind not in "iufb":
@@ -74,8 +79,8 @@ class Ids:
         return code
 
     def _number(self, value: Any) -> int:
-        whole = isinstance(value, numbers.Real) and value == value and float(value).is_integer()
-        return int(value) if whole and 0 <= value < self.size else -1
+        within: bool = _is_real(value) and 0 <= value < self.size
+        return int(value) if within and float(value).is_integer() else -1
 
     def labels(self, codes: NDArray[Any]) -> NDArray[Any]:
         """Ids of row numbers (n,)."""
@@ -186,14 +191,17 @@ def _row_numbers(column: pd.Series, kind: str) -> NDArray[Any]:
     advice = f"with reindex=False {kind} ids must be whole numbers from 0; reindex=True takes any"
     if column.isna().any():
         raise ValueError(f"{int(column.isna().sum())} {kind} ids are missing; {advice}")
-    if not pd.api.types.is_numeric_dtype(column):
-        strange = [value for value in column if not isinstance(value, numbers.Real)]
-        if strange or column.dtype != object:
+    values = np.asarray(column)
+    if values.dtype.kind not in "iufb":
+        strange = [value for value in values if not _is_real(value)]
+        if strange or values.dtype != object:
             raise ValueError(
                 f"{kind} id {_shown((strange or [column.iloc[0]])[0])} is not a number; {advice}"
             )
-        column = column.astype(np.float64)
-    values = column.to_numpy()
+        endless = [value for value in values if not -(2**63) <= value < 2**63]
+        if endless:
+            raise ValueError(f"{kind} id {_shown(endless[0])} is not a row number; {advice}")
+        values = values.astype(np.float64)
     bad = (values < 0) | (values != np.floor(values)) | (values > np.iinfo(np.int64).max // 2)
     if bad.any():
         raise ValueError(f"{kind} id {_shown(values[np.argmax(bad)])} is not a row number; {advice}")
@@ -218,7 +226,10 @@ def _as_values(values: Any) -> NDArray[Any]:
 def _column(ids: Any) -> NDArray[Any]:
     """Many ids as an array (n,), without turning 1 into '1' or a tuple into a row."""
     if isinstance(ids, (np.ndarray, pd.Series, pd.Index, pd.api.extensions.ExtensionArray)):
-        return np.asarray(ids).reshape(-1)
+        array = np.asarray(ids).reshape(-1)
+        return (
+            array.astype(np.float32) if array.dtype == np.float16 else array
+        )  # pandas indexes none of those
     return _objects(ids)
 
 
@@ -246,6 +257,7 @@ def _triplets(data: Any, columns: Sequence[str], name: str) -> list[Any]:
             raise ValueError(f"{name} has several columns {doubled[0]!r}")
         series = [data[column] for column in columns]
     elif isinstance(data, np.ndarray):
+        data = np.asarray(data)  # numpy.matrix has no columns of one dimension
         if data.ndim != 2 or data.shape[1] != len(columns):
             raise ValueError(
                 f"{name} has shape {data.shape}; an array must be (n, {len(columns)}) with columns "
@@ -262,17 +274,36 @@ def _triplets(data: Any, columns: Sequence[str], name: str) -> list[Any]:
     return series
 
 
-def _checked_matrix(data: Any, dtype: type) -> sparse.csr_array:
+def _checked_matrix(data: Any, dtype: type) -> Any:
+    """A sparse matrix as CSR in ``dtype``, a copy: indices within its shape, counts finite and not negative.
+
+    Counts are checked and cast before anything is summed: int8 would overflow, and −1 + 2 look like 1.
+    """
     if data.ndim != 2 or 0 in data.shape:
         raise ValueError(f"a sparse matrix of counts needs rows and columns; this one has shape {data.shape}")
-    csr = sparse.csr_array(data, copy=True)
-    counts = _checked_counts(pd.Series(csr.data), dtype)
+    if data.format in ("csr", "csc"):
+        given = data.copy()
+        try:
+            given.check_format(full_check=True)
+        except ValueError as error:
+            raise ValueError(f"the arrays of this sparse matrix contradict each other: {error}") from error
+        given.data = _checked_counts(pd.Series(given.data), dtype)
+        csr = sparse.csr_array(given)
+    else:
+        given = data.tocoo()
+        for indices, size in zip((given.row, given.col), data.shape, strict=True):
+            if len(indices) and not 0 <= indices.min() <= indices.max() < size:
+                raise ValueError(f"this sparse matrix of shape {data.shape} has an index outside its shape")
+        counts = _checked_counts(pd.Series(given.data), dtype)
+        csr = sparse.coo_array((counts, (given.row, given.col)), shape=data.shape).tocsr()
     columns = csr.indices if csr.nnz > np.iinfo(np.int32).max else _narrow(csr.indices, csr.shape[1])
-    return sparse.csr_array((counts, columns, csr.indptr.astype(columns.dtype)), shape=csr.shape)
+    return sparse.csr_array((csr.data, columns, csr.indptr.astype(columns.dtype)), shape=csr.shape)
 
 
 def _checked_counts(column: pd.Series, dtype: type) -> NDArray[Any]:
     """Counts (Z,) in ``dtype``: a copy, every entry finite and at least zero."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        column = pd.Series(np.asarray(column), index=column.index)
     numeric = column
     if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_complex_dtype(column):
         textual = column.dtype == object or pd.api.types.is_string_dtype(column)
@@ -322,3 +353,7 @@ def _warn_zeros(how_many: int, what: str) -> None:
 def _shown(value: Any) -> str:
     """A value for a message: -2, not np.int64(-2)."""
     return repr(value.item() if isinstance(value, np.generic) else value)
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, numbers.Real)

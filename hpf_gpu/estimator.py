@@ -17,7 +17,7 @@ from .convergence import Check
 from .data import TrainingData, held_out_pairs, training_data
 from .inference import Fit, Schedule, fit
 from .likelihood import Objective, log_factorial_sum, pair_llk
-from .parameters import check_parameters, default_step_size, whole_number
+from .parameters import check_parameters, default_step_size, thread_count, whole_number
 from .progress import ProgressBar
 from .ranking import recommend
 from .storage import HYPERPARAMETERS, write_csv_folder
@@ -72,7 +72,7 @@ class HPF:
         Seed of the start values, 0 included.  None draws a fresh one; either way the one used is
         kept in ``random_seed_``.
     allow_inconsistent_math : bool
-        Accepted, without effect: updates are parallel and reproducible at once.
+        Accepted, without effect: updates are parallel, and the same for the same number of threads.
     full_llk : bool
         Whether log-likelihoods include −Σ ln y!, which does not depend on the model.
     alloc_full_phi : bool
@@ -239,7 +239,8 @@ class HPF:
             )
         if self.stop_crit == "val-llk" and val_set is None:
             raise ValueError("stop_crit='val-llk' needs held-out counts: fit(counts_df, val_set=...)")
-        backend = self._make_backend(self.backend)
+        dtype = np.dtype(np.float32 if self.use_float else np.float64)
+        backend = backends.choose(self.backend, dtype, thread_count(self.ncores))
         data = training_data(counts_df, dtype=backend.dtype.type, reindex=bool(self.reindex))
         validation = self._validation(val_set, data)
         seed = self._fresh_seed() if self.random_seed is None else int(self.random_seed)
@@ -297,7 +298,7 @@ class HPF:
         self._seen = (data.csr.indptr, data.csr.indices) if self.keep_data else None
         self.history_ = _history_frame(result.history, self.stop_crit)
         self.niter = result.iterations
-        self.train_llk = result.history[-1].llk if result.history else None
+        self.train_llk = result.history[-1].llk
         self.random_seed_, self.backend_ = seed, backend.name
         self.is_fitted = True
         if self.save_folder is not None:
@@ -313,10 +314,6 @@ class HPF:
         mappings = {"users.csv": self.user_mapping_, "items.csv": self.item_mapping_}
         priors = {name: getattr(self, name) for name in HYPERPARAMETERS}
         write_csv_folder(str(self.save_folder), matrices, mappings, priors, int(self.k), self.random_seed_)
-
-    def _make_backend(self, name: str) -> Backend:
-        threads = None if self.ncores is None or self.ncores < 1 else int(self.ncores)
-        return backends.choose(name, np.float32 if self.use_float else np.float64, threads)
 
     @staticmethod
     def _fresh_seed() -> int:
@@ -405,7 +402,9 @@ class HPF:
         return {"llk": llk, "nobs": len(pairs.values)}
 
     def _host_backend(self) -> Backend:
-        return self._make_backend(self.backend)
+        """What predicts: the model is on the host, in the precision that it was fitted in."""
+        name = "numpy" if self.backend_ == "numpy" else "auto"
+        return backends.choose(name, self.Theta.dtype, thread_count(self.ncores))
 
     def _seen_by(self, row: int) -> NDArray[Any]:
         if self._seen is None:
@@ -476,12 +475,12 @@ class HPF:
     @property
     def k_rte(self) -> NDArray[Any]:
         """Rates of q(ξ), (nusers, 1)."""
-        return self._posterior(0).hyper_rate[:, None]
+        return self._posterior(0).hyper_rate[:, None].astype(self.Theta.dtype)
 
     @property
     def t_rte(self) -> NDArray[Any]:
         """Rates of q(η), (nitems, 1)."""
-        return self._posterior(1).hyper_rate[:, None]
+        return self._posterior(1).hyper_rate[:, None].astype(self.Beta.dtype)
 
     def _posterior(self, side: int) -> Posterior:
         if not self.is_fitted or self._posteriors is None:

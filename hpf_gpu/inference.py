@@ -77,7 +77,7 @@ def fit(
     KeyboardInterrupt is passed on when no iteration has finished yet.
     """
     history: list[Check] = []
-    started, iteration = time.perf_counter(), 0
+    started, iteration, interrupted = time.perf_counter(), 0, False
     watches_theta = schedule.stop_crit == "diff-norm"
     try:
         theta = _user_means(backend, model.blocks) if watches_theta else []
@@ -97,11 +97,15 @@ def fit(
             history.append(check)
             report(check)
             if last or has_converged(schedule.stop_crit, schedule.stop_thr, previous, check):
-                return Fit(model, history, iteration, interrupted=False)
+                break
     except KeyboardInterrupt:
         if iteration == 0:
             raise
-        return Fit(model, history, iteration, interrupted=True)
+        interrupted = True
+    if not history or history[-1].iteration < iteration:
+        check = objective.check(model, iteration)
+        history.append(replace(check, seconds=time.perf_counter() - started))
+    return Fit(model, history, iteration, interrupted)
 
 
 def _spare_shape(side: Side) -> Array | None:

@@ -12,7 +12,9 @@ import numpy as np
 
 from .convergence import STOP_CRITERIA
 
-_POSITIVE = ("a", "a_prime", "b_prime", "c", "c_prime", "d_prime", "stop_thr")
+_PRIORS = ("a", "a_prime", "b_prime", "c", "c_prime", "d_prime")
+_LEAST, _MOST = 1e-30, 1e30  # of a prior: what float32 can hold, and the update can square in float64
+_MOST_WHOLE = 2**63 - 1
 _OPTIONAL_COUNTS = ("check_every", "users_per_batch", "items_per_batch", "maxiter")
 _FLAGS = (
     "use_float",
@@ -37,20 +39,20 @@ def default_step_size(iteration: int) -> float:
 def check_parameters(given: Mapping[str, Any]) -> None:
     """Raise TypeError or ValueError for the first parameter that cannot be used."""
     _check_whole("k", given["k"], 1)
-    for name in _POSITIVE:
-        value = given[name]
-        if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
-            raise TypeError(f"{name} must be a number, not {value!r}")
-        if not 0 < float(value) < math.inf:
-            raise ValueError(f"{name}={value!r} must be above zero and finite")
+    for name in _PRIORS:
+        _check_real(name, given[name])
+        if not _LEAST <= given[name] <= _MOST:
+            raise ValueError(f"{name}={given[name]!r} must lie between {_LEAST:g} and {_MOST:g}")
+    _check_real("stop_thr", given["stop_thr"])
+    if not 0 < given["stop_thr"] < math.inf:
+        raise ValueError(f"stop_thr={given['stop_thr']!r} must be above zero and finite")
     for name in _OPTIONAL_COUNTS:
         if given[name] is not None:
             _check_whole(name, given[name], 1)
     for name in _FLAGS:
         if not isinstance(given[name], (bool, np.bool_, int)):
             raise TypeError(f"{name} must be True or False, not {given[name]!r}")
-    if given["ncores"] is not None:
-        _check_whole("ncores", given["ncores"], least=None)
+    thread_count(given["ncores"])
     if given["random_seed"] is not None:
         _check_whole("random_seed", given["random_seed"], 0)
     _check_choice("stop_crit", given["stop_crit"], tuple(STOP_CRITERIA))
@@ -63,8 +65,18 @@ def check_parameters(given: Mapping[str, Any]) -> None:
         raise ValueError(f"stop_crit={given['stop_crit']!r} needs a number of iterations in check_every")
     _check_step_size(given["step_size"])
     folder = given["save_folder"]
+    if folder is not None and not isinstance(folder, (str, os.PathLike)):
+        raise TypeError(f"save_folder must be a path, not {folder!r}")
     if folder is not None and not os.path.isdir(os.path.expanduser(folder)):
         raise ValueError(f"save_folder={folder!r} is not an existing folder")
+
+
+def thread_count(ncores: Any) -> int | None:
+    """``ncores`` as a number of threads; None, for every core, if it is None or below 1."""
+    if ncores is None:
+        return None
+    _check_whole("ncores", ncores, least=None)
+    return int(ncores) if ncores >= 1 else None
 
 
 def whole_number(name: str, value: Any, least: int) -> int:
@@ -73,16 +85,30 @@ def whole_number(name: str, value: Any, least: int) -> int:
     return int(value)
 
 
+def _is_real(value: Any) -> bool:
+    """Whether ``value`` is a real number; numpy's are, truth values are not."""
+    return isinstance(value, numbers.Real) and not isinstance(value, (bool, np.bool_))
+
+
+def _check_real(name: str, value: Any) -> None:
+    if not _is_real(value):
+        raise TypeError(f"{name} must be a number, not {value!r}")
+
+
 def _check_whole(name: str, value: Any, least: int | None) -> None:
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
+    if not _is_real(value):
         raise TypeError(f"{name} must be a whole number, not {value!r}")
-    if not float(value).is_integer():
+    if not isinstance(value, numbers.Integral) and not float(value).is_integer():
         raise ValueError(f"{name}={value!r} must be a whole number")
     if least is not None and value < least:
         raise ValueError(f"{name}={value!r} must be at least {least}")
+    if value > _MOST_WHOLE:
+        raise ValueError(f"{name}={value!r} must be at most {_MOST_WHOLE}")
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a name such as {choices[0]!r}, not {value!r}")
     if value not in choices:
         raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(map(repr, choices))}")
 

@@ -66,6 +66,40 @@ def test_bad_data(case):
     assert not model.is_fitted
 
 
+def broken_matrices():
+    """Matrices whose arrays point outside them; scipy makes them without complaint."""
+    for index in (5, 10**8, -5):
+        yield sparse.csr_array((np.ones(2), np.array([0, index]), np.array([0, 1, 2])), shape=(2, 3))
+        yield sparse.csc_matrix((np.ones(2), np.array([0, index]), np.array([0, 1, 2, 2])), shape=(2, 3))
+        coo = sparse.coo_array((np.ones(2), (np.array([0, 1]), np.array([0, 1]))), shape=(2, 3))
+        coo.coords[1][0] = index
+        yield coo
+    yield sparse.csr_array((np.ones(2), np.array([0, 1]), np.array([0, 2, 1])), shape=(2, 3))
+
+
+@pytest.mark.parametrize("broken", list(broken_matrices()), ids=lambda matrix: matrix.format)
+def test_matrices_that_point_outside_themselves(broken):
+    with pytest.raises(ValueError, match="sparse matrix"):
+        HPF(k=2, verbose=False).fit(broken)
+    whole = sparse.csr_array(np.ones((2, 3)))
+    with pytest.raises(ValueError, match="sparse matrix"):
+        HPF(k=2, verbose=False).fit(whole, val_set=broken)
+
+
+def test_the_compiled_module_trusts_no_caller():
+    openmp = pytest.importorskip("hpf_gpu._openmp", reason="the compiled module is missing")
+    good = np.array([0, 1, 2]), np.array([0, 2]), np.ones(2)
+    openmp.Counts64(3, *good, 4, 1)
+    for indptr, indices in (
+        ([0, 1, 2], [0, 3]), ([0, 1, 2], [0, -1]), ([0, 3, 2], [0, 1]), ([0, 2], [1, 0]), ([1, 1, 2], [0, 1]),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="CSR"):
+            openmp.Counts64(3, np.array(indptr), np.array(indices), np.ones(2), 4, 1)
+    ones, pair = np.ones((2, 3), np.float32), np.zeros(1, np.int64)
+    with pytest.raises(TypeError, match="incompatible function arguments"):  # never a silent copy
+        openmp.predict_pairs(ones, ones, pair, pair, np.empty(1), 1)
+
+
 BAD_NUMBERS = {
     "negative": (numbered(UserId=[0, -1, 2]), "user id -1 "),
     "fraction": (numbered(ItemId=[0, 0.5, 2]), "item id 0.5 "),
@@ -75,7 +109,9 @@ BAD_NUMBERS = {
     "infinite": (numbered(UserId=[0, np.inf, 2]), "user id inf "),
     "huge": (numbered(UserId=[0, 2**60, 2]), "factor matrix of"),
     "dates": (numbered(UserId=pd.date_range("2020", periods=3)), "is not a number"),
-    "bool-free": (numbered(UserId=[0, 1e300, 2]), "user id 1e.300 "),
+    "endless": (numbered(UserId=np.array([0, 10**400, 2], dtype=object)), "user id 1000"),
+    "complex": (numbered(UserId=[0, 1j, 2]), "is not a number"),
+    "beyond": (numbered(UserId=[0, 1e300, 2]), "user id 1e.300 "),
 }
 
 
@@ -100,7 +136,11 @@ BAD_PARAMETERS = [
     ({"k": "30"}, TypeError, "k must be a whole number, not '30'"),
     ({"k": True}, TypeError, "not True"),
     ({"k": None}, TypeError, "not None"),
-    ({"a": 0}, ValueError, "a=0 must be above zero"),
+    ({"k": 10**400}, ValueError, "k=1000.* must be at most"),
+    ({"a": 0}, ValueError, "a=0 must lie between 1e-30 and 1e.30"),
+    ({"a": 1e39}, ValueError, "a=1e.39 must lie between"),
+    ({"c_prime": 1e-300}, ValueError, "c_prime=1e-300"),
+    ({"d_prime": 10**400}, ValueError, "d_prime=1000"),
     ({"a_prime": -1.0}, ValueError, "a_prime=-1.0"),
     ({"b_prime": np.nan}, ValueError, "b_prime=nan"),
     ({"c": np.inf}, ValueError, "c=inf"),
@@ -120,6 +160,8 @@ BAD_PARAMETERS = [
     ({"step_size": lambda i: 2.0}, ValueError, r"step_size\(0\) is 2.0"),
     ({"random_seed": -1}, ValueError, "random_seed=-1"),
     ({"random_seed": "x"}, TypeError, "random_seed"),
+    ({"save_folder": 5}, TypeError, "save_folder must be a path"),
+    ({"stop_crit": pd.NA}, TypeError, "stop_crit must be a name"),
     ({"save_folder": "no/such/folder"}, ValueError, "no/such/folder"),
     ({"use_float": "yes"}, TypeError, "use_float must be True or False"),
     ({"backend": None}, TypeError, "backend must be a name"),
@@ -136,6 +178,25 @@ def test_bad_parameters(given, kind, message):
         setattr(model, name, value)
     with pytest.raises(kind, match=message):
         model.fit(frame())
+
+
+def test_categories_are_what_they_stand_for():
+    plain = HPF(k=2, verbose=False, random_seed=1, reindex=False).fit(numbered())
+    named = HPF(k=2, verbose=False, random_seed=1, reindex=False).fit(numbered().astype("category"))
+    assert np.array_equal(plain.Theta, named.Theta)
+
+
+def test_settings_that_break_after_the_fit():
+    model = HPF(k=2, verbose=False).fit(frame())
+    model.ncores = "x"
+    with pytest.raises(TypeError, match="ncores must be a whole number"):
+        model.predict("a", "x")
+
+
+def test_more_threads_than_a_machine_has():
+    many = pd.concat([numbered(UserId=np.arange(3) + 3 * j, ItemId=np.arange(3)) for j in range(20_000)])
+    model = HPF(k=2, verbose=False, reindex=False, ncores=100_000, maxiter=2).fit(many)
+    assert np.isfinite(model.Theta).all()
 
 
 def test_unknown_backend():

@@ -9,6 +9,7 @@ import pickle
 import signal
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from fractions import Fraction
@@ -102,6 +103,15 @@ def test_unsorted_matrix_with_duplicates_is_summed_and_left_alone():
     assert np.array_equal(model.Theta, tidy.Theta)
     matrix.indices[:] = 0  # the model holds no part of the caller's arrays
     assert model.topN(0, n=3).tolist() == [1]
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, bool, np.float32])
+def test_duplicates_of_narrow_types_do_not_overflow(dtype):
+    """COO sums in its own type when it is converted: three times 100 in int8, or True twice."""
+    value = True if dtype is bool else 100
+    triplets = np.full(3, value, dtype=dtype), (np.zeros(3, int), np.zeros(3, int))
+    model = quick(use_float=False).fit(sparse.coo_array(triplets, shape=(1, 2)))
+    assert (model.Gamma_shp - 0.3).sum() == pytest.approx(3 * int(value), rel=1e-12)
 
 
 def test_the_same_pair_twice_is_summed(counts):
@@ -243,6 +253,54 @@ def test_predict_with_row_numbers(counts):
     assert not np.isnan(model.predict(3.0, np.uint8(2)))
     with pytest.raises(ValueError, match="user 40 was not"):
         model.topN(40)
+
+
+def test_predict_follows_the_fitted_model_and_not_later_settings(counts, usable_backend_name):
+    for use_float in (True, False):
+        model = quick(use_float=use_float, backend=usable_backend_name).fit(counts)
+        users, items = model.user_mapping_[:3], model.item_mapping_[:3]
+        before, llk = model.predict(users, items), model.eval_llk(counts)
+        model.use_float = not use_float
+        assert np.array_equal(model.predict(users, items), before)
+        assert model.eval_llk(counts) == llk
+
+
+def test_a_model_predicts_where_its_backend_is_missing(counts, monkeypatch):
+    import sys
+
+    model = quick(backend="openmp" if "openmp" in usable() else "numpy").fit(counts)
+    before = model.predict(model.user_mapping_, model.item_mapping_[0])
+    monkeypatch.setitem(sys.modules, "hpf_gpu._openmp", None)
+    monkeypatch.delitem(sys.modules, "hpf_gpu.backends.openmp_backend", raising=False)
+    warnings.simplefilter("ignore", RuntimeWarning)  # that 'auto' took numpy
+    assert relative_error(model.predict(model.user_mapping_, model.item_mapping_[0]), before) < 1e-6
+
+
+def usable():
+    from hpf_gpu.backends import NAMES, BackendUnavailable, create
+
+    names = set(NAMES)
+    try:
+        create("openmp", np.float32)
+    except BackendUnavailable:
+        names.remove("openmp")
+    return names
+
+
+def test_collections_of_ids_of_any_kind(fitted):
+    users, items = list(fitted.user_mapping_[:3]), list(fitted.item_mapping_[:3])
+    expected = fitted.predict(users, items)
+    for collect in (iter, tuple, np.array, pd.Series, lambda ids: dict.fromkeys(ids).keys(), pd.Categorical):
+        assert np.array_equal(fitted.predict(collect(users), collect(items)), expected)
+    assert np.array_equal(fitted.predict(np.array(users, np.float16), items), expected)
+
+
+def test_an_unknown_tuple_is_one_id_where_ids_are_tuples():
+    frame = pd.DataFrame({"UserId": [(1, 2), (3, 4)], "ItemId": ["x", "y"], "Count": [1, 2]})
+    model = quick().fit(frame)
+    assert np.isscalar(model.predict((9, 9), "x"))
+    assert np.isnan(model.predict((9, 9), "x"))
+    assert model.predict([(1, 2), (9, 9)], "x").shape == (2,)
 
 
 def test_topn_agrees_with_sorting(fitted, counts):
@@ -427,6 +485,8 @@ def test_interrupt_keeps_the_last_iteration(counts):
     with pytest.warns(UserWarning, match=r"interrupted; iteration \d+ is kept"):
         model.fit(counts)
     assert model.is_fitted
+    assert model.history_.iteration.tolist() == [model.niter]
+    assert model.train_llk == model.history_.llk.iloc[-1]
     assert np.isfinite(model.Theta).all()
     assert model.topN(0, n=3).tolist() == model.topN(0, n=5).tolist()[:3]
 

@@ -20,10 +20,23 @@ int64_t minimum(int64_t a, int64_t b) {
   return a < b ? a : b;
 }
 
+// Threads that a sweep over n rows of k numbers earns: waking one takes as long as some thousand numbers.
+int threads_for(int64_t n, int64_t k, int threads) {
+  const int64_t earned = 1 + n * k / 16384;
+  return earned < threads ? static_cast<int>(earned) : threads;
+}
+
+// Row blocks were made for as many threads as the nonzeros earn.
+template <class T>
+inline int threads_for_tiles(const TilesView<T>& tiles, int threads) {
+  return tiles.row_blocks < threads ? static_cast<int>(tiles.row_blocks) : threads;
+}
+
 // Memory that one thread works in, on whole cache lines.
 template <class T>
 struct Scratch {
   explicit Scratch(int64_t size) : data(static_cast<T*>(__builtin_malloc(size * sizeof(T) + 64))) {
+    if (!data) out_of_memory();
     aligned = reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(data) + 63) & ~uintptr_t(63));
   }
   ~Scratch() { __builtin_free(data); }
@@ -99,7 +112,7 @@ void gamma_update(int64_t n, int64_t k, int64_t stride, T* shape, double prior_s
                   double* log_scale, double* row_sums, double* column_sums, int threads) {
   const int64_t chunks = (n + rows_in_chunk - 1) / rows_in_chunk;
   Scratch<double> partial(chunks * k);  // (chunks, K), summed in order: the same for any number of threads
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(threads_for(n, k, threads))
   {
     const int64_t row = whole_groups(k);
     Scratch<double> memory(4 * row);
@@ -138,7 +151,7 @@ void gamma_update(int64_t n, int64_t k, int64_t stride, T* shape, double prior_s
 
 template <class T>
 void mean(int64_t n, int64_t k, int64_t stride, const T* shape, Rates<T> rates, T* out, int threads) {
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(threads_for(n, k, threads))
   {
     Scratch<double> rate(whole_groups(k));
 #pragma omp for schedule(static)
@@ -155,7 +168,7 @@ double gamma_entropy(int64_t n, int64_t k, int64_t stride, const T* shape, Rates
                      double* row_sums, int threads) {
   const int64_t chunks = (n + rows_in_chunk - 1) / rows_in_chunk;
   Scratch<double> partial(chunks);
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(threads_for(n, k, threads))
   {
     const int64_t row = whole_groups(k);
     Scratch<double> memory(3 * row);
@@ -192,7 +205,7 @@ template <class T>
 double distance(int64_t n, int64_t k, int64_t stride, const T* a, const T* b, int threads) {
   const int64_t chunks = (n + rows_in_chunk - 1) / rows_in_chunk;
   Scratch<double> partial(chunks);
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads(threads_for(n, k, threads)) schedule(static)
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     double total = 0;
     for (int64_t u = chunk * rows_in_chunk, end = minimum(n, u + rows_in_chunk); u < end; ++u)
@@ -392,7 +405,7 @@ void allocate_with(TilesView<T> tiles, int64_t k, int64_t stride, Factor<T> user
   const int64_t tile_count = tiles.row_blocks * tiles.column_blocks;
   Scratch<int64_t> left(tile_count);
   int64_t total_left = 0;
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(threads_for_tiles(tiles, threads))
   {
     if (Users) {
 #pragma omp for schedule(static, 1)
@@ -494,7 +507,7 @@ double log_rate_sum(TilesView<T> tiles, int64_t k, int64_t stride, const T* a, c
   const int64_t tile_count = tiles.row_blocks * tiles.column_blocks;
   const int vectors = static_cast<int>(stride / Simd<T>::lanes);
   Scratch<double> partial(tile_count);
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(threads_for_tiles(tiles, threads))
   {
     Scratch<T> product(piece + 4);
     Scratch<double> log_rate(piece), logs(4 * whole_groups(k));

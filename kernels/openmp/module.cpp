@@ -136,6 +136,21 @@ struct Side {  // a Factor with the arrays behind it
   }
 };
 
+// An index outside the matrix would write outside memory, so nothing is taken on trust.
+template <class Index>
+void check_csr(int64_t rows, int64_t columns, int64_t nonzeros, const Index* indptr, const Index* indices) {
+  constexpr int64_t most = INT32_MAX;
+  bool fits = rows >= 1 && rows <= most && columns >= 1 && columns <= most && indptr[0] == 0 &&
+              int64_t(indptr[rows]) == nonzeros;
+  for (int64_t u = 0; fits && u < rows; ++u) fits = indptr[u] <= indptr[u + 1];
+  if (fits) {
+    for (int64_t z = 0; z < nonzeros; ++z) fits &= indices[z] >= 0 && int64_t(indices[z]) < columns;
+    for (int64_t u = 0; u < rows; ++u)
+      for (int64_t z = int64_t(indptr[u]) + 1; z < int64_t(indptr[u + 1]); ++z) fits &= indices[z - 1] < indices[z];
+  }
+  if (!fits) throw std::invalid_argument("counts are not a CSR matrix with sorted, distinct columns within its shape");
+}
+
 void check_lengths(bool fits) {
   if (!fits) throw std::invalid_argument("arrays of one call have different lengths");
 }
@@ -153,14 +168,16 @@ void define(nb::module_& m, const char* counts_name, const char* side_name) {
         [](Counts* self, int64_t columns, const Line<Index>& indptr, const Line<Index>& indices, const Line<T>& data,
            int64_t k, int threads) {
           const int64_t rows = int64_t(indptr.shape(0)) - 1, nonzeros = indices.shape(0);
-          check_lengths(rows >= 0 && data.shape(0) == indices.shape(0) && indptr.data()[rows] == Index(nonzeros));
+          check_lengths(rows >= 1 && data.shape(0) == indices.shape(0));
+          check_csr(rows, columns, nonzeros, indptr.data(), indices.data());
           const int64_t bytes_of_column = 2 * ((k * sizeof(T) + 63) / 64 * 64);
           const int64_t width = std::max<int64_t>(64, column_block_bytes() / bytes_of_column);
           // A thread needs some thousands of nonzeros to earn its barriers.
           const int64_t blocks = std::clamp<int64_t>(nonzeros / 8192, 1, std::min<int64_t>(threads, columns));
           new (self) Counts(rows, columns, indptr.data(), indices.data(), data.data(), blocks, width);
         },
-        "columns"_a, "indptr"_a, "indices"_a, "data"_a, "k"_a, "threads"_a, release);
+        "columns"_a, "indptr"_a.noconvert(), "indices"_a.noconvert(), "data"_a.noconvert(), "k"_a, "threads"_a,
+        release);
   };
   define_init(int32_t{});
   define_init(int64_t{});
@@ -172,7 +189,8 @@ void define(nb::module_& m, const char* counts_name, const char* side_name) {
           [](Side<T>* self, Matrix<T> shape, std::optional<Vector> rate_rows, std::optional<Matrix<T>> rate_matrix,
              Vector rate_columns, Matrix<T> exp_log,
              Vector log_scale) { new (self) Side<T>{shape, exp_log, rate_rows, rate_matrix, rate_columns, log_scale}; },
-          "shape"_a, "rate_rows"_a.none(), "rate_matrix"_a.none(), "rate_columns"_a, "exp_log"_a, "log_scale"_a);
+          "shape"_a.noconvert(), "rate_rows"_a.noconvert().none(), "rate_matrix"_a.noconvert().none(),
+          "rate_columns"_a.noconvert(), "exp_log"_a.noconvert(), "log_scale"_a.noconvert());
 
   m.def(
       "gamma_update",
@@ -187,8 +205,9 @@ void define(nb::module_& m, const char* counts_name, const char* side_name) {
                                   aligned(exp_log, n, k, stride), log_scale.data(), row_sums.data(), column_sums.data(),
                                   threads);
       },
-      "shape"_a, "prior_shape"_a, "rate_rows"_a.none(), "rate_matrix"_a.none(), "rate_columns"_a, "exp_log"_a,
-      "log_scale"_a, "row_sums"_a, "column_sums"_a, "threads"_a, release);
+      "shape"_a.noconvert(), "prior_shape"_a, "rate_rows"_a.noconvert().none(), "rate_matrix"_a.noconvert().none(),
+      "rate_columns"_a.noconvert(), "exp_log"_a.noconvert(), "log_scale"_a.noconvert(), "row_sums"_a.noconvert(),
+      "column_sums"_a.noconvert(), "threads"_a, release);
 
   m.def(
       "mean",
@@ -197,7 +216,7 @@ void define(nb::module_& m, const char* counts_name, const char* side_name) {
         kernels<T>().mean(side.n(), side.k(), side.stride(), factor.shape, factor.rates,
                           aligned(out, side.n(), side.k(), side.stride()), threads);
       },
-      "side"_a, "out"_a, "threads"_a, release);
+      "side"_a, "out"_a.noconvert(), "threads"_a, release);
 
   m.def(
       "gamma_entropy",
@@ -207,7 +226,7 @@ void define(nb::module_& m, const char* counts_name, const char* side_name) {
         return kernels<T>().gamma_entropy(side.n(), side.k(), side.stride(), factor.shape, factor.rates, prior_shape,
                                           row_sums.data(), threads);
       },
-      "side"_a, "prior_shape"_a, "row_sums"_a, "threads"_a, release);
+      "side"_a, "prior_shape"_a, "row_sums"_a.noconvert(), "threads"_a, release);
 
   const auto check_sides = [](const TilesView<T>& tiles, int64_t n, int64_t m_, int64_t k, int64_t k_, int64_t stride,
                               int64_t stride_) {
@@ -226,7 +245,8 @@ void define(nb::module_& m, const char* counts_name, const char* side_name) {
                               user_sums ? aligned(*user_sums, users.n(), k, stride) : nullptr,
                               item_sums ? aligned(*item_sums, items.n(), k, stride) : nullptr, exact, threads);
       },
-      "counts"_a, "users"_a, "items"_a, "user_sums"_a.none(), "item_sums"_a.none(), "exact"_a, "threads"_a, release);
+      "counts"_a, "users"_a, "items"_a, "user_sums"_a.noconvert().none(), "item_sums"_a.noconvert().none(), "exact"_a,
+      "threads"_a, release);
 
   m.def(
       "log_rate_sum",
@@ -237,7 +257,7 @@ void define(nb::module_& m, const char* counts_name, const char* side_name) {
         return kernels<T>().log_rate_sum(tiles, k, stride, aligned(theta, n, k, stride), aligned(beta, m_, k, stride),
                                          nullptr, nullptr, threads);
       },
-      "counts"_a, "theta"_a, "beta"_a, "threads"_a, release);
+      "counts"_a, "theta"_a.noconvert(), "beta"_a.noconvert(), "threads"_a, release);
 
   m.def(
       "log_normalizer_sum",
@@ -265,7 +285,8 @@ void define(nb::module_& m, const char* counts_name, const char* side_name) {
         kernels<T>().predict_pairs(rows.shape(0), theta.shape(1), theta.data(), theta.stride(0), beta.data(),
                                    beta.stride(0), rows.data(), columns.data(), out.data(), threads);
       },
-      "theta"_a, "beta"_a, "rows"_a, "columns"_a, "out"_a, "threads"_a, release);
+      "theta"_a.noconvert(), "beta"_a.noconvert(), "rows"_a.noconvert(), "columns"_a.noconvert(), "out"_a.noconvert(),
+      "threads"_a, release);
 
   m.def(
       "distance",
@@ -273,7 +294,7 @@ void define(nb::module_& m, const char* counts_name, const char* side_name) {
         const int64_t n = a.shape(0), k = a.shape(1), stride = a.stride(0);
         return kernels<T>().distance(n, k, stride, aligned(a, n, k, stride), aligned(b, n, k, stride), threads);
       },
-      "a"_a, "b"_a, "threads"_a, release);
+      "a"_a.noconvert(), "b"_a.noconvert(), "threads"_a, release);
 }
 
 }  // namespace

@@ -1,8 +1,14 @@
 #include "tiles.h"
 
 #include <algorithm>
+#include <new>
 
 namespace hpf {
+
+void out_of_memory() {
+  throw std::bad_alloc();
+}
+
 namespace {
 
 // Cuts 0..n into `blocks` ranges of about equal weight; `weight_before(i)` is that of 0..i.

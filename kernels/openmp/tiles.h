@@ -11,6 +11,9 @@
 
 namespace hpf {
 
+// Throws std::bad_alloc, from code that is compiled once.
+[[noreturn]] void out_of_memory();
+
 struct Tile {
   int64_t first_segment, first_nonzero;  // one past the end: those of the next tile
 };
