@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import pandas as pd
 
 #: What ``stop_crit`` may be, and the quantity in the history that the rule watches.
 STOP_CRITERIA = {
@@ -44,3 +47,11 @@ def has_converged(stop_crit: str, stop_thr: float, previous: Check | None, curre
         return False
     last: float = getattr(previous, watched)
     return value - last <= stop_thr * abs(last)
+
+
+def history_frame(history: Sequence[Check], stop_crit: str) -> pd.DataFrame:
+    """The checks of a fit, one row each; diff_norm only where the rule watches it."""
+    columns = ["iteration", "llk", "elbo", "val_llk", "seconds"]
+    if stop_crit == "diff-norm":
+        columns.append("diff_norm")
+    return pd.DataFrame([vars(check) for check in history], columns=columns)

@@ -79,7 +79,7 @@ class Ids:
         return code
 
     def _number(self, value: Any) -> int:
-        within: bool = _is_real(value) and 0 <= value < self.size
+        within: bool = _is_number(value) and 0 <= value < self.size
         return int(value) if within and float(value).is_integer() else -1
 
     def labels(self, codes: NDArray[Any]) -> NDArray[Any]:
@@ -120,7 +120,7 @@ def training_data(data: Any, *, dtype: type, reindex: bool) -> TrainingData:
 def held_out_pairs(data: Any, users: Ids, items: Ids, *, dtype: type, name: str) -> Pairs:
     """Counts of known users and items; rows of others are left out.
 
-    Returns pairs in row order without duplicates, possibly none.
+    Returns pairs in row order without duplicates; ValueError if none is left.
     """
     if sparse.issparse(data):
         csr = _checked_matrix(data, dtype)
@@ -133,6 +133,8 @@ def held_out_pairs(data: Any, users: Ids, items: Ids, *, dtype: type, name: str)
     zeros = int((values == 0).sum())
     if zeros:
         _warn_zeros(zeros, f"left out of {name}")
+    if not kept.any():
+        raise ValueError(f"{name} has no count whose user and item are both in the training data")
     coo = sparse.coo_array((values[kept], (rows[kept], columns[kept])), shape=(users.size, items.size))
     canonical = _canonical(coo.tocsr())
     return Pairs(_row_of_each(canonical), canonical.indices, canonical.data)
@@ -165,8 +167,8 @@ def _encode(column: pd.Series, kind: str, reindex: bool) -> tuple[NDArray[Any], 
 def _encode_by_table(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]] | None:
     """What pandas.factorize does, for integers of a range not much wider than they are many.
 
-    A table over the range replaces the hash: a third of the time, a sixth of the memory.  None if the
-    range is too wide.
+    A table over the range replaces the hash: 0.6 of the time, and 0.3 to 0.5 of the memory (measured at
+    2.0M and 17.5M rows).  None if the range is too wide.
     """
     low, high = int(values.min()), int(values.max())
     if high - low > 4 * len(values) + 1000 or high > np.iinfo(np.int64).max:
@@ -193,11 +195,10 @@ def _row_numbers(column: pd.Series, kind: str) -> NDArray[Any]:
         raise ValueError(f"{int(column.isna().sum())} {kind} ids are missing; {advice}")
     values = np.asarray(column)
     if values.dtype.kind not in "iufb":
-        strange = [value for value in values if not _is_real(value)]
+        strange = [value for value in values if not _is_number(value)]
         if strange or values.dtype != object:
-            raise ValueError(
-                f"{kind} id {_shown((strange or [column.iloc[0]])[0])} is not a number; {advice}"
-            )
+            first = strange[0] if strange else values[0]
+            raise ValueError(f"{kind} id {_shown(first)} is not a number; {advice}")
         endless = [value for value in values if not -(2**63) <= value < 2**63]
         if endless:
             raise ValueError(f"{kind} id {_shown(endless[0])} is not a row number; {advice}")
@@ -227,9 +228,8 @@ def _column(ids: Any) -> NDArray[Any]:
     """Many ids as an array (n,), without turning 1 into '1' or a tuple into a row."""
     if isinstance(ids, (np.ndarray, pd.Series, pd.Index, pd.api.extensions.ExtensionArray)):
         array = np.asarray(ids).reshape(-1)
-        return (
-            array.astype(np.float32) if array.dtype == np.float16 else array
-        )  # pandas indexes none of those
+        # pandas has no index of float16.
+        return array.astype(np.float32) if array.dtype == np.float16 else array
     return _objects(ids)
 
 
@@ -306,6 +306,7 @@ def _checked_counts(column: pd.Series, dtype: type) -> NDArray[Any]:
         column = pd.Series(np.asarray(column), index=column.index)
     numeric = column
     if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_complex_dtype(column):
+        # Texts may spell numbers; pandas would make numbers of dates, too, so those are all blanked.
         textual = column.dtype == object or pd.api.types.is_string_dtype(column)
         numeric = pd.to_numeric(column, errors="coerce") if textual else column.where(column.isna())
         wrong = numeric.isna() & column.notna()
@@ -355,5 +356,5 @@ def _shown(value: Any) -> str:
     return repr(value.item() if isinstance(value, np.generic) else value)
 
 
-def _is_real(value: Any) -> bool:
+def _is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real)

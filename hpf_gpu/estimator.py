@@ -8,19 +8,18 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from . import backends
 from .backends.protocol import Backend
-from .convergence import Check
+from .convergence import history_frame
 from .data import TrainingData, held_out_pairs, training_data
 from .inference import Fit, Schedule, fit
 from .likelihood import Objective, log_factorial_sum, pair_llk
 from .parameters import check_parameters, default_step_size, thread_count, whole_number
 from .progress import ProgressBar
 from .ranking import recommend
-from .storage import HYPERPARAMETERS, write_csv_folder
+from .storage import write_csv_folder
 from .variational import Block, Model, Pairs, Posterior, Prior, draw_start_values, posterior_of, start_side
 
 
@@ -241,8 +240,10 @@ class HPF:
             raise ValueError("stop_crit='val-llk' needs held-out counts: fit(counts_df, val_set=...)")
         dtype = np.dtype(np.float32 if self.use_float else np.float64)
         backend = backends.choose(self.backend, dtype, thread_count(self.ncores))
-        data = training_data(counts_df, dtype=backend.dtype.type, reindex=bool(self.reindex))
-        validation = self._validation(val_set, data)
+        data = training_data(counts_df, dtype=dtype.type, reindex=bool(self.reindex))
+        validation = None
+        if val_set is not None:
+            validation = held_out_pairs(val_set, data.users, data.items, dtype=dtype.type, name="val_set")
         seed = self._fresh_seed() if self.random_seed is None else int(self.random_seed)
 
         objective = Objective(backend, log_factorial_sum(data.csr.data), bool(self.full_llk))
@@ -277,14 +278,6 @@ class HPF:
         items = start_side(backend, item_prior, start.item_shape, start.item_rate)
         return Model((Block(backend.counts(data.csr, int(self.k)), users, validation),), items)
 
-    def _validation(self, val_set: Any, data: TrainingData) -> Pairs | None:
-        if val_set is None:
-            return None
-        pairs = held_out_pairs(val_set, data.users, data.items, dtype=data.csr.dtype.type, name="val_set")
-        if len(pairs.values) == 0:
-            raise ValueError("val_set has no count whose user and item are both in counts_df")
-        return pairs
-
     def _keep(self, backend: Backend, data: TrainingData, result: Fit, seed: int) -> None:
         """Take everything that a fit leaves; the only place where fitted state is set."""
         users, items = result.model.blocks[0].users, result.model.items
@@ -296,24 +289,13 @@ class HPF:
         if self.keep_all_objs:
             self._posteriors = (posterior_of(backend, users), posterior_of(backend, items))
         self._seen = (data.csr.indptr, data.csr.indices) if self.keep_data else None
-        self.history_ = _history_frame(result.history, self.stop_crit)
+        self.history_ = history_frame(result.history, self.stop_crit)
         self.niter = result.iterations
         self.train_llk = result.history[-1].llk
         self.random_seed_, self.backend_ = seed, backend.name
         self.is_fitted = True
         if self.save_folder is not None:
-            self._write_folder()
-
-    def _write_folder(self) -> None:
-        matrices = {"Theta": self.Theta, "Beta": self.Beta}
-        if self._posteriors is not None:
-            matrices |= {
-                name: getattr(self, name) for name in ("Gamma_shp", "Gamma_rte", "Lambda_shp", "Lambda_rte")
-            }
-            matrices |= {"kappa_rte": self.k_rte, "tau_rte": self.t_rte}
-        mappings = {"users.csv": self.user_mapping_, "items.csv": self.item_mapping_}
-        priors = {name: getattr(self, name) for name in HYPERPARAMETERS}
-        write_csv_folder(str(self.save_folder), matrices, mappings, priors, int(self.k), self.random_seed_)
+            write_csv_folder(self.save_folder, self)
 
     @staticmethod
     def _fresh_seed() -> int:
@@ -393,11 +375,8 @@ class HPF:
             ``llk``, and ``nobs``: how many pairs it is the sum of.
         """
         self._check_fitted()
-        pairs = held_out_pairs(
-            input_df, self._user_ids, self._item_ids, dtype=self.Theta.dtype.type, name="input_df"
-        )
-        if len(pairs.values) == 0:
-            raise ValueError("input_df has no count whose user and item were both in the training data")
+        dtype = self.Theta.dtype.type
+        pairs = held_out_pairs(input_df, self._user_ids, self._item_ids, dtype=dtype, name="input_df")
         llk = pair_llk(self._host_backend(), self.Theta, self.Beta, pairs, full_llk=bool(full_llk))
         return {"llk": llk, "nobs": len(pairs.values)}
 
@@ -487,10 +466,3 @@ class HPF:
             # AttributeError, so that hasattr tells whether shapes and rates are there.
             raise AttributeError("shapes and rates exist after fit with keep_all_objs=True")
         return self._posteriors[side]
-
-
-def _history_frame(history: list[Check], stop_crit: str) -> pd.DataFrame:
-    columns = ["iteration", "llk", "elbo", "val_llk", "seconds"]
-    if stop_crit == "diff-norm":
-        columns.append("diff_norm")
-    return pd.DataFrame([vars(check) for check in history], columns=columns)

@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-HYPERPARAMETERS = ("a", "a_prime", "b_prime", "c", "c_prime", "d_prime")
+_HYPERPARAMETERS = ("a", "a_prime", "b_prime", "c", "c_prime", "d_prime")
+#: File and attribute of each matrix; those that a model does not keep are left out.
+_MATRICES = {name: name for name in ("Theta", "Beta", "Gamma_shp", "Gamma_rte", "Lambda_shp", "Lambda_rte")}
+_MATRICES |= {"kappa_rte": "k_rte", "tau_rte": "t_rte"}
+_MAPPINGS = {"users.csv": "user_mapping_", "items.csv": "item_mapping_"}
 
 
-def write_csv_folder(
-    folder: str | os.PathLike[str],
-    matrices: Mapping[str, NDArray[Any]],
-    mappings: Mapping[str, NDArray[Any] | None],
-    hyperparameters: Mapping[str, float],
-    k: int,
-    seed: int,
-) -> None:
-    """Write a fitted model as hpfrec does: comma-separated matrices, id mappings, hyper-parameters.
+def write_csv_folder(folder: str | os.PathLike[str], model: Any) -> None:
+    """Write a fitted HPF as hpfrec does: comma-separated matrices, id mappings, hyper-parameters.
 
-    ``matrices`` become files of their names; ``mappings`` files with one id a line under a header.
+    Mappings have one id a line under a header; where ids are row numbers there are none.
     """
     target = Path(folder).expanduser()
-    for name, matrix in matrices.items():
-        np.savetxt(target / name, matrix, fmt="%.10f", delimiter=",")
-    for name, ids in mappings.items():
+    for name, attribute in _MATRICES.items():
+        if hasattr(model, attribute):
+            np.savetxt(target / name, getattr(model, attribute), fmt="%.10f", delimiter=",")
+    for name, attribute in _MAPPINGS.items():
+        ids = getattr(model, attribute)
         if ids is not None:
             pd.Series(ids).to_csv(target / name, index=False)
-    lines = [f"{name}: {float(value):.3f}" for name, value in hyperparameters.items()]
-    lines += [f"k: {k}", f"random seed: {seed}"]
+    lines = [f"{name}: {float(getattr(model, name)):.3f}" for name in _HYPERPARAMETERS]
+    lines += [f"k: {int(model.k)}", f"random seed: {model.random_seed_}"]
     (target / "hyperparameters.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -14,7 +14,7 @@ from .protocol import Array, BackendUnavailable, Factor, Host, SideName
 # GNU OpenMP reads this when it is loaded.  By default its threads spin while they wait, and where cores
 # are shared they keep from work the very thread that they wait for.  Online Retail, k=30, two threads on
 # two cores, ms an iteration: 1.5 spinning and 1.7 not; beside two other busy processes 7.6, and 2.7 to 5.4.
-_chosen = os.environ.get("OMP_WAIT_POLICY")
+_policy_of_user = os.environ.get("OMP_WAIT_POLICY")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 try:
     import hpf_gpu._openmp as _openmp
@@ -23,7 +23,7 @@ except ImportError as error:
         f"the compiled module is missing ({error}); with GCC or Clang installed, install hpf_gpu again"
     ) from error
 finally:
-    if _chosen is None:
+    if _policy_of_user is None:
         del os.environ["OMP_WAIT_POLICY"]
 
 _MOST_THREADS = 256  # where a machine has fewer cores: thousands of threads can exhaust the system's
@@ -115,7 +115,7 @@ class OpenMPBackend:
         _openmp.gamma_update(
             statistic,
             prior_shape,
-            *_rates(rate_rows, k, self.dtype),
+            *_rates(rate_rows),
             rate_columns,
             exp_log,
             log_scale,
@@ -179,7 +179,7 @@ class OpenMPBackend:
         return out
 
     def _side(self, factor: Factor) -> Any:
-        rates = _rates(factor.rate_rows, factor.shape.shape[1], self.dtype)
+        rates = _rates(factor.rate_rows)
         return self._side_type(factor.shape, *rates, factor.rate_columns, factor.exp_log, factor.log_scale)
 
     def _empty(self, n: int, k: int) -> Array:
@@ -193,7 +193,7 @@ class OpenMPBackend:
         return padded[:, :k]
 
 
-def _rates(rate_rows: Array, k: int, dtype: np.dtype[Any]) -> tuple[Array | None, Array | None]:
+def _rates(rate_rows: Array) -> tuple[Array | None, Array | None]:
     """``rate_rows`` as (vector, None), or as (None, matrix) where it holds start values."""
     if rate_rows.dtype == np.float64 and rate_rows.shape[1] == 1 and rate_rows.flags.c_contiguous:
         return rate_rows[:, 0], None

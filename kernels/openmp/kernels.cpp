@@ -339,13 +339,36 @@ int64_t allocate_tile(TilesView<T> tiles, int64_t tile, int64_t stride, const T*
   return left;
 }
 
+// φ of one pair by the max-shifted log-sum-exp, in double: e^(x − top) of x = E[ln θ] + E[ln β], with
+// their sum.  `buffer` takes three rows of whole groups.
+struct ShiftedSum {
+  double top, sum;
+};
+
+template <class T>
+ShiftedSum shifted_phi(const double* user_log, const Factor<T>& items, int64_t column, int64_t k, int64_t stride,
+                       double* buffer, double* phi) {
+  const int64_t width = whole_groups(k);
+  double* logs = buffer + 2 * width;
+  expected_log_of(items, column, k, stride, buffer, logs);
+  for (int64_t j = 0; j < width; ++j) logs[j] += user_log[j];
+  const double top = maximum(logs, k);
+  row_exp(logs, top, k, phi);
+  double sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = 0; j < k; ++j) sum += phi[j];
+  return {top, sum};
+}
+
+constexpr int64_t exact_rows = 5;  // rows of whole groups that the exact path works in
+
 // The nonzeros of one tile that need it, or all, by the max-shifted log-sum-exp in double.
 template <class T>
 void allocate_tile_exactly(TilesView<T> tiles, int64_t tile, int64_t k, int64_t stride, Factor<T> users,
                            Factor<T> items, T* user_sums, T* item_sums, bool all, double* scratch, T* product) {
   const int vectors = static_cast<int>(stride / Simd<T>::lanes);
   const int64_t width = whole_groups(k);
-  double *buffer = scratch, *user_log = buffer + 2 * width, *item_log = user_log + width, *phi = item_log + width;
+  double *buffer = scratch, *user_log = buffer + 3 * width, *phi = user_log + width;
   int64_t z = tiles.tiles[tile].first_nonzero;
   for (int64_t segment = tiles.tiles[tile].first_segment; segment < tiles.tiles[tile + 1].first_segment; ++segment) {
     const int64_t row = tiles.segment_row[segment];
@@ -358,13 +381,7 @@ void allocate_tile_exactly(TilesView<T> tiles, int64_t tile, int64_t k, int64_t 
       }
       if (!known) expected_log_of(users, row, k, stride, buffer, user_log);
       known = true;
-      expected_log_of(items, column, k, stride, buffer, item_log);
-      for (int64_t j = 0; j < width; ++j) item_log[j] += user_log[j];
-      row_exp(item_log, maximum(item_log, k), k, phi);
-      double sum = 0;
-#pragma omp simd reduction(+ : sum)
-      for (int64_t j = 0; j < k; ++j) sum += phi[j];
-      const double share = double(tiles.value[z]) / sum;
+      const double share = double(tiles.value[z]) / shifted_phi(user_log, items, column, k, stride, buffer, phi).sum;
       if (user_sums)
         for (int64_t j = 0; j < k; ++j) user_sums[row * stride + j] += T(share * phi[j]);
       if (item_sums)
@@ -433,7 +450,7 @@ void allocate_with(TilesView<T> tiles, int64_t k, int64_t stride, Factor<T> user
 #pragma omp single
     for (int64_t tile = 0; tile < tile_count; ++tile) total_left += left.aligned[tile];
     if (exact || total_left) {
-      Scratch<double> logs(5 * whole_groups(k));
+      Scratch<double> logs(exact_rows * whole_groups(k));
       in_steps(tiles, [&](int64_t tile, int64_t, int64_t) {
         if (exact || left.aligned[tile])
           allocate_tile_exactly(tiles, tile, k, stride, users, items, user_sums, item_sums, exact, logs.aligned,
@@ -480,16 +497,10 @@ template <class T>
 double exact_log_rate(int64_t k, int64_t stride, const Factor<T>& users, const Factor<T>& items, int64_t row,
                       int64_t column, double* scratch) {
   const int64_t width = whole_groups(k);
-  double *buffer = scratch, *user_log = buffer + 2 * width, *item_log = user_log + width;
+  double *buffer = scratch, *user_log = buffer + 3 * width, *phi = user_log + width;
   expected_log_of(users, row, k, stride, buffer, user_log);
-  expected_log_of(items, column, k, stride, buffer, item_log);
-  for (int64_t j = 0; j < width; ++j) item_log[j] += user_log[j];
-  const double top = maximum(item_log, k);
-  row_exp(item_log, top, k, user_log);
-  double sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t j = 0; j < k; ++j) sum += user_log[j];
-  return top + log_normal(sum);
+  const ShiftedSum shifted = shifted_phi(user_log, items, column, k, stride, buffer, phi);
+  return shifted.top + log_normal(shifted.sum);
 }
 
 // ln a·b where the product is below what T holds: 2^500 times larger, and at least the smallest
@@ -510,7 +521,7 @@ double log_rate_sum(TilesView<T> tiles, int64_t k, int64_t stride, const T* a, c
 #pragma omp parallel num_threads(threads_for_tiles(tiles, threads))
   {
     Scratch<T> product(piece + 4);
-    Scratch<double> log_rate(piece), logs(4 * whole_groups(k));
+    Scratch<double> log_rate(piece), logs(exact_rows * whole_groups(k));
 #pragma omp for schedule(dynamic, 1)
     for (int64_t tile = 0; tile < tile_count; ++tile) {
       double total = 0;

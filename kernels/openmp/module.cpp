@@ -84,7 +84,7 @@ void use_level(const std::string& name) {
   throw std::invalid_argument("this processor has no instruction set " + name);
 }
 
-// Bytes of cache for the two matrices of a column block: about half a core's share.
+// Bytes of cache for the two matrices of a column block: L2, or up to 4 MiB if a quarter of L3 has room.
 int64_t column_block_bytes() {
   int64_t l2 = 0, l3 = 0;
 #if defined(_SC_LEVEL2_CACHE_SIZE) && defined(_SC_LEVEL3_CACHE_SIZE)
