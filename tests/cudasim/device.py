@@ -1,0 +1,368 @@
+"""The simulated device: the functions of CUDA's runtime and driver that CuPy calls.
+
+Methods have the names and arguments of CuPy's wrappers (``cupy_backends.cuda.api``), and replace them.
+"""
+
+from __future__ import annotations
+
+import atexit
+import bisect
+import ctypes
+import itertools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from . import module
+from .errors import SimulationError
+from .streams import EAGER, Streams
+
+VERSION = 13020  # CUDA 13.2: what CuPy 14.2 for CUDA 13 was built with
+COMPUTE_CAPABILITY = (8, 0)
+PROCESSORS = 4
+MEMORY = 16 << 30
+NOT_READY = 600  # cudaErrorNotReady
+
+#: Device attributes by number (cudaDeviceAttr); all others are 0.
+ATTRIBUTES = {
+    1: module.MAX_THREADS,  # threads in a block
+    8: module.DYNAMIC_SHARED_LIMIT,  # shared memory of a block
+    10: 32,  # threads in a warp
+    12: 65536,  # registers of a block
+    16: PROCESSORS,
+    39: 2048,  # threads on a processor
+    75: COMPUTE_CAPABILITY[0],
+    76: COMPUTE_CAPABILITY[1],
+    97: 166912,  # shared memory of a block, if it asks
+}
+
+# Function attributes (CUfunction_attribute).
+MAX_THREADS_PER_BLOCK, NUM_REGS, MAX_DYNAMIC_SHARED = 0, 4, 8
+
+
+@dataclass
+class Allocation:
+    """Memory of the device, or pinned memory of the host."""
+
+    address: int
+    size: int
+    pinned: bool
+    stream: int = 0
+    freed: bool = False
+
+
+class Allocations:
+    """Which allocation an address lies in."""
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._by_start: dict[int, Allocation] = {}
+
+    def add(self, allocation: Allocation) -> None:
+        bisect.insort(self._starts, allocation.address)
+        self._by_start[allocation.address] = allocation
+
+    def remove(self, address: int) -> Allocation:
+        self._starts.remove(address)
+        return self._by_start.pop(address)
+
+    def find(self, address: int) -> Allocation | None:
+        position = bisect.bisect_right(self._starts, address) - 1
+        if position < 0:
+            return None
+        found = self._by_start[self._starts[position]]
+        return found if address < found.address + max(found.size, 1) else None
+
+
+class Device:
+    """What the runtime's and the driver's functions act on."""
+
+    def __init__(self, memory: module.Runtime) -> None:
+        self.memory = memory
+        self.streams = Streams(
+            os.environ.get("HPF_CUDASIM_STREAMS", EAGER), int(os.environ.get("HPF_CUDASIM_SEED", "0"))
+        )
+        self.allocations = Allocations()
+        self.modules: dict[bytes, module.Module] = {}  # by what stands for their machine code
+        self.current_stream: Callable[[], int] = lambda: 0
+        self.errors: list[BaseException] = []  # from where no exception can be raised
+        self.exiting = False  # destructors still call when Python has taken most of itself apart
+        self._handles = itertools.count(0x1000, 16)
+        atexit.register(self._exit)
+
+    def _exit(self) -> None:
+        self.exiting = True
+
+    def handle(self) -> int:
+        """Return a number that stands for a new stream, event, module or function."""
+        return next(self._handles)
+
+    def check(self) -> None:
+        """Run all that was submitted; raise the first error that nobody has seen."""
+        self.streams.synchronize_all()
+        if self.errors:
+            errors, self.errors = self.errors, []
+            raise errors[0]
+
+
+class Runtime:
+    """In place of cupy_backends.cuda.api.runtime."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+
+    # ---- devices ----
+
+    def getDevice(self):
+        return 0
+
+    def setDevice(self, number):
+        if number != 0:
+            raise SimulationError(f"no device {number}: one is simulated")
+
+    def getDeviceCount(self):
+        return 1
+
+    def _ensure_context(self):
+        pass
+
+    def check_status(self, status):
+        if status != 0:
+            raise SimulationError(f"CUDA error {status}")
+
+    def deviceGetAttribute(self, attribute, device):
+        return ATTRIBUTES.get(attribute, 0)
+
+    def getDeviceProperties(self, device):
+        return {
+            "name": b"CUDA simulator",
+            "major": COMPUTE_CAPABILITY[0],
+            "minor": COMPUTE_CAPABILITY[1],
+            "multiProcessorCount": PROCESSORS,
+            "warpSize": 32,
+            "maxThreadsPerBlock": module.MAX_THREADS,
+            "sharedMemPerBlock": module.DYNAMIC_SHARED_LIMIT,
+            "l2CacheSize": 4 << 20,
+            "totalGlobalMem": MEMORY,
+        }
+
+    def driverGetVersion(self):
+        return VERSION
+
+    def runtimeGetVersion(self):
+        return VERSION
+
+    def memGetInfo(self):
+        return MEMORY // 2, MEMORY
+
+    def deviceSynchronize(self):
+        self._device.streams.synchronize_all()
+
+    # ---- memory ----
+
+    def malloc(self, size):
+        return self._allocate(size, pinned=False)
+
+    def mallocAsync(self, size, stream):
+        return self._allocate(size, pinned=False)
+
+    def hostAlloc(self, size, flags):
+        return self._allocate(size, pinned=True)
+
+    def _allocate(self, size, *, pinned):
+        address = self._device.memory.allocate(size)
+        stream = self._device.current_stream()
+        self._device.allocations.add(Allocation(address, size, pinned, stream))
+        return address
+
+    def free(self, address):
+        """Free memory when its stream has come to this point.
+
+        CuPy's pool hands memory on to the stream that it was allocated for, without waiting for others.
+        """
+        if not address or self._device.exiting:
+            return
+        allocation = self._device.allocations.find(address)
+        try:
+            self._device.streams.submit(allocation.stream, lambda: self._release(allocation))
+        except Exception as error:  # called from destructors, which cannot raise
+            self._device.errors.append(error)
+
+    def freeAsync(self, address, stream):
+        self.free(address)
+
+    def freeHost(self, address):
+        """Free at once, as CuPy's pool gives pinned memory away at once."""
+        if address and not self._device.exiting:
+            self._release(self._device.allocations.find(address))
+
+    def _release(self, allocation):
+        allocation.freed = True
+        self._device.allocations.remove(allocation.address)
+        self._device.memory.free(allocation.address, allocation.size)
+
+    def pointerGetMemoryType(self, address):
+        found = self._device.allocations.find(address)
+        return 0 if found is None else 1 if found.pinned else 2  # cudaMemoryType
+
+    # ---- copies ----
+
+    def memcpy(self, target, source, size, kind):
+        streams = self._device.streams
+        streams.finish(streams.submit(0, self._copy(target, source, size)))
+
+    def memcpyAsync(self, target, source, size, kind, stream):
+        operation = self._device.streams.submit(stream, self._copy(target, source, size))
+        if self._device.allocations.find(target) is None:
+            self._device.streams.finish(operation)  # CUDA waits if the target is ordinary host memory
+
+    def _copy(self, target, source, size):
+        """Return the action of a copy.  CUDA takes ordinary host memory in at once, and other memory later."""
+        ends = [self._device.allocations.find(address) for address in (target, source)]
+        if ends[1] is None:
+            data = ctypes.string_at(source, size)
+            return lambda: _write(target, data, ends)
+        return lambda: _write(target, _read(source, size, ends), ends)
+
+    def memset(self, address, value, size):
+        self.memsetAsync(address, value, size, 0)
+
+    def memsetAsync(self, address, value, size, stream):
+        self._device.streams.submit(stream, lambda: ctypes.memset(address, value, size))
+
+    # ---- streams and events ----
+
+    def streamCreate(self):
+        return self.streamCreateWithFlags(0)
+
+    def streamCreateWithFlags(self, flags):
+        stream = self._device.handle()
+        self._device.streams.created(stream, flags)
+        return stream
+
+    def streamCreateWithPriority(self, flags, priority):
+        return self.streamCreateWithFlags(flags)
+
+    def streamDestroy(self, stream):
+        pass  # what was submitted runs all the same
+
+    def streamSynchronize(self, stream):
+        self._device.streams.synchronize(stream)
+
+    def streamQuery(self, stream):
+        return 0 if self._device.streams.is_done(stream) else NOT_READY
+
+    def streamWaitEvent(self, stream, event):
+        self._device.streams.wait(stream, event)
+
+    def streamIsCapturing(self, stream):
+        return 0
+
+    def eventCreate(self):
+        return self._device.handle()
+
+    def eventCreateWithFlags(self, flags):
+        return self._device.handle()
+
+    def eventDestroy(self, event):
+        pass
+
+    def eventRecord(self, event, stream):
+        self._device.streams.record(event, stream)
+
+    def eventSynchronize(self, event):
+        self._device.streams.finish_event(event)
+
+    def eventQuery(self, event):
+        return 0 if self._device.streams.event_is_done(event) else NOT_READY
+
+
+def _alive(ends):
+    if any(end is not None and end.freed for end in ends):
+        raise SimulationError("memory was freed before a copy from it or to it had run")
+
+
+def _read(source, size, ends):
+    _alive(ends)
+    return ctypes.string_at(source, size)
+
+
+def _write(target, data, ends):
+    _alive(ends)
+    ctypes.memmove(target, data, len(data))
+
+
+@dataclass
+class Function:
+    """A kernel as the driver knows it."""
+
+    module: module.Module
+    name: str
+    dynamic_shared_limit: int = module.DYNAMIC_SHARED_LIMIT
+
+
+class Driver:
+    """In place of cupy_backends.cuda.api.driver."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._modules: dict[int, module.Module] = {}
+        self._functions: dict[int, Function] = {}
+
+    def get_build_version(self):
+        return VERSION
+
+    def moduleLoadData(self, image):
+        handle = self._device.handle()
+        self._modules[handle] = self._device.modules[image]
+        return handle
+
+    def moduleUnload(self, handle):
+        pass
+
+    def moduleGetFunction(self, handle, name):
+        loaded = self._modules[handle]
+        loaded.signature(name)  # raises if there is no such kernel
+        function = self._device.handle()
+        self._functions[function] = Function(loaded, name)
+        return function
+
+    def funcGetAttribute(self, attribute, function):
+        limit = self._functions[function].dynamic_shared_limit
+        return {MAX_THREADS_PER_BLOCK: module.MAX_THREADS, NUM_REGS: 32, MAX_DYNAMIC_SHARED: limit}.get(
+            attribute, 0
+        )
+
+    def funcSetAttribute(self, function, attribute, value):
+        if attribute == MAX_DYNAMIC_SHARED:
+            self._functions[function].dynamic_shared_limit = value
+
+    def launchKernel(self, function, gx, gy, gz, bx, by, bz, shared, stream, parameters, extra):
+        kernel = self._functions[function]
+        addresses, values = _copy_parameters(kernel.module.signature(kernel.name), parameters)
+
+        def run(values=values):  # they live as long as this does
+            kernel.module.launch_packed(
+                kernel.name, (gx, gy, gz), (bx, by, bz), addresses, shared, kernel.dynamic_shared_limit
+            )
+
+        self._device.streams.submit(stream, run)
+
+
+def _copy_parameters(signature: tuple[str, ...], parameters: int) -> tuple[list[int], Any]:
+    """Copy a launch's parameters, as CUDA does at the launch."""
+    if not signature:
+        return [], None
+    sources = (ctypes.c_void_p * len(signature)).from_address(parameters)
+    values = []
+    for code, source in zip(signature, sources, strict=True):
+        size = 8 if code.startswith("*") else int(code[1:])
+        values.append(ctypes.create_string_buffer(ctypes.string_at(source, size), max(size, 16)))
+    return [ctypes.addressof(value) for value in values], values
+
+
+def methods(instance: object, *private: str) -> dict[str, Callable[..., Any]]:
+    """Return an object's public methods by name, and the private ones named."""
+    names = [name for name in dir(type(instance)) if not name.startswith("_")]
+    return {name: getattr(instance, name) for name in [*names, *private]}

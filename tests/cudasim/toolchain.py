@@ -1,0 +1,133 @@
+"""g++ and its sanitizers: the flavours of the simulator, and the environment each needs."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import Unsupported
+
+TESTS = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Flavour:
+    """How kernels are compiled, and how a process that loads them is started."""
+
+    kernel_flags: tuple[str, ...]
+    runtime_flags: tuple[str, ...] = ()
+    link_flags: tuple[str, ...] = ()
+    preload: tuple[str, ...] = ()  # libraries that must be in the process before Python is
+    options: tuple[tuple[str, str], ...] = ()  # environment variables
+
+
+FLAVOURS = {
+    # Contracted to fused multiply-adds, as NVRTC does by default.
+    "fast": Flavour(kernel_flags=("-O2", "-g1", "-ffp-contract=fast")),
+    "asan": Flavour(
+        kernel_flags=(
+            *("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"),
+            *("-fno-sanitize-recover=undefined", "-fsanitize-sections=cudasim_shared"),
+        ),
+        runtime_flags=("-DCUDASIM_ASAN",),
+        link_flags=("-fsanitize=address,undefined",),
+        preload=("libasan.so", "libubsan.so", "libstdc++.so"),
+        # Python's own memory lives to the end.  Fibres have no use for stacks kept aside.
+        options=(("ASAN_OPTIONS", "detect_leaks=0:detect_stack_use_after_return=0"),),
+    ),
+    "tsan": Flavour(
+        kernel_flags=("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=thread"),
+        runtime_flags=("-DCUDASIM_TSAN",),
+        link_flags=("-fsanitize=thread",),
+        preload=("libtsan.so",),
+        # OpenBLAS's threads are not compiled with TSan, which would misunderstand them.
+        options=(("TSAN_OPTIONS", "exitcode=66"), ("OPENBLAS_NUM_THREADS", "1"), ("OMP_NUM_THREADS", "1")),
+    ),
+}
+
+COMMON_FLAGS = (
+    *("-std=c++20", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", "-w"),
+    *("-mfma", "-mf16c", "-U_FORTIFY_SOURCE"),
+)
+
+
+def flavour_of_process() -> str:
+    """Name the flavour that this process was started for: HPF_CUDASIM, or fast."""
+    return os.environ.get("HPF_CUDASIM", "fast")
+
+
+def require(flavour: str) -> Flavour:
+    """Return the flavour of that name; raise Unsupported where this machine cannot build it."""
+    if flavour not in FLAVOURS:
+        raise ValueError(f"no flavour {flavour!r} of the CUDA simulator: use one of {', '.join(FLAVOURS)}")
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        raise Unsupported(
+            f"the CUDA simulator needs Linux on x86-64, not {sys.platform} on {platform.machine()}"
+        )
+    if not {"fma", "f16c"} <= _processor_flags():
+        raise Unsupported("the CUDA simulator needs a processor with FMA and F16C")
+    if not _accepts_cpp20():
+        raise Unsupported("the CUDA simulator needs g++ with C++20 (g++ 11 or later)")
+    for library in FLAVOURS[flavour].preload:
+        _library(library)
+    return FLAVOURS[flavour]
+
+
+def environment(flavour: str) -> dict[str, str]:
+    """Return the environment of a process that runs the simulator in this flavour.
+
+    A sanitizer's library must be in the process before Python is: start a new one with this.
+    """
+    chosen = require(flavour)
+    result = dict(os.environ, HPF_CUDASIM=flavour, **dict(chosen.options))
+    result["PYTHONPATH"] = os.pathsep.join(filter(None, (str(TESTS), os.environ.get("PYTHONPATH"))))
+    if chosen.preload:
+        result["LD_PRELOAD"] = " ".join(_library(name) for name in chosen.preload)
+    return result
+
+
+def compile(arguments: list[str], directory: Path) -> str | None:
+    """Run g++ in a directory; return what it complained about, or None."""
+    # A sanitizer preloaded into this process is no business of g++'s.
+    clean = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    done = subprocess.run(["g++", *arguments], cwd=directory, env=clean, capture_output=True, text=True)
+    return done.stderr if done.returncode else None
+
+
+def source_line(library: Path, offset: int) -> str:
+    """Return the file:line of an instruction of a library, innermost inlined call first."""
+    command = ["addr2line", "-e", str(library), hex(offset)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown line"
+    return os.path.basename(done.stdout.split()[0])
+
+
+@functools.cache
+def _processor_flags() -> set[str]:
+    return set(Path("/proc/cpuinfo").read_text().split())
+
+
+@functools.cache
+def _accepts_cpp20() -> bool:
+    if shutil.which("g++") is None:
+        return False
+    program = "#include <bit>\n#include <source_location>\nint main() { return std::popcount(0u); }"
+    command = ["g++", "-std=c++20", "-fsyntax-only", "-xc++", "-"]
+    return subprocess.run(command, input=program, text=True, capture_output=True).returncode == 0
+
+
+@functools.cache
+def _library(name: str) -> str:
+    """Find a library of g++'s: it prints the bare name of one that it does not have."""
+    path = subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
+    if not os.path.isabs(path):
+        raise Unsupported(f"g++ has no {name}")
+    return os.path.realpath(path)
