@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from . import toolchain
@@ -52,13 +52,11 @@ def build(
     flavour = flavour or toolchain.flavour_of_process()
     chosen = toolchain.require(flavour)
     names = kernel_names(source)
-    flags = [*toolchain.COMMON_FLAGS, *chosen.kernel_flags, f"-I{INCLUDE}", *_passed_on(options)]
     loaded = runtime(flavour)
-    library = cached(
-        "kernel",
-        [_translate(source, names, filename), *flags, loaded.library.name],
-        lambda text, output: [*flags, *_shared(chosen), text, str(loaded.library), "-o", output],
-    )
+    # The source itself is there for g++ to quote.
+    files = {"translated.cpp": _translate(source, names, filename), Path(filename).name: source}
+    flags = [*toolchain.COMMON_FLAGS, *chosen.kernel_flags, f"-I{INCLUDE}", *_passed_on(options)]
+    library = cached("kernel", files, [*flags, *_shared(chosen), "translated.cpp", str(loaded.library)])
     return Module(library, names, loaded)
 
 
@@ -106,40 +104,39 @@ def _passed_on(options: Iterable[str]) -> list[str]:
 def runtime(flavour: str) -> Runtime:
     """Return the runtime that executes kernels of a flavour; there is one of each in a process."""
     chosen = toolchain.require(flavour)
-    parts = [path.read_text(encoding="utf-8") for path in [*RUNTIME_SOURCES, *HEADERS]]
-    flags = ["-O2", *toolchain.COMMON_FLAGS, f"-I{INCLUDE}", *chosen.runtime_flags]
     # Compiled without the sanitizer, which would see fibres as one thread; linked with it.
+    flags = ["-O2", *toolchain.COMMON_FLAGS, f"-I{INCLUDE}", *chosen.runtime_flags, *_shared(chosen)]
     sources = [str(path) for path in RUNTIME_SOURCES]
-    library = cached(
-        "runtime",
-        ["", *parts, *flags],
-        lambda _, output: [*flags, *_shared(chosen), *sources, "-o", output],
-    )
-    return Runtime(library)
+    content = [path.read_text(encoding="utf-8") for path in [*RUNTIME_SOURCES, *HEADERS]]
+    return Runtime(cached("runtime", {}, [*flags, *sources], content))
 
 
 def _shared(chosen: toolchain.Flavour) -> list[str]:
     return ["-shared", *chosen.link_flags]
 
 
-def cached(kind: str, content: list[str], arguments: Callable[[str, str], list[str]]) -> Path:
-    """Return a library; compile it unless one from the same content is there already.
+def cached(
+    kind: str, files: Mapping[str, str], arguments: Sequence[str], content: Sequence[str] = ()
+) -> Path:
+    """Return a library; compile it unless one made of the same is there already.
 
-    The first of ``content`` is the source, and ``arguments`` makes g++'s arguments from the names of
-    the source and of the library.
-
-    A library appears under its name when it is complete, so processes may build it at the same time.
+    g++ runs with ``arguments`` in a directory with ``files``; ``content`` is what else the library is
+    made of.  A library appears under its name when it is complete, so that processes may build the same
+    one at the same time.
     """
-    key = hashlib.sha256("\0".join(content).encode()).hexdigest()[:24]
+    made_of = "\0".join([*files, *files.values(), *arguments, *content])
+    key = hashlib.sha256(made_of.encode()).hexdigest()[:24]
     library = _cache_directory() / f"{kind}-{key}.so"
-    if not library.exists():
-        with tempfile.TemporaryDirectory(dir=library.parent) as directory:
-            work = Path(directory)
-            (work / "kernel.cpp").write_text(content[0], encoding="utf-8")
-            complaint = toolchain.compile(arguments("kernel.cpp", "out.so"), work)
-            if complaint:
-                raise CompileError(complaint)
-            os.replace(work / "out.so", library)
+    if library.exists():
+        return library
+    with tempfile.TemporaryDirectory(dir=library.parent) as directory:
+        work = Path(directory)
+        for name, text in files.items():
+            (work / name).write_text(text, encoding="utf-8")
+        complaint = toolchain.compile([*arguments, "-o", "out.so"], work)
+        if complaint:
+            raise CompileError(complaint)
+        os.replace(work / "out.so", library)
     return library
 
 

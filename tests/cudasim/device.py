@@ -218,7 +218,10 @@ class Runtime:
             self._device.streams.finish(operation)  # CUDA waits if the target is ordinary host memory
 
     def _copy(self, target, source, size):
-        """Return the action of a copy.  CUDA takes ordinary host memory in at once, and other memory later."""
+        """Return the action of a copy.
+
+        CUDA reads ordinary host memory at once, pinned memory and its own when it comes to the copy.
+        """
         ends = [self._device.allocations.find(address) for address in (target, source)]
         if ends[1] is None:
             data = ctypes.string_at(source, size)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -77,7 +76,8 @@ def _compile(signatures: Mapping[str, bytes]) -> ctypes.PyDLL:
     text = f"#define COUNT {len(signatures)}\n{_HEAD}"
     for number, signature in enumerate(signatures.values()):
         text += _stub(number, signature.decode())
-    return ctypes.PyDLL(str(_library(text)))
+    flags = [*toolchain.COMMON_FLAGS, "-O1", "-shared"]
+    return ctypes.PyDLL(str(compilation.cached("stubs", {"stubs.cpp": text}, [*flags, "stubs.cpp"])))
 
 
 def _stub(number: int, signature: str) -> str:
@@ -90,10 +90,5 @@ def _stub(number: int, signature: str) -> str:
     parameters += ["void*" if "*" in part else "int" for part in declared[len(types) :]]
     letters = "".join(_LETTERS[kind] for kind in types)
     values = "".join(f", a{i}" for i in range(len(types)))
-    call = f'PyObject_CallFunction(callables[{number}], "({letters})"{values})'
-    return f"PUBLIC {result} stub_{number}({', '.join(parameters)}) {{ return {_RESULTS[result].format(call)}; }}\n"
-
-
-def _library(text: str) -> Path:
-    flags = [*toolchain.COMMON_FLAGS, "-O1", "-shared"]
-    return compilation.cached("stubs", [text, *flags], lambda source, output: [*flags, source, "-o", output])
+    call = _RESULTS[result].format(f'PyObject_CallFunction(callables[{number}], "({letters})"{values})')
+    return f"PUBLIC {result} stub_{number}({', '.join(parameters)}) {{ return {call}; }}\n"
