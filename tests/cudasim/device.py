@@ -37,6 +37,8 @@ ATTRIBUTES = {
     97: 166912,  # shared memory of a block, if it asks
 }
 
+UNREGISTERED, PINNED, ON_DEVICE = 0, 1, 2  # cudaMemoryType
+
 # Function attributes (CUfunction_attribute).
 MAX_THREADS_PER_BLOCK, NUM_REGS, MAX_DYNAMIC_SHARED = 0, 4, 8
 
@@ -109,8 +111,9 @@ class Device:
 class Runtime:
     """In place of cupy_backends.cuda.api.runtime."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, pointer_attributes: type) -> None:
         self._device = device
+        self._pointer_attributes = pointer_attributes  # CuPy's class for the result of that name
 
     # ---- devices ----
 
@@ -204,7 +207,12 @@ class Runtime:
 
     def pointerGetMemoryType(self, address):
         found = self._device.allocations.find(address)
-        return 0 if found is None else 1 if found.pinned else 2  # cudaMemoryType
+        if found is None:
+            return UNREGISTERED
+        return PINNED if found.pinned else ON_DEVICE
+
+    def pointerGetAttributes(self, address):
+        return self._pointer_attributes(0, address, 0, self.pointerGetMemoryType(address))
 
     # ---- copies ----
 

@@ -11,7 +11,7 @@ import os
 import sys
 from typing import Any
 
-from . import arguments, compilation, device, stubs, toolchain
+from . import arguments, compilation, cusparse_stand_in, device, stubs, toolchain
 from .errors import SimulationError, Unsupported
 
 #: Versions of cupy-cuda13x and cupy-cuda12x that the simulator was tried with.
@@ -85,7 +85,8 @@ def _replace_cuda(simulated: device.Device) -> None:
     os.environ["CUPY_ACCELERATORS"] = ""
     from cupy_backends.cuda.api import driver, runtime
 
-    stubs.replace(runtime, device.methods(device.Runtime(simulated), "_ensure_context"))
+    functions = device.Runtime(simulated, runtime.PointerAttributes)
+    stubs.replace(runtime, device.methods(functions, "_ensure_context"))
     stubs.replace(driver, device.methods(device.Driver(simulated)))
 
 
@@ -95,6 +96,7 @@ def _adapt_cupy(simulated: device.Device, flavour: str) -> None:
 
     simulated.current_stream = lambda: cupy.cuda.get_current_stream().ptr
     compiler._compile_module_with_cache = _compiler(simulated, flavour)
+    cusparse_stand_in.install()
     cupy.RawModule = _checked_raw_module(cupy, simulated)
     # No pools: every array ends at a guard page or redzone, and freed memory is gone.
     cupy.cuda.set_allocator(None)

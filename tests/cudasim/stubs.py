@@ -84,7 +84,9 @@ def _stub(number: int, signature: str) -> str:
     """Write the C function for a signature such as ``intptr_t (size_t, int __pyx_skip_dispatch)``."""
     match = re.fullmatch(r"(.*?) ?\((.*)\)", signature)
     assert match is not None, signature
-    result, declared = match[1], [part for part in match[2].split(", ") if part != "void"]
+    # Every Cython class is a Python object.
+    result = "PyObject *" if match[1].startswith("struct __pyx_obj") else match[1]
+    declared = [part for part in match[2].split(", ") if part != "void"]
     types = [part for part in declared if "__pyx" not in part]
     parameters = [f"{kind} a{i}" for i, kind in enumerate(types)]
     parameters += ["void*" if "*" in part else "int" for part in declared[len(types) :]]
