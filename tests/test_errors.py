@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -218,6 +220,40 @@ def test_explicit_backends_never_fall_back(monkeypatch):
         model = HPF(verbose=False, k=2).fit(frame())
     assert model.backend_ == "numpy"
     HPF(verbose=False, k=2).fit(frame())  # said once: a second warning would be an error here
+
+
+def test_hardware_that_is_not_there_is_no_reason_to_warn(monkeypatch, caplog):
+    from hpf_gpu import backends
+
+    def create(name, dtype, threads=None, *, really=backends.create):
+        if name == "numpy":
+            return really(name, dtype, threads)
+        raise BackendUnavailable("no such card", remedy="buy one", expected=name == "absent")
+
+    monkeypatch.setattr(backends, "create", create)
+    monkeypatch.setattr(backends, "_announced", set())
+    monkeypatch.setattr(backends, "NAMES", ("absent", "numpy"))
+    with caplog.at_level("INFO", logger="hpf_gpu"):
+        assert backends.choose("auto", np.float32).name == "numpy"  # a warning would be an error here
+    assert "backend absent is not for this machine: no such card" in caplog.messages
+    monkeypatch.setattr(backends, "_announced", set())
+    monkeypatch.setattr(backends, "NAMES", ("absent", "broken", "numpy"))
+    with pytest.warns(RuntimeWarning) as warned:
+        backends.choose("auto", np.float32)
+    told = "backend 'auto' took 'numpy', not broken: no such card; to mend it: buy one"
+    assert [str(warning.message) for warning in warned] == [told]
+    monkeypatch.setattr(backends, "NAMES", ("absent", "broken"))
+    with pytest.raises(
+        BackendUnavailable, match="absent: no such card; to mend it: buy one; broken: no such"
+    ):
+        backends.choose("auto", np.float32)
+
+
+def test_an_unavailable_backend_travels_between_processes():
+    error = pickle.loads(pickle.dumps(BackendUnavailable("no card", remedy="buy one", expected=True)))
+    assert str(error) == "no card; to mend it: buy one"
+    assert (error.problem, error.remedy, error.expected) == ("no card", "buy one", True)
+    assert str(BackendUnavailable("no card")) == "no card"
 
 
 def test_stochastic_fits_are_refused_until_they_exist():

@@ -37,24 +37,30 @@ def choose(name: str, dtype: np.dtype[Any] | type, threads: int | None = None) -
     """Make the named backend, or for ``"auto"`` the best that works here; the choice is said once."""
     if name != "auto":
         return create(name, dtype, threads)
-    reasons = []
+    passed_over = {}
     for candidate in NAMES:
         try:
             backend = create(candidate, dtype, threads)
         except BackendUnavailable as error:
-            reasons.append(f"{candidate}: {error}")
+            passed_over[candidate] = error
         else:
-            _announce(backend, reasons)
+            _announce(backend, passed_over)
             return backend
-    raise BackendUnavailable("; ".join(reasons))
+    raise BackendUnavailable("; ".join(f"{candidate}: {error}" for candidate, error in passed_over.items()))
 
 
-def _announce(backend: Backend, reasons: list[str]) -> None:
+def _announce(backend: Backend, passed_over: dict[str, BackendUnavailable]) -> None:
     if backend.name in _announced:
         return
     _announced.add(backend.name)
     _log.info("backend %s: %s", backend.name, backend.describe())
-    if reasons:
+    broken = []
+    for name, error in passed_over.items():
+        if error.expected:
+            _log.info("backend %s is not for this machine: %s", name, error.problem)
+        else:
+            broken.append(f"{name}: {error}")
+    if broken:
         warnings.warn(
-            f"backend 'auto' took {backend.name!r}, not {'; '.join(reasons)}", RuntimeWarning, stacklevel=4
+            f"backend 'auto' took {backend.name!r}, not {'; '.join(broken)}", RuntimeWarning, stacklevel=4
         )

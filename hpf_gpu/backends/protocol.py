@@ -25,7 +25,24 @@ SideName: TypeAlias = Literal["users", "items", "both"]
 
 
 class BackendUnavailable(RuntimeError):
-    """The backend that was asked for cannot work here; the message says why and what mends it."""
+    """The backend that was asked for cannot work here; the message says why and what mends it.
+
+    Parameters
+    ----------
+    problem : str
+        What is wrong.
+    remedy : str
+        What to do about it, with the command where there is one.
+    expected : bool
+        True where nothing is broken: this machine has no such hardware, or it is hidden on purpose.
+    """
+
+    def __init__(self, problem: str, *, remedy: str = "", expected: bool = False) -> None:
+        super().__init__(problem)
+        self.problem, self.remedy, self.expected = problem, remedy, expected
+
+    def __str__(self) -> str:
+        return f"{self.problem}; to mend it: {self.remedy}" if self.remedy else self.problem
 
 
 @dataclass(frozen=True)
