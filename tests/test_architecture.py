@@ -19,6 +19,7 @@ ALLOWED = {
     "backends.__init__": {"backends.protocol", "backends.openmp_backend", "backends.numpy_backend"},
     "backends.numpy_backend": {"backends.protocol"},
     "backends.openmp_backend": {"backends.protocol", "_openmp"},
+    "backends.cuda_diagnosis": {"backends.protocol"},
     "variational": {"backends.protocol"},
     "likelihood": {"backends.protocol", "convergence", "variational"},
     "inference": {"backends.protocol", "convergence", "likelihood", "variational"},

@@ -1,0 +1,211 @@
+"""Why CUDA cannot be used here, and the command that mends it.
+
+Everything is asked in the order of repair: driver, GPU, CuPy.  CuPy is not imported for it: that takes
+half a second, and the driver's own library and the list of installed packages know enough.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import importlib.util
+import os
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from .protocol import BackendUnavailable
+
+_LIBRARY = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
+_OLDEST_CUDA = (12, 0)  # for which CuPy 14 has packages; NVIDIA's drivers have it since version 525
+_OLDEST_GPU_OF_CUDA_13 = (7, 5)  # compute capability; drivers for CUDA 13 still run older ones
+
+# CUresult of cuInit, from NVIDIA's cuda.h
+_NO_DEVICE = 100
+_CURES = {
+    34: "take the folder 'stubs' of the CUDA toolkit out of LD_LIBRARY_PATH",
+    803: "restart the machine: its driver was updated, and the kernel still runs the old one",
+    804: "take the folder 'compat' of the CUDA toolkit out of LD_LIBRARY_PATH",
+}
+_CURE = "run nvidia-smi; if that fails too, restart the machine, or a container with --gpus all"
+
+# What CuPy 13 and 14, and NVRTC itself, say where the compiler or its headers are missing
+_NO_COMPILER = re.compile(r"[^\n]*(?:libnvrtc|nvrtc64_|nvrtc-builtins|open source file)[^\n]*", re.IGNORECASE)
+
+
+def check_machine() -> None:
+    """Raise BackendUnavailable for every fault that can be found without importing CuPy.
+
+    A CuPy that somebody has imported already is left to show for itself whether it works.
+    """
+    if "cupy" not in sys.modules:
+        _check_packages(_first_gpu())
+
+
+def find_fault(error: Exception) -> BackendUnavailable:
+    """Say what an exception means that CuPy raised when it was imported or first used."""
+    try:
+        gpu = _first_gpu()
+        _check_packages(gpu)
+    except BackendUnavailable as fault:
+        return fault
+    cupy = " and ".join(_described(_cupy_packages())) or "CuPy"
+    if missing := _NO_COMPILER.search(str(error)):
+        return BackendUnavailable(
+            f"{cupy} finds no CUDA compiler (NVRTC), or not its headers: {_one_line(missing[0])}",
+            remedy=_reinstall(gpu),
+        )
+    told = f"{type(error).__name__}: {_one_line(str(error.__cause__ or error))}"
+    if "cupy" not in sys.modules:
+        return BackendUnavailable(f"{cupy} cannot be imported ({told})", remedy=_reinstall(gpu))
+    return BackendUnavailable(f"{cupy} cannot use the GPU ({told})", remedy=_CURE)
+
+
+def describe_machine() -> list[str]:
+    """Versions of the driver and of CuPy, one a line, as far as there are any."""
+    lines = []
+    try:
+        gpu = _first_gpu()
+    except BackendUnavailable:
+        pass
+    else:
+        driver = " ".join(["driver", *_driver_version(), "for CUDA", _dotted(gpu.cuda)])
+        lines.append(f"{driver}, first GPU of compute capability {_dotted(gpu.capability)}")
+    return lines + _described(_cupy_packages())
+
+
+# -- driver and GPU --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Gpu:
+    """The first GPU, and the newest CUDA that its driver knows."""
+
+    cuda: tuple[int, int]
+    capability: tuple[int, int]
+
+    @property
+    def extra(self) -> str:
+        """Name of the optional dependencies of hpf_gpu that suit it."""
+        newest = self.cuda[0] >= 13 and self.capability >= _OLDEST_GPU_OF_CUDA_13
+        return "cuda13" if newest else "cuda12"
+
+
+def _first_gpu() -> _Gpu:
+    try:
+        driver = ctypes.CDLL(_LIBRARY)
+    except OSError as error:
+        raise BackendUnavailable(
+            f"this machine has no NVIDIA driver ({error})",
+            remedy="if it has an NVIDIA GPU, install its driver; start a container with --gpus all",
+            expected=True,
+        ) from error
+    _ask(driver, "cuInit", 0)
+    if not _number(driver, "cuDeviceGetCount"):
+        raise _no_gpu(driver, "cuDeviceGetCount", _NO_DEVICE)
+    version = _number(driver, "cuDriverGetVersion")
+    cuda = version // 1000, version % 1000 // 10
+    if cuda < _OLDEST_CUDA:
+        raise BackendUnavailable(
+            f"the NVIDIA driver is for CUDA {_dotted(cuda)}, and CuPy needs {_dotted(_OLDEST_CUDA)} or newer",
+            remedy="install an NVIDIA driver of version 525 or newer",
+        )
+    device = _number(driver, "cuDeviceGet", 0)
+    major, minor = (_number(driver, "cuDeviceGetAttribute", which, device) for which in (75, 76))
+    return _Gpu(cuda, (major, minor))
+
+
+def _number(driver: ctypes.CDLL, function: str, *arguments: int) -> int:
+    """The number that a function of the driver writes to its first argument."""
+    value = ctypes.c_int()
+    _ask(driver, function, ctypes.byref(value), *arguments)
+    return value.value
+
+
+def _ask(driver: ctypes.CDLL, function: str, *arguments: object) -> None:
+    if code := getattr(driver, function)(*arguments):
+        raise _no_gpu(driver, function, code)
+
+
+def _no_gpu(driver: ctypes.CDLL, function: str, code: int) -> BackendUnavailable:
+    name = ctypes.c_char_p()
+    driver.cuGetErrorName(code, ctypes.byref(name))
+    problem = f"the NVIDIA driver offers no GPU: {function} says {(name.value or b'error').decode()} ({code})"
+    cure = _CURES.get(code, _CURE)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None or code != _NO_DEVICE:
+        return BackendUnavailable(problem, remedy=cure)
+    hidden = visible.strip() == "" or visible.startswith("-")
+    unset = "unset CUDA_VISIBLE_DEVICES"
+    return BackendUnavailable(
+        f"{problem}, with CUDA_VISIBLE_DEVICES={visible!r}",
+        remedy=f"{unset} to use a GPU" if hidden else f"{unset}; if there is still none, {cure}",
+        expected=hidden,
+    )
+
+
+def _driver_version() -> list[str]:
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
+    except OSError:  # not Linux
+        return []
+    return re.findall(r"\d+(?:\.\d+)+", text)[:1]
+
+
+# -- CuPy ------------------------------------------------------------------------------------
+
+
+def _cupy_packages() -> dict[str, str]:
+    """Versions of the installed packages that bring a module ``cupy``, by name."""
+    packages: dict[str, str] = {}
+    for package in importlib.metadata.distributions():
+        name = str(package.metadata["Name"]).lower().replace("_", "-")
+        if re.fullmatch(r"cupy|amd-cupy|cupy-(cuda|rocm)[\w-]*", name):
+            packages.setdefault(name, package.version)
+    return packages
+
+
+def _check_packages(gpu: _Gpu) -> None:
+    packages = _cupy_packages()
+    if len(packages) > 1:
+        raise BackendUnavailable(
+            f"{len(packages)} CuPys are installed over one another: {' and '.join(_described(packages))}",
+            remedy=_reinstall(gpu),
+        )
+    spec = importlib.util.find_spec("cupy")
+    if spec is None or spec.origin is None:  # without origin: a folder that is left of it
+        gone = "".join(f"the files of {package} are missing" for package in _described(packages))
+        raise BackendUnavailable(gone or "CuPy is not installed", remedy=_reinstall(gpu))
+    for name in packages:
+        built = re.match(r"cupy-cuda(1\d)", name)
+        if built and int(built[1]) > gpu.cuda[0]:
+            raise BackendUnavailable(
+                f"{name} needs a driver for CUDA {built[1]}, and this one is for CUDA {_dotted(gpu.cuda)}",
+                remedy=f"{_reinstall(gpu)} (or install a newer NVIDIA driver)",
+            )
+        if built and built[1] == "13" and gpu.capability < _OLDEST_GPU_OF_CUDA_13:
+            raise BackendUnavailable(
+                f"{name} is made for GPUs of compute capability {_dotted(_OLDEST_GPU_OF_CUDA_13)} and newer,"
+                f" and this one has {_dotted(gpu.capability)}",
+                remedy=_reinstall(gpu),
+            )
+
+
+def _reinstall(gpu: _Gpu) -> str:
+    """The command after which the one CuPy that suits the GPU is installed, with compiler and headers."""
+    names = " ".join(sorted(_cupy_packages()))
+    remove = f"pip uninstall -y {names} && " if names else ""
+    return f"{remove}pip install 'hpf_gpu[{gpu.extra}]'"
+
+
+def _described(packages: dict[str, str]) -> list[str]:
+    return [f"{name} {version}" for name, version in sorted(packages.items())]
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return f"{version[0]}.{version[1]}"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:200]

@@ -1,0 +1,235 @@
+"""Every reason why CUDA cannot be used, provoked, with what the user is told to do about it."""
+
+from __future__ import annotations
+
+import pytest
+from sandbox import Sandbox
+
+#: Opens the GPU as the CUDA backend does, and prints what is wrong as JSON.
+OPEN = """
+import json
+from hpf_gpu.backends import cuda_diagnosis
+from hpf_gpu.backends.protocol import BackendUnavailable
+
+def open_gpu():
+    cuda_diagnosis.check_machine()
+    try:
+        import cupy
+        cupy.compile()
+    except Exception as error:
+        raise cuda_diagnosis.find_fault(error) from error
+
+try:
+    open_gpu()
+except BackendUnavailable as error:
+    told = {"problem": error.problem, "remedy": error.remedy, "expected": error.expected}
+else:
+    told = {"problem": "", "remedy": "", "expected": False}
+print(json.dumps(told | {"machine": cuda_diagnosis.describe_machine()}))
+"""
+
+WORKS = "def compile(): pass"
+NEVER_IMPORTED = "raise SystemExit('CuPy was imported')"
+NVIDIA_SMI = "run nvidia-smi; if that fails too, restart the machine, or a container with --gpus all"
+
+
+@pytest.fixture
+def sandbox(tmp_path):
+    return Sandbox(tmp_path)
+
+
+def diagnosis(sandbox):
+    told = sandbox.json(OPEN)
+    return told["problem"], told["remedy"], told["expected"]
+
+
+def test_nothing_is_wrong(sandbox):
+    sandbox.driver(cuda=12040)
+    sandbox.install("cupy-cuda12x", "14.2.0")
+    sandbox.module("cupy", WORKS)
+    assert diagnosis(sandbox) == ("", "", False)
+    driver, cupy = sandbox.json(OPEN)["machine"]
+    assert driver.startswith("driver ")
+    assert driver.endswith("for CUDA 12.4, first GPU of compute capability 8.6")
+    assert cupy == "cupy-cuda12x 14.2.0"
+
+
+# -- driver and GPU --------------------------------------------------------------------------
+
+
+def test_no_driver(sandbox):
+    sandbox.install("cupy-cuda12x", "14.2.0")
+    sandbox.module("cupy", NEVER_IMPORTED)
+    problem, remedy, expected = diagnosis(sandbox)
+    assert problem.startswith("this machine has no NVIDIA driver (")
+    assert ("libcuda.so.1" in problem) or ("nvcuda.dll" in problem)
+    assert remedy == "if it has an NVIDIA GPU, install its driver; start a container with --gpus all"
+    assert expected
+    assert sandbox.json(OPEN)["machine"] == ["cupy-cuda12x 14.2.0"]
+
+
+@pytest.mark.parametrize(
+    ("init", "name", "cure"),
+    [
+        (100, "CUDA_ERROR_NO_DEVICE", NVIDIA_SMI),
+        (999, "CUDA_ERROR_UNKNOWN", NVIDIA_SMI),
+        (803, "error", "restart the machine: its driver was updated, and the kernel still runs the old one"),
+        (34, "error", "take the folder 'stubs' of the CUDA toolkit out of LD_LIBRARY_PATH"),
+        (804, "error", "take the folder 'compat' of the CUDA toolkit out of LD_LIBRARY_PATH"),
+    ],
+)
+def test_the_driver_does_not_start(sandbox, init, name, cure):
+    sandbox.driver(init=init)
+    problem = f"the NVIDIA driver offers no GPU: cuInit says {name} ({init})"
+    assert diagnosis(sandbox) == (problem, cure, False)
+
+
+def test_the_driver_has_no_gpu(sandbox):
+    sandbox.driver(count=0)
+    problem = "the NVIDIA driver offers no GPU: cuDeviceGetCount says CUDA_ERROR_NO_DEVICE (100)"
+    assert diagnosis(sandbox) == (problem, NVIDIA_SMI, False)
+
+
+@pytest.mark.parametrize("visible", ["", "-1"])
+def test_gpus_that_are_hidden_on_purpose(sandbox, visible):
+    sandbox.driver(init=100)
+    sandbox.environment["CUDA_VISIBLE_DEVICES"] = visible
+    problem, remedy, expected = diagnosis(sandbox)
+    assert problem.endswith(f"CUDA_ERROR_NO_DEVICE (100), with CUDA_VISIBLE_DEVICES={visible!r}")
+    assert remedy == "unset CUDA_VISIBLE_DEVICES to use a GPU"
+    assert expected
+
+
+def test_a_gpu_that_is_not_there_is_asked_for(sandbox):
+    sandbox.driver(init=100)
+    sandbox.environment["CUDA_VISIBLE_DEVICES"] = "7"
+    problem, remedy, expected = diagnosis(sandbox)
+    assert problem.endswith("with CUDA_VISIBLE_DEVICES='7'")
+    assert remedy == f"unset CUDA_VISIBLE_DEVICES; if there is still none, {NVIDIA_SMI}"
+    assert not expected
+
+
+def test_an_old_driver(sandbox):
+    sandbox.driver(cuda=11040)
+    problem = "the NVIDIA driver is for CUDA 11.4, and CuPy needs 12.0 or newer"
+    assert diagnosis(sandbox) == (problem, "install an NVIDIA driver of version 525 or newer", False)
+
+
+# -- CuPy ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cuda", "capability", "extra"), [(12000, 86, "cuda12"), (13000, 86, "cuda13"), (13000, 70, "cuda12")]
+)
+def test_no_cupy(sandbox, cuda, capability, extra):
+    sandbox.driver(cuda=cuda, capability=capability)
+    assert diagnosis(sandbox) == ("CuPy is not installed", f"pip install 'hpf_gpu[{extra}]'", False)
+
+
+def test_other_packages_are_no_cupy(sandbox):
+    sandbox.driver()
+    sandbox.install("cupy-xarray", "0.1.4")
+    assert diagnosis(sandbox) == ("CuPy is not installed", "pip install 'hpf_gpu[cuda13]'", False)
+
+
+def test_a_cupy_without_files(sandbox):
+    sandbox.driver()
+    sandbox.install("cupy-cuda13x", "14.2.0")
+    (sandbox.site / "cupy" / "left_over").mkdir(parents=True)
+    problem, remedy, _ = diagnosis(sandbox)
+    assert problem == "the files of cupy-cuda13x 14.2.0 are missing"
+    assert remedy == "pip uninstall -y cupy-cuda13x && pip install 'hpf_gpu[cuda13]'"
+
+
+@pytest.mark.parametrize("other", ["cupy", "cupy-cuda12x", "cupy-cuda112", "cupy-rocm-7-0", "amd-cupy"])
+def test_two_cupys(sandbox, other):
+    sandbox.driver()
+    sandbox.install(other, "13.6.0")
+    sandbox.install("cupy_cuda13x", "14.2.0")
+    sandbox.module("cupy", NEVER_IMPORTED)
+    problem, remedy, expected = diagnosis(sandbox)
+    names = sorted([other, "cupy-cuda13x"])
+    assert problem.startswith("2 CuPys are installed over one another: ")
+    assert f"{other} 13.6.0" in problem
+    assert "cupy-cuda13x 14.2.0" in problem
+    assert remedy == f"pip uninstall -y {' '.join(names)} && pip install 'hpf_gpu[cuda13]'"
+    assert not expected
+
+
+def test_a_cupy_for_a_newer_driver(sandbox):
+    sandbox.driver(cuda=12080)
+    sandbox.install("cupy-cuda13x", "14.2.0")
+    sandbox.module("cupy", NEVER_IMPORTED)
+    problem, remedy, _ = diagnosis(sandbox)
+    assert problem == "cupy-cuda13x needs a driver for CUDA 13, and this one is for CUDA 12.8"
+    assert remedy == (
+        "pip uninstall -y cupy-cuda13x && pip install 'hpf_gpu[cuda12]' (or install a newer NVIDIA driver)"
+    )
+
+
+def test_a_cupy_for_newer_gpus(sandbox):
+    sandbox.driver(cuda=13000, capability=61)
+    sandbox.install("cupy-cuda13x", "14.2.0")
+    sandbox.module("cupy", NEVER_IMPORTED)
+    problem, remedy, _ = diagnosis(sandbox)
+    assert (
+        problem == "cupy-cuda13x is made for GPUs of compute capability 7.5 and newer, and this one has 6.1"
+    )
+    assert remedy == "pip uninstall -y cupy-cuda13x && pip install 'hpf_gpu[cuda12]'"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("raise ImportError('libcublas.so.13: no such file')", "ImportError: libcublas.so.13: no such file"),
+        ("raise ValueError('numpy.dtype size\\n changed')", "ValueError: numpy.dtype size changed"),
+        (
+            "try:\n    import no_such_part\nexcept ImportError as error:\n"
+            "    raise ImportError('=' * 60 + 'a long banner') from error",
+            "ImportError: No module named 'no_such_part'",
+        ),
+    ],
+    ids=["ImportError", "ValueError", "banner"],
+)
+def test_a_cupy_that_fails_on_import(sandbox, text, told):
+    sandbox.driver()
+    sandbox.install("cupy-cuda13x", "14.2.0")
+    sandbox.module("cupy", text)
+    problem, remedy, expected = diagnosis(sandbox)
+    assert problem == f"cupy-cuda13x 14.2.0 cannot be imported ({told})"
+    assert remedy == "pip uninstall -y cupy-cuda13x && pip install 'hpf_gpu[cuda13]'"
+    assert not expected
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        'Failure finding "libnvrtc.so.13 or libnvrtc.so.12": No such file: libnvrtc.so.13',  # CuPy 14
+        "CuPy failed to load libnvrtc.so.12: OSError: libnvrtc.so.12: cannot open shared object",  # CuPy 13
+        "CuPy failed to load nvrtc64_120_0.dll: FileNotFoundError: Could not find module",
+        'f.cu(1): catastrophic error: could not open source file "cuda_fp16.h" (no directories)',  # NVRTC 13
+        'x.cuh(3): catastrophic error: cannot open source file "vector_types.h"',  # NVRTC 12
+    ],
+)
+def test_no_compiler_or_headers(sandbox, message):
+    sandbox.driver()
+    sandbox.install("cupy-cuda13x", "14.2.0")
+    sandbox.module("cupy", f"def compile():\n    raise RuntimeError({message!r} + '\\n  more lines')")
+    problem, remedy, _ = diagnosis(sandbox)
+    assert problem == f"cupy-cuda13x 14.2.0 finds no CUDA compiler (NVRTC), or not its headers: {message}"
+    assert remedy == "pip uninstall -y cupy-cuda13x && pip install 'hpf_gpu[cuda13]'"
+
+
+def test_another_failure(sandbox):
+    sandbox.driver()
+    sandbox.module("cupy", "def compile():\n    raise RuntimeError('cudaErrorECCUncorrectable: bad memory')")
+    problem, remedy, expected = diagnosis(sandbox)
+    assert problem == "CuPy cannot use the GPU (RuntimeError: cudaErrorECCUncorrectable: bad memory)"
+    assert remedy == NVIDIA_SMI
+    assert not expected
+
+
+def test_a_cupy_that_is_imported_already_is_not_judged(sandbox):
+    sandbox.module("cupy", WORKS)  # and no driver
+    told = sandbox.json("import cupy\n" + OPEN)
+    assert told["problem"] == ""
