@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from scipy.special import gammaln
 
-from .protocol import Array, BackendUnavailable, Factor, Host, SideName
+from .openmp_diagnosis import find_fault, usable_cores
+from .protocol import Array, Factor, Host, SideName
 
 # GNU OpenMP reads this when it is loaded.  By default its threads spin while they wait, and where cores
 # are shared they keep from work the very thread that they wait for.  Online Retail, k=30, two threads on
@@ -19,15 +20,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 try:
     import hpf_gpu._openmp as _openmp
 except ImportError as error:
-    raise BackendUnavailable(
-        f"the compiled module is missing ({error}); with GCC or Clang installed, install hpf_gpu again"
-    ) from error
+    raise find_fault(error) from error
 finally:
     if _policy_of_user is None:
         del os.environ["OMP_WAIT_POLICY"]
 
 _MOST_THREADS = 256  # where a machine has fewer cores: thousands of threads can exhaust the system's
 _LINE = 64  # bytes of a cache line, and of the widest vector
+
+#: Whether the module was compiled with OpenMP; without, it runs on one thread.
+HAS_OPENMP = bool(_openmp.has_openmp)
 
 # A forked child has no threads but believes in its parent's: GNU OpenMP would wait for them for ever.
 # One thread needs no others, so that is what a child gets.
@@ -66,15 +68,16 @@ class OpenMPBackend:
 
     def __init__(self, dtype: np.dtype[Any], threads: int | None = None) -> None:
         self.dtype = np.dtype(dtype)
-        threaded = _openmp.has_openmp and not _in_forked_child
-        cores = _usable_cores()
+        threaded = HAS_OPENMP and not _in_forked_child
+        cores = usable_cores()
         self.threads = min(threads or cores, max(cores, _MOST_THREADS)) if threaded else 1
         single = self.dtype == np.float32
         self._counts_type = _openmp.Counts32 if single else _openmp.Counts64
         self._side_type = _openmp.Side32 if single else _openmp.Side64
 
     def describe(self) -> str:
-        return f"C++ for {_openmp.level()}, {self.threads} threads, {self.dtype}"
+        threads = f"{self.threads} threads" if HAS_OPENMP else "one thread: compiled without OpenMP"
+        return f"C++ for {_openmp.level()}, {threads}, {self.dtype}"
 
     # -- transfers ---------------------------------------------------------------------------
 
@@ -198,10 +201,3 @@ def _rates(rate_rows: Array) -> tuple[Array | None, Array | None]:
     if rate_rows.dtype == np.float64 and rate_rows.shape[1] == 1 and rate_rows.flags.c_contiguous:
         return rate_rows[:, 0], None
     return None, rate_rows
-
-
-def _usable_cores() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on this system
-        return os.cpu_count() or 1
