@@ -34,7 +34,11 @@ ALLOWED = {
         "progress", "ranking", "storage", "variational",
     },
     "demo": {"", "datasets", "estimator", "metrics", "plot"},
-    "cli": {"", "backends", "backends.protocol", "demo"},
+    "doctor": {
+        "", "backends", "backends.cuda_diagnosis", "backends.openmp_backend", "backends.openmp_diagnosis",
+        "backends.protocol",
+    },
+    "cli": {"", "demo", "doctor"},
 }  # fmt: skip
 
 
@@ -93,9 +97,24 @@ def run(code):
 
 
 def test_import_loads_neither_backends_nor_plots():
-    loaded = run("import sys, hpf_gpu; print(*sys.modules)")
+    loaded = run("import sys; from hpf_gpu import HPF; print(*sys.modules)")
     for module in ("hpf_gpu._openmp", "hpf_gpu.backends.numpy_backend", "matplotlib", "cupy"):
         assert module not in loaded
+
+
+def test_the_package_itself_loads_nothing():
+    """So that `hpf-gpu doctor` has its say where NumPy or pandas is broken."""
+    loaded = run("import sys, hpf_gpu.doctor, hpf_gpu.cli; print(*sys.modules)")
+    assert not {"numpy", "scipy", "pandas", "tqdm"} & set(loaded)
+
+
+def test_names_of_the_package():
+    from hpf_gpu.backends import protocol
+
+    assert hpf_gpu.HPF is hpf_gpu.estimator.HPF
+    assert hpf_gpu.BackendUnavailable is protocol.BackendUnavailable
+    with pytest.raises(AttributeError, match="module 'hpf_gpu' has no attribute 'HPG'"):
+        hpf_gpu.HPG  # noqa: B018
 
 
 def test_import_budget():
@@ -103,7 +122,7 @@ def test_import_budget():
 import sys, time
 import pandas, scipy.sparse, scipy.special, tqdm.auto
 start = time.perf_counter()
-import hpf_gpu
+from hpf_gpu import HPF
 print(time.perf_counter() - start)
 """
     # 0.02 s measured; the best of three, for busy machines.

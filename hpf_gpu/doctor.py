@@ -1,0 +1,172 @@
+"""Which backends work on this machine, and what mends those that do not.
+
+Any import may fail where somebody asks for a doctor, so all but the standard library is imported inside
+a ``try``, and a failure is a line of the report.
+"""
+
+from __future__ import annotations
+
+import importlib
+import platform
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+from . import __version__
+
+_PACKAGES = ("numpy", "scipy.special", "pandas", "tqdm")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found of one package or backend."""
+
+    name: str
+    works: bool
+    text: str
+    details: tuple[str, ...] = ()
+    remedy: str = ""
+    expected: bool = False  # it does not work, and nothing is broken
+
+    def lines(self) -> Iterator[str]:
+        """The finding as text, the remedy last."""
+        yield f"{self.name:<9}{self.text}"
+        for detail in self.details:
+            yield f"{'':<9}{detail}"
+        if self.remedy:
+            yield f"{'':<9}-> {self.remedy}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the doctor found."""
+
+    software: tuple[Finding, ...]
+    backends: tuple[Finding, ...]  # the fastest first; none where NumPy does not work
+    automatic: str  # the backend that 'auto' takes, '' where it fails
+
+    @property
+    def compiled_works(self) -> bool:
+        """Whether a backend works that is faster than NumPy."""
+        return any(finding.works and finding.name != "numpy" for finding in self.backends)
+
+    @property
+    def next_step(self) -> str:
+        """What to do first, or that nothing is to be done."""
+        remedies = [
+            finding.remedy
+            for finding in chain(self.software, self.backends)
+            if finding.remedy and not finding.expected
+        ]
+        return f"Next: {remedies[0]}" if remedies else "Nothing to mend."
+
+    def lines(self) -> Iterator[str]:
+        """The report as text, the next step last."""
+        for finding in self.software:
+            yield from finding.lines()
+        if self.backends:
+            yield ""
+            yield "Backends, the fastest first:"
+        for finding in self.backends:
+            yield from finding.lines()
+        yield ""
+        yield (
+            f"backend='auto' takes {self.automatic!r}." if self.automatic else "backend='auto' does not work."
+        )
+        yield self.next_step
+
+
+def examine() -> Report:
+    """Look at this Python, at the packages that hpf_gpu needs, and try every backend out on a small fit."""
+    software = (
+        Finding("hpf_gpu", True, f"{__version__}, in {Path(__file__).parent}"),
+        Finding("Python", True, f"{platform.python_version()}, {sys.executable}, on {platform.platform()}"),
+        *map(_package, _PACKAGES),
+    )
+    if not all(finding.works for finding in software):
+        return Report(software, (), "")
+    from . import backends
+
+    with warnings.catch_warnings():  # whatever they say is in the report
+        warnings.simplefilter("ignore")
+        return Report(software, tuple(map(_backend, backends.NAMES)), _automatic())
+
+
+def _package(module: str) -> Finding:
+    name = module.split(".")[0]
+    try:
+        importlib.import_module(module)
+    except Exception as error:
+        return Finding(name, False, _broken(error), remedy=f"pip install --force-reinstall {name}")
+    return Finding(name, True, getattr(sys.modules[name], "__version__", "of unknown version"))
+
+
+def _backend(name: str) -> Finding:
+    try:
+        return _examined(name)
+    except Exception as error:
+        return Finding(name, False, _broken(error), remedy="report these lines to the authors of hpf_gpu")
+
+
+def _examined(name: str) -> Finding:
+    from .backends.protocol import BackendUnavailable
+
+    details = tuple(_surroundings(name))
+    try:
+        text = f"works: {_try_out(name)}"
+    except BackendUnavailable as error:
+        verdict = "not for this machine" if error.expected else "does not work"
+        return Finding(name, False, f"{verdict}: {error.problem}", details, error.remedy, error.expected)
+    return Finding(name, True, text, details, _speed_up(name))
+
+
+def _try_out(name: str) -> str:
+    """Fit four counts, for some faults show only when something is computed; returns describe()."""
+    import numpy as np
+
+    from . import HPF, backends
+
+    counts = np.array([[0, 0, 2], [0, 1, 1], [1, 1, 3], [2, 0, 1]])
+    model = HPF(k=2, maxiter=2, stop_crit="maxiter", random_seed=1, verbose=False, backend=name).fit(counts)
+    if not np.isfinite(model.Theta).all():
+        raise ArithmeticError(f"a small fit gave {model.Theta.tolist()}")
+    return backends.create(name, np.float32).describe()
+
+
+def _surroundings(name: str) -> list[str]:
+    """What a backend depends on here, whether it works or not."""
+    from .backends import cuda_diagnosis, openmp_diagnosis
+
+    if name == "cuda":
+        return cuda_diagnosis.describe_machine()
+    if name == "openmp":
+        return openmp_diagnosis.describe_threads()
+    return []
+
+
+def _speed_up(name: str) -> str:
+    """What would make a backend faster that works, or ''."""
+    if name == "openmp":
+        from .backends import openmp_backend, openmp_diagnosis
+
+        if not openmp_backend.HAS_OPENMP:
+            return openmp_diagnosis.install_openmp()
+    return ""
+
+
+def _automatic() -> str:
+    import numpy as np
+
+    from . import backends
+
+    try:
+        return backends.choose("auto", np.float32).name
+    except Exception:  # its reason stands beside the backend
+        return ""
+
+
+def _broken(error: Exception) -> str:
+    return f"does not work: {type(error).__name__}: {' '.join(str(error).split())}"

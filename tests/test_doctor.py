@@ -1,0 +1,186 @@
+"""What `hpf-gpu doctor` says where things work, and where they are broken."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sandbox import Sandbox
+
+from hpf_gpu import BackendUnavailable, __version__, backends, doctor
+from hpf_gpu.cli import main
+from hpf_gpu.doctor import Finding, Report
+
+DOCTOR = "import sys; from hpf_gpu.cli import main; sys.exit(main(['doctor']))"
+
+
+@pytest.fixture
+def sandbox(tmp_path):
+    return Sandbox(tmp_path)
+
+
+def works(name):
+    try:
+        backends.create(name, np.float32)
+    except BackendUnavailable:
+        return False
+    return True
+
+
+@pytest.fixture
+def made_up(monkeypatch):
+    """A function that has the doctor find these backends: an exception, or a real backend's name."""
+
+    def replace(**found):
+        def create(name, dtype, threads=None, *, really=backends.create):
+            if isinstance(found[name], Exception):
+                raise found[name]
+            return really(found[name], dtype, threads)
+
+        monkeypatch.setattr(backends, "create", create)
+        monkeypatch.setattr(backends, "NAMES", tuple(found))
+
+    return replace
+
+
+def said(capsys):
+    """Exit status and lines of `hpf-gpu doctor` in this process."""
+    status = main(["doctor"])
+    told = capsys.readouterr()
+    assert told.err == ""
+    return status, told.out.splitlines()
+
+
+# -- as it is ----------------------------------------------------------------------------------
+
+
+def test_this_machine(capsys):
+    status, lines = said(capsys)
+    assert f"hpf_gpu  {__version__}, in {Path(doctor.__file__).parent}" in lines
+    assert any(line.startswith(f"Python   {sys.version.split()[0]}, {sys.executable}, on ") for line in lines)
+    assert f"numpy    {np.__version__}" in lines
+    for name in backends.NAMES:
+        start = f"{name:<9}works: " if works(name) else f"{name:<9}"
+        assert any(line.startswith(start) for line in lines), name
+    best = next(name for name in backends.NAMES if works(name))
+    assert lines[-2] == f"backend='auto' takes {best!r}."
+    assert status == (0 if best != "numpy" else 1)
+
+
+# -- what may be broken --------------------------------------------------------------------------
+
+
+def test_the_compiled_module_is_missing(sandbox):
+    result = sandbox.run(DOCTOR)
+    assert result.returncode == 1
+    assert result.stderr == ""
+    assert (
+        "openmp   does not work: the compiled module is missing: this machine has no C++ com" in result.stdout
+    )
+    assert "numpy    works: numpy " in result.stdout
+    *_, automatic, last = result.stdout.splitlines()
+    assert automatic == "backend='auto' takes 'numpy'."
+    assert last.startswith("Next: ")
+    assert last.endswith(f"--no-binary hpf_gpu -e {sandbox.site}")
+
+
+@pytest.mark.parametrize("package", ["numpy", "scipy", "pandas", "tqdm"])
+def test_a_package_is_broken(sandbox, package):
+    sandbox.module(
+        package, "raise ValueError('numpy.dtype size changed,\\n may indicate binary incompatibility')"
+    )
+    result = sandbox.run(DOCTOR)
+    assert result.returncode == 1
+    assert result.stderr == ""
+    lines = result.stdout.splitlines()
+    told = "ValueError: numpy.dtype size changed, may indicate binary incompatibility"
+    assert f"{package:<9}does not work: {told}" in lines
+    assert lines[-2:] == ["backend='auto' does not work.", f"Next: pip install --force-reinstall {package}"]
+
+
+def test_the_compiled_module_is_broken(sandbox):
+    sandbox.module("hpf_gpu/_openmp", "raise ImportError('undefined symbol: GOMP_parallel')")
+    result = sandbox.run(DOCTOR)
+    assert result.returncode == 1
+    assert (
+        "does not work: the compiled module cannot be loaded: undefined symbol: GOMP_parallel"
+        in result.stdout
+    )
+
+
+def test_compiled_without_openmp(capsys, monkeypatch):
+    pytest.importorskip("hpf_gpu._openmp", reason="the compiled module is missing")
+    from hpf_gpu.backends import openmp_backend, openmp_diagnosis
+
+    monkeypatch.setattr(openmp_backend, "HAS_OPENMP", False)
+    monkeypatch.setattr(backends, "NAMES", ("openmp", "numpy"))
+    monkeypatch.setattr(openmp_diagnosis, "install_openmp", lambda: "install it")
+    status, lines = said(capsys)
+    assert status == 0
+    assert any("one thread: compiled without OpenMP" in line for line in lines)
+    assert "         -> install it" in lines
+    assert lines[-1] == "Next: install it"
+
+
+def test_hardware_that_is_not_there_is_nothing_to_mend(capsys, made_up):
+    made_up(cuda=BackendUnavailable("no such card", remedy="buy one", expected=True), numpy="numpy")
+    status, lines = said(capsys)
+    assert "cuda     not for this machine: no such card" in lines
+    assert "         -> buy one" in lines
+    assert lines[-2:] == ["backend='auto' takes 'numpy'.", "Nothing to mend."]
+    assert status == 1
+
+
+def test_hardware_that_is_not_used(capsys, made_up):
+    made_up(cuda=BackendUnavailable("CuPy is not installed", remedy="install it"), numpy="numpy")
+    status, lines = said(capsys)
+    assert "cuda     does not work: CuPy is not installed" in lines
+    assert lines[-2:] == ["backend='auto' takes 'numpy'.", "Next: install it"]
+    assert status == 1
+
+
+def test_a_fault_that_nobody_foresaw(capsys, made_up):
+    made_up(cuda=OSError("the device\nis on fire"), numpy="numpy")
+    status, lines = said(capsys)
+    assert "cuda     does not work: OSError: the device is on fire" in lines
+    assert lines[-2:] == [
+        "backend='auto' does not work.",
+        "Next: report these lines to the authors of hpf_gpu",
+    ]
+    assert status == 1
+
+
+def test_a_backend_that_computes_nonsense(capsys, monkeypatch):
+    from hpf_gpu.backends.numpy_backend import NumpyBackend
+
+    monkeypatch.setattr(NumpyBackend, "mean", lambda self, factor: np.full_like(factor.shape, np.nan))
+    monkeypatch.setattr(backends, "NAMES", ("numpy",))
+    status, lines = said(capsys)
+    assert any(
+        line.startswith("numpy    does not work: ArithmeticError: a small fit gave [[nan") for line in lines
+    )
+    assert status == 1
+
+
+# -- the report ------------------------------------------------------------------------------------
+
+
+def test_the_driver_and_cupy_stand_beside_the_cuda_backend(sandbox):
+    sandbox.driver(cuda=12040)
+    sandbox.install("cupy-cuda12x", "14.2.0")
+    result = sandbox.run("from hpf_gpu.doctor import _surroundings; print(*_surroundings('cuda'), sep='\\n')")
+    driver, cupy = result.stdout.splitlines()
+    assert driver.endswith("for CUDA 12.4, first GPU of compute capability 8.6")
+    assert cupy == "cupy-cuda12x 14.2.0"
+
+
+def test_what_comes_first_is_mended_first():
+    fine, absent = Finding("numpy", True, "2.4"), Finding("cuda", False, "", (), "buy one", expected=True)
+    broken, slow = Finding("scipy", False, "", (), "install scipy"), Finding("openmp", True, "", (), "hurry")
+    assert Report((fine,), (absent, fine), "numpy").next_step == "Nothing to mend."
+    assert Report((fine, broken), (slow,), "openmp").next_step == "Next: install scipy"
+    assert Report((fine,), (absent, slow), "openmp").next_step == "Next: hurry"
+    assert Report((fine,), (absent, slow), "openmp").compiled_works
+    assert not Report((fine,), (absent, fine), "numpy").compiled_works
