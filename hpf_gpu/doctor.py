@@ -120,7 +120,7 @@ def _examined(name: str) -> Finding:
     except BackendUnavailable as error:
         verdict = "not for this machine" if error.expected else "does not work"
         return Finding(name, False, f"{verdict}: {error.problem}", details, error.remedy, error.expected)
-    return Finding(name, True, text, details, _speed_up(name))
+    return Finding(name, True, text, (*details, *_devices(name)), _speed_up(name))
 
 
 def _try_out(name: str) -> str:
@@ -144,6 +144,15 @@ def _surroundings(name: str) -> list[str]:
         return cuda_diagnosis.describe_machine()
     if name == "openmp":
         return openmp_diagnosis.describe_threads()
+    return []
+
+
+def _devices(name: str) -> list[str]:
+    """The devices of a backend that works."""
+    if name == "cuda":
+        from .backends.cuda_backend import devices
+
+        return devices()
     return []
 
 

@@ -16,7 +16,9 @@ PACKAGE = Path(hpf_gpu.__file__).parent
 #: Modules of the package that each module may import; what is not listed may import nothing of it.
 ALLOWED = {
     "__init__": {"backends.protocol", "estimator"},
-    "backends.__init__": {"backends.protocol", "backends.openmp_backend", "backends.numpy_backend"},
+    "backends.__init__": {
+        "backends.protocol", "backends.cuda_backend", "backends.openmp_backend", "backends.numpy_backend",
+    },
     "backends.numpy_backend": {"backends.protocol"},
     "backends.openmp_backend": {"backends.protocol", "backends.openmp_diagnosis", "_openmp"},
     "backends.cuda_diagnosis": {"backends.protocol"},
@@ -35,8 +37,8 @@ ALLOWED = {
     },
     "demo": {"", "datasets", "estimator", "metrics", "plot"},
     "doctor": {
-        "", "backends", "backends.cuda_diagnosis", "backends.openmp_backend", "backends.openmp_diagnosis",
-        "backends.protocol",
+        "", "backends", "backends.cuda_backend", "backends.cuda_diagnosis", "backends.openmp_backend",
+        "backends.openmp_diagnosis", "backends.protocol",
     },
     "cli": {"", "demo", "doctor"},
 }  # fmt: skip

@@ -110,6 +110,33 @@ def test_the_compiled_module_is_broken(sandbox):
     )
 
 
+def test_a_machine_without_a_gpu(sandbox):
+    lines = sandbox.run(DOCTOR).stdout.splitlines()
+    place = next(place for place, line in enumerate(lines) if line.startswith("cuda "))
+    assert lines[place].startswith("cuda     not for this machine: this machine has no NVIDIA driver (")
+    assert lines[place + 1].startswith("         -> if it has an NVIDIA GPU, install its driver")
+
+
+def test_a_gpu_without_cupy(sandbox):
+    sandbox.driver(cuda=12040)
+    lines = sandbox.run(DOCTOR).stdout.splitlines()
+    place = lines.index("cuda     does not work: CuPy is not installed")
+    assert lines[place + 1].endswith("for CUDA 12.4, first GPU of compute capability 8.6")
+    assert lines[place + 2] == "         -> pip install 'hpf_gpu[cuda12]'"
+    assert lines[-1] == "Next: pip install 'hpf_gpu[cuda12]'"
+
+
+def test_a_cupy_that_fails_on_import(sandbox):
+    sandbox.driver()
+    sandbox.install("cupy-cuda13x", "14.2.0")
+    sandbox.module("cupy", "raise ImportError('libcudart.so.13: no such file')")
+    lines = sandbox.run(DOCTOR).stdout.splitlines()
+    told = "cupy-cuda13x 14.2.0 cannot be imported (ImportError: libcudart.so.13: no such file)"
+    assert f"cuda     does not work: {told}" in lines
+    assert "         cupy-cuda13x 14.2.0" in lines
+    assert lines[-1] == "Next: pip uninstall -y cupy-cuda13x && pip install 'hpf_gpu[cuda13]'"
+
+
 def test_compiled_without_openmp(capsys, monkeypatch):
     pytest.importorskip("hpf_gpu._openmp", reason="the compiled module is missing")
     from hpf_gpu.backends import openmp_backend, openmp_diagnosis
@@ -165,15 +192,6 @@ def test_a_backend_that_computes_nonsense(capsys, monkeypatch):
 
 
 # -- the report ------------------------------------------------------------------------------------
-
-
-def test_the_driver_and_cupy_stand_beside_the_cuda_backend(sandbox):
-    sandbox.driver(cuda=12040)
-    sandbox.install("cupy-cuda12x", "14.2.0")
-    result = sandbox.run("from hpf_gpu.doctor import _surroundings; print(*_surroundings('cuda'), sep='\\n')")
-    driver, cupy = result.stdout.splitlines()
-    assert driver.endswith("for CUDA 12.4, first GPU of compute capability 8.6")
-    assert cupy == "cupy-cuda12x 14.2.0"
 
 
 def test_what_comes_first_is_mended_first():

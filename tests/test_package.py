@@ -74,9 +74,9 @@ def distributions(tree, tmp_path_factory):
     return {path.suffix: path for path in target.iterdir()}
 
 
-def check(python, folder, backend="openmp", expected="openmp", outside=str(SOURCE)):
+def check(python, folder, backend="openmp", expected="openmp", outside=str(SOURCE), **options):
     code = CHECK.format(backend=backend, expected=expected, outside=outside)
-    return run(python, "-W", "default", "-c", code, cwd=folder)
+    return run(python, "-W", "default", "-c", code, cwd=folder, **options)
 
 
 def test_sdist(distributions, environment, tmp_path, tree):
@@ -118,5 +118,6 @@ def test_without_a_compiler(tree, environment, tmp_path):
     blind = os.environ | {"CC": str(nothing), "CXX": str(nothing)}
     output = run(python, "-m", "pip", "install", "-v", tree, cwd=tmp_path, env=blind)
     assert "it will run on NumPy" in output
-    said = check(python, tmp_path, backend="auto", expected="numpy")
+    without_gpu = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    said = check(python, tmp_path, backend="auto", expected="numpy", env=without_gpu)
     assert said.count("'auto' took 'numpy', not openmp: the compiled module is missing") == 1

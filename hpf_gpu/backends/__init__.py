@@ -11,7 +11,7 @@ import numpy as np
 from .protocol import Backend, BackendUnavailable
 
 #: Every backend, the fastest first: the order in which ``"auto"`` tries them.
-NAMES = ("openmp", "numpy")
+NAMES = ("cuda", "openmp", "numpy")
 
 _log = logging.getLogger("hpf_gpu")
 _announced: set[str] = set()
@@ -22,6 +22,10 @@ def create(name: str, dtype: np.dtype[Any] | type, threads: int | None = None) -
 
     ``threads=None`` takes every core this process may use.
     """
+    if name == "cuda":
+        from .cuda_backend import CudaBackend
+
+        return CudaBackend(np.dtype(dtype))
     if name == "openmp":
         from .openmp_backend import OpenMPBackend
 
