@@ -5,31 +5,44 @@
 #pragma once
 
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__)
-#define HPF_FN static __host__ __device__ __forceinline__
+#define HPF_FN static __device__ __forceinline__
 #else
-#include <cstdint>
 #define HPF_FN static inline __attribute__((always_inline))
 #endif
 
 namespace hpf {
 
-template <class To, class From>
-HPF_FN To bits_as(From value) {
-  static_assert(sizeof(To) == sizeof(From), "a bit cast keeps the size");
-  To result;
-  __builtin_memcpy(&result, &value, sizeof(To));
-  return result;
+using Bits = unsigned long long;  // of a double
+
+#if defined(__CUDACC__) || defined(__CUDACC_RTC__)
+HPF_FN Bits bits_of(double value) {
+  return static_cast<Bits>(__double_as_longlong(value));
 }
+HPF_FN double from_bits(Bits bits) {
+  return __longlong_as_double(static_cast<long long>(bits));
+}
+#else
+HPF_FN Bits bits_of(double value) {
+  Bits bits;
+  __builtin_memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+HPF_FN double from_bits(Bits bits) {
+  double value;
+  __builtin_memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+#endif
 
 // ln x for a normal x > 0: x = 2^e m with m in [√½, √2), ln m = 2 artanh((m − 1)/(m + 1)).
 // The series in z = ((m − 1)/(m + 1))² ≤ 0.0295 is cut at z^11/23 < 1e-18.  Error: 1 ulp.
 HPF_FN double log_normal(double x) {
-  const uint64_t sqrt_half = 0x3fe6a09e667f3bcdULL, bias = 1023ULL << 52;
-  const uint64_t bits = bits_as<uint64_t>(x);
-  const uint64_t biased_exponent = (bits - sqrt_half + bias) >> 52;  // e + 1023
-  const double m = bits_as<double>(bits - (biased_exponent << 52) + bias);
+  const Bits sqrt_half = 0x3fe6a09e667f3bcdULL, bias = 1023ULL << 52;
+  const Bits bits = bits_of(x);
+  const Bits biased_exponent = (bits - sqrt_half + bias) >> 52;  // e + 1023
+  const double m = from_bits(bits - (biased_exponent << 52) + bias);
   // An integer below 2^52 in the mantissa of 2^52 is that integer as a double.
-  const double e = bits_as<double>(biased_exponent | 0x4330000000000000ULL) - (4503599627370496.0 + 1023.0);
+  const double e = from_bits(biased_exponent | 0x4330000000000000ULL) - (4503599627370496.0 + 1023.0);
   const double s = (m - 1.0) / (m + 1.0), z = s * s;
   double series = 1.0 / 21;
   series = series * z + 1.0 / 19;
@@ -68,8 +81,8 @@ HPF_FN double exp_nonpositive(double x) {
   series = series * r + 0.5;
   series = series * r + 1.0;
   series = series * r + 1.0;
-  const uint64_t power = bits_as<uint64_t>(shifted) << 52;  // n, in the exponent's place
-  return x < -708.0 ? 0.0 : bits_as<double>(bits_as<uint64_t>(series) + power);
+  const Bits power = bits_of(shifted) << 52;  // n, in the exponent's place
+  return x < -708.0 ? 0.0 : from_bits(bits_of(series) + power);
 }
 
 // Where the asymptotic series below begins; smaller arguments climb there by recurrence.

@@ -1,17 +1,12 @@
 // Compiled once for every instruction set, with HPF_ISA as its namespace.
 #include "kernels.h"
 
+#include "nonzero.h"
 #include "simd.h"
-#include "special.h"
 
 namespace hpf {
 namespace HPF_ISA {
 namespace {
-
-// A scaled product below this goes through the log-sum-exp: what underflow may have taken from it
-// is below one rounding error of it, and y / product stays finite, counts being below √max.
-template <class T>
-constexpr T tiny_product = sizeof(T) == 4 ? T(1e-18) : T(1e-150);
 
 constexpr int64_t rows_in_chunk = 256;  // a unit of work, and of summation in a fixed order
 constexpr int piece = 64;               // nonzeros of a row whose factors stay in L1 between two uses
@@ -503,13 +498,12 @@ double exact_log_rate(int64_t k, int64_t stride, const Factor<T>& users, const F
   return shifted.top + log_normal(shifted.sum);
 }
 
-// ln a·b where the product is below what T holds: 2^500 times larger, and at least the smallest
-// normal number.
+// ln a·b where the product is below what T holds.
 template <class T>
 double log_small_product(const T* a, const T* b, int64_t k) {
   double sum = 0;
-  for (int64_t j = 0; j < k; ++j) sum += double(a[j]) * (double(b[j]) * 0x1p500);
-  return log_normal(sum < __DBL_MIN__ ? __DBL_MIN__ : sum) - 500 * 0.69314718055994530942;
+  for (int64_t j = 0; j < k; ++j) sum += double(a[j]) * (double(b[j]) * rate_lift);
+  return log_lifted_rate(sum);
 }
 
 template <class T>
