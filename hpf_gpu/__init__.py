@@ -1,22 +1,24 @@
-"""Hierarchical Poisson factorization of sparse counts on NumPy and OpenMP."""
+"""Hierarchical Poisson factorization of sparse counts on CUDA, OpenMP and NumPy."""
 
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .backends.protocol import BackendUnavailable
+    from .backends.protocol import BackendUnavailable, NotEnoughMemory
     from .estimator import HPF
 else:
+    # Imported when asked for: `hpf-gpu doctor` has to speak where NumPy or pandas is broken.
+    _HOMES = {
+        "HPF": ".estimator",
+        "BackendUnavailable": ".backends.protocol",
+        "NotEnoughMemory": ".backends.protocol",
+    }
 
     def __getattr__(name: str) -> object:
-        # Imported when asked for: `hpf-gpu doctor` has to speak where NumPy or pandas is broken.
-        if name == "HPF":
-            from .estimator import HPF as value
-        elif name == "BackendUnavailable":
-            from .backends.protocol import BackendUnavailable as value
-        else:
+        if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return value
+        return getattr(import_module(_HOMES[name], __name__), name)
 
 
 try:
@@ -24,4 +26,4 @@ try:
 except PackageNotFoundError:  # running from a source tree that was never installed
     __version__ = "0+unknown"
 
-__all__ = ["HPF", "BackendUnavailable", "__version__"]
+__all__ = ["HPF", "BackendUnavailable", "NotEnoughMemory", "__version__"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,19 +14,24 @@ from .protocol import Backend, BackendUnavailable
 #: Every backend, the fastest first: the order in which ``"auto"`` tries them.
 NAMES = ("cuda", "openmp", "numpy")
 
+#: Those that work on arrays in the host's memory, where a fitted model lies.
+ON_HOST = ("openmp", "numpy")
+
 _log = logging.getLogger("hpf_gpu")
 _announced: set[str] = set()
 
 
-def create(name: str, dtype: np.dtype[Any] | type, threads: int | None = None) -> Backend:
+def create(name: str, dtype: np.dtype[Any] | type, threads: int | None = None, **options: Any) -> Backend:
     """Make the named backend; raises BackendUnavailable if it cannot work here, ValueError if unknown.
 
-    ``threads=None`` takes every core this process may use.
+    ``threads=None`` takes every core this process may use.  ``options`` are those of the cuda backend.
     """
     if name == "cuda":
         from .cuda_backend import CudaBackend
 
-        return CudaBackend(np.dtype(dtype))
+        return CudaBackend(np.dtype(dtype), **options)
+    if options:
+        raise ValueError(f"{', '.join(options)}: options of the cuda backend, which {name!r} does not have")
     if name == "openmp":
         from .openmp_backend import OpenMPBackend
 
@@ -37,12 +43,22 @@ def create(name: str, dtype: np.dtype[Any] | type, threads: int | None = None) -
     raise ValueError(f"backend={name!r} is unknown; choose 'auto' or one of {', '.join(map(repr, NAMES))}")
 
 
-def choose(name: str, dtype: np.dtype[Any] | type, threads: int | None = None) -> Backend:
-    """Make the named backend, or for ``"auto"`` the best that works here; the choice is said once."""
-    if name != "auto":
-        return create(name, dtype, threads)
+def choose(
+    name: str,
+    dtype: np.dtype[Any] | type,
+    threads: int | None = None,
+    *,
+    among: Sequence[str] = NAMES,
+    **options: Any,
+) -> Backend:
+    """Make the named backend, or for ``"auto"`` the best of ``among`` that works here; said once.
+
+    Who asks for an option of the cuda backend asks for that backend.
+    """
+    if name != "auto" or options:
+        return create("cuda" if name == "auto" else name, dtype, threads, **options)
     passed_over = {}
-    for candidate in NAMES:
+    for candidate in among:
         try:
             backend = create(candidate, dtype, threads)
         except BackendUnavailable as error:

@@ -68,6 +68,9 @@ class NumpyBackend:
     def counts(self, csr: Any, k: int) -> NumpyCounts:
         return NumpyCounts(sparse.csr_array(csr, dtype=self.dtype))
 
+    def adopt(self, data: Any, *, reindex: bool) -> None:
+        return None  # data.py reads what lies on the host
+
     # -- the gamma posteriors ----------------------------------------------------------------
 
     def gamma_update(

@@ -102,6 +102,9 @@ class OpenMPBackend:
         tiles = self._counts_type(csr.shape[1], indptr, indices, data, k, self.threads)
         return TiledCounts(tiles, (int(csr.shape[0]), int(csr.shape[1])))
 
+    def adopt(self, data: Any, *, reindex: bool) -> None:
+        return None  # data.py reads what lies on the host
+
     # -- the gamma posteriors ----------------------------------------------------------------
 
     def gamma_update(

@@ -45,6 +45,10 @@ class BackendUnavailable(RuntimeError):
         return f"{self.problem}; to mend it: {self.remedy}" if self.remedy else self.problem
 
 
+class NotEnoughMemory(MemoryError):
+    """The fit would not fit into the memory of the device; the message says what would."""
+
+
 @dataclass(frozen=True)
 class Factor:
     """The variational posterior q(θ) = Gamma(shape, rate) of one side, and its expected log.
@@ -61,6 +65,15 @@ class Factor:
     rate_columns: Array  # (K,) float64
     exp_log: Array  # (N, K)
     log_scale: Array  # (N,) float64
+
+
+@dataclass(frozen=True)
+class Adopted:
+    """Counts of users and items that lay in a backend's memory already."""
+
+    csr: Any  # (N, M) canonical: what :meth:`Backend.counts` takes, with indptr on the host
+    user_ids: Host | None  # (N,); None where ids are row numbers
+    item_ids: Host | None  # (M,)
 
 
 class Backend(Protocol):
@@ -87,6 +100,12 @@ class Backend(Protocol):
         """Take a canonical scipy CSR matrix (N, M) in, laid out for models of ``k`` factors.
 
         Canonical: columns sorted within rows, no duplicates, all counts above zero.
+        """
+
+    def adopt(self, data: Any, *, reindex: bool) -> Adopted | None:
+        """Read user data that lies in this backend's memory already; None if it does not lie there.
+
+        Checks it as :func:`hpf_gpu.data.training_data` does, with the same errors.
         """
 
     def gamma_update(

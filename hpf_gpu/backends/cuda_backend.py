@@ -1,0 +1,459 @@
+"""The CUDA backend: kernels/cuda, compiled by CuPy when they are first used.
+
+Everything runs in order on CuPy's current stream.  The host waits only where a number comes back to it:
+in the likelihoods, the transfers and the predictions, never within an iteration.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Any, Literal
+
+import numpy as np
+from scipy.special import gammaln
+
+from .cuda_diagnosis import check_machine, find_fault
+from .cuda_input import Triplets, from_array, from_matrix, is_device_array, is_device_matrix, row_numbers
+from .cuda_launch import Kernel
+from .cuda_layout import MOST_NUMBER, Segmentation, bytes_of_fit, segmentation, strands_of
+from .cuda_source import FACTORS, SORTING, THREADS, TOP_PLACES, Variant, source
+from .protocol import Adopted, Array, Factor, Host, NotEnoughMemory, SideName
+
+check_machine()
+try:
+    import cupy as cp
+
+    cp.cuda.runtime.getDeviceCount()
+except Exception as error:
+    raise find_fault(error) from error
+
+_MOST_FACTORS = 1024
+_AT_ONCE = 1 << 22  # pairs, or places of a ranking, on their way to the host
+
+Allocation = Literal["fused", "cusparse"]
+
+
+# -- kernels and devices ----------------------------------------------------------------------
+
+
+@cache
+def _compiled(files: tuple[str, ...], variant: Variant, device: int) -> dict[str, Kernel]:
+    """The kernels of these sources for one variant; what CuPy compiles it keeps on disk."""
+    module = cp.RawModule(code=source(files), options=variant.options)
+    return {
+        name: Kernel(name, module.get_function(name), parameters, variant.width)
+        for name, parameters in variant.signatures(files).items()
+    }
+
+
+def devices() -> list[str]:
+    """One line for every GPU: name, compute capability, memory."""
+    lines = []
+    for number in range(cp.cuda.runtime.getDeviceCount()):
+        with cp.cuda.Device(number):
+            free, total = cp.cuda.runtime.memGetInfo()
+            properties = cp.cuda.runtime.getDeviceProperties(number)
+            name, capability = properties["name"].decode(), f"{properties['major']}.{properties['minor']}"
+            lines.append(f"{name}, sm {capability}, {_size(free)} of {_size(total)} free")
+    return lines
+
+
+def free_bytes() -> int:
+    """Memory of the current device that nobody uses, what CuPy keeps for later included."""
+    return int(cp.cuda.runtime.memGetInfo()[0] + cp.get_default_memory_pool().free_bytes())
+
+
+# -- counts --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The nonzeros of one side by rows, on the device."""
+
+    shape: tuple[int, int]  # (N, M)
+    segments: Segmentation  # with CuPy arrays
+    column: Array  # (Z,) int32
+    value: Array  # (Z,)
+    slots: int  # segments of rows that have several
+
+    @property
+    def count(self) -> int:
+        """Number of segments S."""
+        return int(self.segments.row.size)
+
+    @property
+    def nonzeros(self) -> tuple[Array, Array, int, Array, Array]:
+        """What kernels that need no slots take: begin, row, S, column, value."""
+        return (self.segments.begin, self.segments.row, self.count, self.column, self.value)
+
+    @property
+    def slotted(self) -> tuple[Array, Array, Array, int, Array, Array]:
+        """The same with slots: begin, row, slot, S, column, value."""
+        begin, row, *rest = self.nonzeros
+        return (begin, row, self.segments.slot, *rest)
+
+    def matrix(self, value: Array) -> Any:
+        """A cuSPARSE matrix (N, M) of these nonzeros with other values (Z,)."""
+        from cupyx.scipy import sparse
+
+        first = cp.ones(self.count, np.bool_)
+        first[1:] = self.segments.row[1:] != self.segments.row[:-1]
+        indptr = cp.append(self.segments.begin[:-1][first], self.segments.begin[-1:])
+        return sparse.csr_matrix((value, self.column, indptr.astype(np.int32)), shape=self.shape)
+
+
+@dataclass(frozen=True)
+class DeviceCounts:
+    """The same counts by users and by items."""
+
+    users: Rows
+    items: Rows
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.users.shape
+
+    @property
+    def nnz(self) -> int:
+        return int(self.users.value.size)
+
+
+@dataclass(frozen=True)
+class DeviceCsr:
+    """Canonical counts (N, M) that lay on the device already."""
+
+    shape: tuple[int, int]
+    indptr: Host  # (N + 1,) int64
+    indices: Array  # (Z,) int32
+    data: Array  # (Z,)
+
+    @property
+    def nnz(self) -> int:
+        return int(self.data.size)
+
+
+def _rows(shape: tuple[int, int], indptr: Host, column: Array, value: Array) -> Rows:
+    cut = segmentation(indptr)
+    on_device = {field.name: cp.asarray(getattr(cut, field.name)) for field in fields(cut)}
+    return Rows(shape, Segmentation(**on_device), column, value, cut.slots)
+
+
+# -- the backend ---------------------------------------------------------------------------------
+
+
+class CudaBackend:
+    """CuPy and CUDA kernels on the current device and stream.
+
+    A matrix (N, K) is a view of an array (N, width) with zeros beyond K, so that rows begin on
+    sectors of memory and kernels need no remainders.
+    """
+
+    name = "cuda"
+
+    def __init__(
+        self, dtype: np.dtype[Any], *, precision: str = "full", allocate: Allocation = "fused"
+    ) -> None:
+        self.dtype = np.dtype(dtype)
+        self._half, self._composed = precision == "mixed", allocate == "cusparse"
+        self._device = cp.cuda.Device().id
+        try:  # a GPU or a compiler that does not work is noticed here
+            self._sorting = _compiled(SORTING, Variant(1, self.dtype), self._device)
+        except Exception as error:
+            raise find_fault(error) from error
+
+    def describe(self) -> str:
+        precision = "half precision in float32" if self._half else str(self.dtype)
+        return f"{devices()[self._device]}, CuPy {cp.__version__}, {precision}"
+
+    def _variant(self, k: int) -> Variant:
+        if k > _MOST_FACTORS:
+            raise ValueError(f"k={k}: the cuda backend takes at most {_MOST_FACTORS} factors")
+        return Variant(k, self.dtype, self._half)
+
+    def _kernels(self, k: int) -> dict[str, Kernel]:
+        return _compiled(FACTORS, self._variant(k), self._device)
+
+    def _empty(self, n: int, k: int, dtype: np.dtype[Any] | None = None) -> Array:
+        """A matrix (n, k) in the kernels' layout, zero beyond k."""
+        return cp.zeros((n, self._variant(k).width), dtype or self.dtype)[:, :k]
+
+    # -- transfers ---------------------------------------------------------------------------
+
+    def asarray(self, host: Host) -> Array:
+        if host.ndim == 1:
+            return cp.array(host, dtype=np.float64)
+        n, k = host.shape
+        padded = np.zeros((n, self._variant(k).width), self.dtype)
+        padded[:, :k] = host
+        return cp.asarray(padded)[:, :k]
+
+    def asnumpy(self, array: Array) -> Host:
+        host: Host = np.ascontiguousarray(array.get())
+        if host.dtype == np.float16:  # exp E[ln θ] in half precision: its largest entries are 2^14
+            return host.astype(np.float32) / np.float32(16384)
+        return host
+
+    def counts(self, csr: Any, k: int) -> DeviceCounts:
+        shape = (int(csr.shape[0]), int(csr.shape[1]))
+        if max(shape) > MOST_NUMBER:
+            raise ValueError(f"the cuda backend numbers rows and columns in 32 bits, too few for {shape}")
+        self._check_memory(shape, csr.nnz, k)
+        column, value = cp.array(csr.indices, dtype=np.int32), cp.array(csr.data, dtype=self.dtype)
+        users = _rows(shape, csr.indptr.astype(np.int64), column, value)
+        return DeviceCounts(users, _rows(shape[::-1], *self._by_columns(users)))
+
+    def adopt(self, data: Any, *, reindex: bool) -> Adopted | None:
+        if is_device_matrix(data):
+            given = from_matrix(cp, data, self.dtype)
+        elif is_device_array(data):
+            as_cupy = cp.asarray if hasattr(data, "__cuda_array_interface__") else cp.from_dlpack
+            given = from_array(cp, as_cupy(data), self.dtype, reindex)
+        else:
+            return None
+        ids = (None if side is None else side.get() for side in (given.user_ids, given.item_ids))
+        return Adopted(self._canonical(given), *ids)
+
+    def _canonical(self, given: Triplets) -> DeviceCsr:
+        """Sorted by two counting sorts, by columns and then by rows; the same pair summed."""
+        (n, m), nnz = given.shape, int(given.value.size)
+        # Triplets in any order are one long row, of which each nonzero has a row number of its own.
+        unsorted = _rows((1, m), np.array([0, nnz]), given.column, given.value)
+        by_column = _rows((m, n), *self._by_columns(unsorted, given.row))
+        indptr, column, value = self._by_columns(by_column)
+        row = row_numbers(cp, cp.asarray(indptr), nnz)
+        is_new = cp.ones(nnz, np.bool_)
+        is_new[1:] = (row[1:] != row[:-1]) | (column[1:] != column[:-1])
+        begin = cp.append(cp.flatnonzero(is_new), nnz)
+        if begin.size <= nnz:
+            sums = cp.empty(begin.size - 1, self.dtype)
+            self._sorting["sum_runs"](-(-sums.size // 256), 256, begin, sums.size, value, sums)
+            indptr = np.append(0, np.cumsum(is_new.get()))[indptr]
+            column, value = column[begin[:-1]], sums
+        return DeviceCsr(given.shape, indptr, column, value)
+
+    def _by_columns(self, rows: Rows, own_row: Array | None = None) -> tuple[Host, Array, Array]:
+        """The same nonzeros by columns, in the order of the rows: indptr (M + 1,), rows (Z,), values (Z,).
+
+        ``own_row`` (Z,) has row numbers other than those of the segments.
+        """
+        m, nnz = rows.shape[1], int(rows.value.size)
+        strands = strands_of(m, rows.count, nnz)
+        counts, out_of_range = cp.zeros(m * strands, np.uint32), cp.zeros(1, np.int32)
+        begin, row, segments, column, value = rows.nonzeros
+        self._sorting["count_columns"](strands, 256, begin, segments, column, m, counts, out_of_range)
+        if int(out_of_range[0]):
+            raise ValueError(f"a column number of the counts lies outside the {m} columns")
+        place = cp.cumsum(counts, dtype=np.int64)
+        place -= counts
+        indptr = np.append(place[::strands].get(), nnz)
+        out_row, out_value = cp.empty(nnz, np.int32), cp.empty(nnz, self.dtype)
+        row = row if own_row is None else None
+        self._sorting["scatter"](
+            *(strands, 32, begin, row, segments, column, value, own_row, place, out_row, out_value)
+        )
+        return indptr, out_row, out_value
+
+    def _check_memory(self, shape: tuple[int, int], nnz: int, k: int) -> None:
+        """Refuse counts whose fit would not fit, before anything is copied."""
+        needed = bytes_of_fit(self._variant(k), shape, nnz)
+        free = free_bytes()
+        if needed > free:
+            raise NotEnoughMemory(
+                f"a fit of {nnz:,} counts of {shape[0]:,} users and {shape[1]:,} items with k={k} in "
+                f"{self.dtype} needs about {_size(needed)} on the GPU, of which {_size(free)} are free; take "
+                "use_float=True, precision='mixed', a smaller k, or backend='openmp'"
+            )
+
+    # -- the gamma posteriors ----------------------------------------------------------------
+
+    def gamma_update(
+        self,
+        statistic: Array,
+        prior_shape: float,
+        rate_rows: Array,
+        rate_columns: Array,
+        out: Array | None = None,
+    ) -> tuple[Factor, Array, Array]:
+        (n, k), kernels = statistic.shape, self._kernels(statistic.shape[1])
+        variant = self._variant(k)
+        exp_log = self._empty(n, k, variant.store) if out is None else out
+        log_scale, row_sums, column_sums = cp.empty(n), cp.empty(n), cp.empty(k)
+        blocks = _row_blocks(n)
+        parts = cp.empty(blocks * k)
+        kernels["gamma_update"](
+            blocks,
+            variant.gamma_threads,
+            statistic,
+            float(prior_shape),
+            *_rates(rate_rows),
+            rate_columns,
+            n,
+            exp_log,
+            log_scale,
+            row_sums,
+            parts,
+        )
+        kernels["sum_columns"](-(-k // 32), 1024, parts, blocks, column_sums)
+        return Factor(statistic, rate_rows, rate_columns, exp_log, log_scale), row_sums, column_sums
+
+    def mean(self, factor: Factor) -> Array:
+        n, k = factor.shape.shape
+        out, variant = self._empty(n, k), self._variant(k)
+        self._kernels(k)["mean"](-(-n * variant.width // 256), 256, *_gamma(factor), n, out)
+        return out
+
+    def gamma_elbo(
+        self, factor: Factor, hyper_rate: Array, shape: float, hyper_shape: float, hyper_prior_rate: float
+    ) -> float:
+        n, k = factor.shape.shape
+        kappa = hyper_shape + k * shape
+        entropy, row_sums = cp.empty(n), cp.empty(n)
+        self._kernels(k)["gamma_entropy"](
+            _row_blocks(n), self._variant(k).gamma_threads, *_gamma(factor), n, shape, entropy, row_sums
+        )
+        terms = entropy - kappa * ((row_sums + hyper_prior_rate) / hyper_rate + cp.log(hyper_rate))
+        total = n * (hyper_shape * np.log(hyper_prior_rate) - gammaln(hyper_shape) + gammaln(kappa) + kappa)
+        return float(terms.sum()) + float(total - n * k * gammaln(shape))
+
+    def distance(self, a: Array, b: Array) -> float:
+        n, k = a.shape
+        squares = cp.empty(n)
+        threads = self._variant(k).gamma_threads
+        self._kernels(k)["squared_distance"](_row_blocks(n), threads, a, b, n, squares)
+        return float(np.sqrt(float(squares.sum())))
+
+    # -- the nonzeros ------------------------------------------------------------------------
+
+    def allocate(
+        self,
+        counts: DeviceCounts,
+        users: Factor,
+        items: Factor,
+        *,
+        side: SideName = "both",
+        exact: bool = False,
+        out: tuple[Array | None, Array | None] = (None, None),
+    ) -> tuple[Array | None, Array | None]:
+        sums: list[Array | None] = [None, None]
+        if side in ("users", "both"):
+            sums[0] = self._allocate_side(counts.users, users, items, exact, out[0])
+        if side in ("items", "both"):
+            sums[1] = self._allocate_side(counts.items, items, users, exact, out[1])
+        return sums[0], sums[1]
+
+    def _allocate_side(self, at: Rows, own: Factor, other: Factor, exact: bool, out: Array | None) -> Array:
+        """Σ y φ (N, K) over the nonzeros of each row."""
+        (n, k), kernels = own.shape.shape, self._kernels(own.shape.shape[1])
+        out = self._empty(n, k) if out is None else out
+        partial = self._empty(at.slots, k)
+        flags: tuple[Array | None, Array | None] = (None, None)
+        if not exact:
+            flags = (cp.empty(at.count, np.uint8), cp.zeros(1, np.int32))
+            if self._composed:
+                self._multiply_sparse(at, own, other, flags, out)
+            else:
+                stored = (own.exp_log, other.exp_log)
+                kernels["allocate"](*_warps(at.count), *at.slotted, *stored, out, partial, *flags)
+        kernels["allocate_exactly"](
+            min(at.count, 1024),
+            64,
+            *(*at.slotted, own.exp_log, other.exp_log, *_gamma(own), *_gamma(other)),
+            *(*flags, out, partial),
+        )
+        long_row, long_begin = at.segments.long_row, at.segments.long_begin
+        blocks = -(-long_row.size * self._variant(k).width // 256)
+        add = self._composed and not exact
+        kernels["join_segments"](blocks, 256, long_row, long_begin, long_row.size, partial, add, out)
+        return out
+
+    def _multiply_sparse(
+        self, at: Rows, own: Factor, other: Factor, flags: tuple[Array | None, Array | None], out: Array
+    ) -> None:
+        """The composed form: a kernel for the weights y/(U·V), cuSPARSE for their product with V."""
+        weight = cp.empty(at.value.size, self.dtype)
+        stored = (own.exp_log, other.exp_log)
+        self._kernels(own.shape.shape[1])["weigh"](*_warps(at.count), *at.nonzeros, *stored, weight, *flags)
+        cp.multiply(at.matrix(weight) @ other.exp_log, own.exp_log, out=out)
+
+    def log_rate_sum(self, counts: DeviceCounts, theta: Array, beta: Array) -> float:
+        at = counts.users
+        sums = cp.empty(at.count)
+        self._kernels(theta.shape[1])["log_rate_sums"](*_warps(at.count), *at.nonzeros, theta, beta, sums)
+        return float(sums.sum())
+
+    def log_normalizer_sum(self, counts: DeviceCounts, users: Factor, items: Factor) -> float:
+        at = counts.users
+        sums = cp.empty(at.count)
+        self._kernels(users.shape.shape[1])["log_normalizer_sums"](
+            *(*_warps(at.count), *at.nonzeros, users.exp_log, items.exp_log),
+            *(users.log_scale, items.log_scale, *_gamma(users), *_gamma(items), sums),
+        )
+        return float(sums.sum())
+
+    def predict_pairs(self, theta: Array, beta: Array, rows: Host, columns: Host) -> Host:
+        out = np.empty(len(rows), self.dtype)
+        for start in range(0, len(rows), _AT_ONCE):
+            part = slice(start, start + _AT_ONCE)
+            pairs = [cp.array(numbers[part], dtype=np.int64) for numbers in (rows, columns)]
+            rates = cp.empty(pairs[0].size, self.dtype)
+            blocks = min(MOST_NUMBER, -(-rates.size * 32 // THREADS))
+            self._kernels(theta.shape[1])["predict_pairs"](
+                blocks, THREADS, theta, beta, *pairs, rates.size, rates
+            )
+            out[part] = rates.get()
+        return out
+
+    def top_items(
+        self, theta: Array, beta: Array, n: int, exclude: tuple[Host, Host] | None = None
+    ) -> tuple[Host, Host]:
+        (users, k), items = theta.shape, beta.shape[0]
+        columns, scores = np.empty((users, n), np.int64), np.empty((users, n), self.dtype)
+        top_rows = self._variant(k).top_rows
+        step = max(1, _AT_ONCE // n)
+        for start in range(0, users, step):
+            part = slice(start, min(start + step, users))
+            rows = part.stop - part.start
+            left_out: tuple[Array | None, Array | None] = (None, None)
+            if exclude is not None:
+                begin, index = exclude[0][start : part.stop + 1], exclude[1]
+                left_out = (
+                    cp.array(begin - begin[0], dtype=np.int64),
+                    cp.array(index[begin[0] : begin[-1]], dtype=np.int32),
+                )
+            best, score = cp.empty(rows * n, np.int64), cp.empty(rows * n, self.dtype)
+            for first in range(0, n, TOP_PLACES):
+                self._kernels(k)["top_items"](
+                    -(-rows // top_rows),
+                    TOP_PLACES,
+                    *(theta[part], beta, rows, items, *left_out),
+                    *(first, min(TOP_PLACES, n - first), n, best, score),
+                )
+            columns[part], scores[part] = best.reshape(rows, n).get(), score.reshape(rows, n).get()
+        return columns, scores
+
+
+def _warps(segments: int) -> tuple[int, int]:
+    """Blocks and threads with a warp for every segment."""
+    return -(-segments * 32 // THREADS), THREADS
+
+
+def _row_blocks(n: int) -> int:
+    """Blocks that share n rows: a function of n alone, for their parts are summed in order."""
+    return min(4096, -(-n // 64))
+
+
+def _rates(rate_rows: Array) -> tuple[Array | None, Array | None]:
+    """``rate_rows`` as (vector, None), or as (None, matrix) where it holds start values."""
+    if rate_rows.dtype == np.float64 and rate_rows.shape[1] == 1 and rate_rows.flags.c_contiguous:
+        return rate_rows[:, 0], None
+    return None, rate_rows
+
+
+def _gamma(factor: Factor) -> tuple[Array, Array | None, Array | None, Array]:
+    """Shape and rates of a factor, as kernels take them."""
+    return (factor.shape, *_rates(factor.rate_rows), factor.rate_columns)
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB"

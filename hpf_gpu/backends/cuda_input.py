@@ -1,0 +1,153 @@
+"""User data that lies on a GPU already: CuPy sparse matrices, and arrays (n, 3) of any library.
+
+Written over an array module ``xp`` (CuPy), so that nothing here imports it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .cuda_layout import MOST_NUMBER
+from .protocol import Array
+
+
+@dataclass(frozen=True)
+class Triplets:
+    """Nonzeros in any order, the same pair perhaps twice, and the ids behind their numbers."""
+
+    shape: tuple[int, int]  # (N, M)
+    row: Array  # (Z,) int32
+    column: Array  # (Z,) int32
+    value: Array  # (Z,), each above zero
+    user_ids: Array | None = None  # (N,); None where ids are row numbers
+    item_ids: Array | None = None  # (M,)
+
+
+def is_device_matrix(data: Any) -> bool:
+    """Whether ``data`` is one of CuPy's sparse matrices."""
+    return type(data).__module__.startswith("cupyx.scipy.sparse")
+
+
+def is_device_array(data: Any) -> bool:
+    """Whether ``data`` is an array on a GPU, CuPy's or another library's."""
+    if hasattr(data, "__cuda_array_interface__"):
+        return True
+    cuda, cuda_managed = 2, 13  # of DLPack's device types
+    return hasattr(data, "__dlpack_device__") and data.__dlpack_device__()[0] in (cuda, cuda_managed)
+
+
+def from_matrix(xp: Any, data: Any, dtype: np.dtype[Any]) -> Triplets:
+    """The nonzeros of a CuPy CSR, CSC or COO matrix."""
+    shape = (int(data.shape[0]), int(data.shape[1]))
+    if 0 in shape:
+        raise ValueError(f"a sparse matrix of counts needs rows and columns; this one has shape {shape}")
+    if max(shape) > MOST_NUMBER:
+        raise ValueError(f"the cuda backend numbers rows and columns in 32 bits, too few for {shape}")
+    if data.format == "coo":
+        row, column = data.row, data.col
+    elif data.format in ("csr", "csc"):
+        _check_indptr(data.indptr, shape[0 if data.format == "csr" else 1], int(data.data.size))
+        major = row_numbers(xp, data.indptr, int(data.data.size))
+        row, column = (major, data.indices) if data.format == "csr" else (data.indices, major)
+    else:
+        raise ValueError(f"a CuPy matrix in format {data.format!r} is not taken: pass data.tocsr()")
+    for name, numbers, size in (("row", row, shape[0]), ("column", column, shape[1])):
+        if numbers.size and not 0 <= int(numbers.min()) <= int(numbers.max()) < size:
+            raise ValueError(f"this sparse matrix of shape {shape} has a {name} outside its shape")
+    return _above_zero(xp, shape, row, column, _checked(xp, data.data, dtype))
+
+
+def from_array(xp: Any, data: Any, dtype: np.dtype[Any], reindex: bool) -> Triplets:
+    """User numbers, item numbers and counts in the columns of an array (n, 3)."""
+    if data.ndim != 2 or data.shape[1] != 3 or len(data) == 0:
+        raise ValueError(f"an array of counts must be (n, 3) with UserId, ItemId, Count, not {data.shape}")
+    value = _checked(xp, data[:, 2], dtype)
+    positive = value > 0
+    sides = []
+    for kind, ids in (("user", data[:, 0][positive]), ("item", data[:, 1][positive])):
+        if ids.size == 0:
+            raise ValueError("no count is above zero: there is nothing to fit")
+        sides.append(_numbered(xp, ids, kind, reindex))
+    (row, users, n), (column, items, m) = sides
+    _warn_of_zeros(value.size - row.size)
+    return Triplets((n, m), row, column, value[positive], users, items)
+
+
+def row_numbers(xp: Any, indptr: Array, nnz: int) -> Array:
+    """Row of every nonzero of a CSR matrix, (Z,) int32."""
+    starts = indptr[1:-1]
+    marks = xp.zeros(nnz, dtype=np.int32)
+    xp.add.at(marks, starts[starts < nnz], 1)
+    return xp.cumsum(marks, dtype=np.int32)
+
+
+def _check_indptr(indptr: Array, rows: int, nnz: int) -> None:
+    whole = indptr.size == rows + 1 and int(indptr[0]) == 0 and int(indptr[-1]) == nnz
+    if not whole or bool((indptr[1:] < indptr[:-1]).any()):
+        raise ValueError(f"indptr of this sparse matrix does not part its {nnz} nonzeros into {rows} rows")
+
+
+def _checked(xp: Any, given: Array, dtype: np.dtype[Any]) -> Array:
+    """Counts (Z,) in ``dtype``, a copy; each finite and not negative, as in data.py."""
+    if given.dtype.kind not in "iufb":
+        raise ValueError(f"counts of type {given.dtype} are not numbers")
+    bad = ~(xp.isfinite(given) & (given >= 0))
+    if bool(bad.any()):
+        row = int(xp.argmax(bad))
+        raise ValueError(
+            f"count {given[row].item()!r} at position {row} cannot be used: "
+            "counts are finite and not negative"
+        )
+    total, limit = float(given.sum(dtype=np.float64)), float(np.sqrt(np.finfo(dtype).max))
+    if total >= limit:
+        raise ValueError(f"the counts add up to {total:.3g}, and {dtype} holds {limit:.3g} at most")
+    return xp.array(given, dtype=dtype)
+
+
+def _above_zero(xp: Any, shape: tuple[int, int], row: Array, column: Array, value: Array) -> Triplets:
+    positive = value > 0
+    zeros = int(value.size) - int(positive.sum())
+    if zeros == value.size:
+        raise ValueError("the matrix has no count above zero: there is nothing to fit")
+    _warn_of_zeros(zeros)
+    if zeros:
+        row, column, value = row[positive], column[positive], value[positive]
+    return Triplets(shape, xp.array(row, dtype=np.int32), xp.array(column, dtype=np.int32), value)
+
+
+def _warn_of_zeros(how_many: int) -> None:
+    if how_many:
+        warnings.warn(
+            f"{how_many} counts of zero were dropped: pairs that are absent count as zero", stacklevel=6
+        )
+
+
+def _numbered(xp: Any, ids: Array, kind: str, reindex: bool) -> tuple[Array, Array | None, int]:
+    """Row numbers (Z,) int32, the ids in order of first appearance or None, and how many rows there are."""
+    advice = f"{kind} ids on a GPU must be whole numbers"
+    whole = xp.isfinite(ids) & (ids == xp.floor(ids)) if ids.dtype.kind == "f" else xp.ones(ids.shape, bool)
+    if not bool(whole.all()):
+        raise ValueError(f"{kind} id {ids[int(xp.argmin(whole))].item()!r} is not one; {advice}")
+    low, high = int(ids.min()), int(ids.max())
+    if not reindex:
+        if low < 0 or high > 100 * ids.size + 1_000_000:
+            raise ValueError(f"{kind} id {low if low < 0 else high} is not a row number; {advice} from 0")
+        return ids.astype(np.int32), None, high + 1
+    if high - low > 16 * ids.size + 1_000_000:
+        raise ValueError(
+            f"{kind} ids from {low} to {high} are too far apart for {ids.size} counts; {advice} close "
+            "together, or pass the data from the host"
+        )
+    places = (ids - low).astype(np.int64)
+    first_row = xp.full(high - low + 1, ids.size, dtype=np.int64)
+    xp.minimum.at(first_row, places, xp.arange(ids.size))
+    is_first = xp.zeros(ids.size + 1, dtype=np.int64)  # one more, for the ids in between that nobody has
+    is_first[first_row] = 1
+    is_first[-1] = 0
+    order = xp.cumsum(is_first) - 1
+    codes = order[first_row[places]].astype(np.int32)
+    return codes, ids[is_first[:-1] == 1], int(order[-1]) + 1

@@ -1,0 +1,73 @@
+"""How counts are laid out on a GPU, and how much memory a fit takes there.  Host arithmetic only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .cuda_source import Variant
+from .protocol import Host
+
+#: Nonzeros of a segment at most: what one warp works through.
+SEGMENT = 256
+MOST_NUMBER = int(np.iinfo(np.int32).max)
+_MOST_STRANDS = 1024
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """Rows of a CSR matrix cut into segments of at most SEGMENT nonzeros; every row has one at least."""
+
+    begin: Host  # (S + 1,) int64
+    row: Host  # (S,) int32
+    slot: Host  # (S,) int32, place among the segments of long rows; −1 where a segment is its whole row
+    long_row: Host  # (L,) int32, rows of several segments
+    long_begin: Host  # (L + 1,) int32, first slot of each of them
+
+    @property
+    def slots(self) -> int:
+        """Segments of rows that have several."""
+        return int(self.long_begin[-1])
+
+
+def segmentation(indptr: Host) -> Segmentation:
+    """Cut the rows that ``indptr`` (N + 1,) bounds.
+
+    Raises
+    ------
+    ValueError
+        If there are more segments than 32 bits can number.
+    """
+    pieces = np.maximum(1, -(-np.diff(indptr) // SEGMENT))
+    if int(pieces.sum()) > MOST_NUMBER:
+        raise ValueError(f"{int(pieces.sum())} segments of {SEGMENT} counts are more than 32 bits can number")
+    row = np.repeat(np.arange(len(pieces), dtype=np.int32), pieces)
+    before = np.cumsum(pieces) - pieces  # segments of the rows above
+    begin = indptr[row] + SEGMENT * (np.arange(len(row)) - before[row])
+    is_long = pieces > 1
+    in_long = is_long[row]
+    return Segmentation(
+        begin=np.append(begin, indptr[-1]).astype(np.int64),
+        row=row,
+        slot=np.where(in_long, np.cumsum(in_long) - 1, -1).astype(np.int32),
+        long_row=np.flatnonzero(is_long).astype(np.int32),
+        long_begin=np.append(0, np.cumsum(pieces[is_long])).astype(np.int32),
+    )
+
+
+def strands_of(columns: int, segments: int, nnz: int) -> int:
+    """Strands of the counting sort by columns: together their counters take no more than the nonzeros."""
+    return max(1, min(_MOST_STRANDS, segments, nnz // max(1, columns)))
+
+
+def bytes_of_fit(variant: Variant, shape: tuple[int, int], nnz: int) -> int:
+    """Memory at the peak of a fit: the counts by users and by items, and their sorting or the factors."""
+    rows, real = sum(shape), variant.real.itemsize
+    segments = rows + 2 * nnz // SEGMENT
+    counts = 2 * nnz * (4 + real) + 20 * segments
+    sorting = 12 * shape[1] * strands_of(shape[1], segments, nnz)
+    # Shape and exp E[ln θ] of this iteration and the last, the means that likelihoods take, ten vectors.
+    factors = rows * (variant.width * (3 * real + 2 * variant.store.itemsize) + 80)
+    parts = 2 * nnz // SEGMENT * variant.width * real  # of long rows
+    return counts + max(sorting, factors + parts)

@@ -1,0 +1,167 @@
+// The gamma posteriors: E[θ], exp E[ln θ] and their sums, in double.
+//
+// A group of lanes takes one row after the other, each lane its own factors.  Column sums are added up
+// by group, by block and over all blocks, always in the same order.
+#include "rows.cuh"
+
+using namespace hpf;
+
+// Lanes for one row: a power of two, so that the groups of a warp take rows of their own.
+constexpr int gamma_lanes_for(int lanes = 1) {
+  return lanes >= K || lanes == warp ? lanes : gamma_lanes_for(2 * lanes);
+}
+constexpr int gamma_lanes = gamma_lanes_for();
+constexpr int gamma_groups = HPF_GAMMA_THREADS / gamma_lanes;
+
+// The rows of one group: as many steps for every group, so that all lanes meet in the shuffles, the last
+// ones without a row.
+struct GroupRows {
+  long long first, last, steps;
+  int lane, group;
+
+  __device__ __forceinline__ explicit GroupRows(long long n)
+      : lane(threadIdx.x % gamma_lanes), group(threadIdx.x / gamma_lanes) {
+    const long long groups = (long long)gridDim.x * gamma_groups;
+    steps = (n + groups - 1) / groups;
+    first = ((long long)blockIdx.x * gamma_groups + group) * steps;
+    last = first + steps < n ? first + steps : n;
+  }
+};
+
+// The posterior with shape `prior_shape` + statistic.
+extern "C" __global__ void __launch_bounds__(HPF_GAMMA_THREADS)
+    gamma_update(Real* shape,  // (N, width) statistic, becomes the shape
+                 double prior_shape,
+                 const double* rate_rows,     // (N,) or null
+                 const Real* rate_matrix,     // (N, width) or null
+                 const double* rate_columns,  // (K,)
+                 long long n,                 // N
+                 Store* exp_log,              // (N, width)
+                 double* log_scale,           // (N,)
+                 double* row_sums,            // (N,)
+                 double* column_parts) {      // (blocks, K)
+  // Each lane touches only its own factors.
+  __shared__ double log_mean_of_group[gamma_groups][K], column_sum_of_group[gamma_groups][K];
+  const GroupRows rows(n);
+  const Rates rate{rate_rows, rate_matrix, rate_columns};
+  double *log_mean = log_mean_of_group[rows.group], *column_sum = column_sum_of_group[rows.group];
+  for (int k = rows.lane; k < K; k += gamma_lanes) column_sum[k] = 0;
+
+  for (long long step = 0; step < rows.steps; ++step) {
+    const long long row = rows.first + step;
+    const bool exists = row < rows.last;
+    double top = -__longlong_as_double(0x7ff0000000000000LL), row_sum = 0;
+    if (exists)
+      for (int k = rows.lane; k < K; k += gamma_lanes) {
+        const Real s = shape[row * width + k] + Real(prior_shape);
+        shape[row * width + k] = s;
+        const double r = rate.at(row, k), mean = double(s) / r;
+        row_sum += mean;
+        column_sum[k] += mean;
+        const double x = expected_log(double(s), r);
+        log_mean[k] = x;
+        top = x > top ? x : top;
+      }
+    top = max_lanes<gamma_lanes>(top);
+    row_sum = sum_lanes<gamma_lanes>(row_sum);
+    if (!exists) continue;
+    for (int k = rows.lane; k < width; k += gamma_lanes) {
+      exp_log[row * width + k] = k < K ? Store(store_scale * Real(exp_nonpositive(log_mean[k] - top))) : Store(0.0f);
+      if (k >= K) shape[row * width + k] = 0;
+    }
+    if (rows.lane == 0) {
+      log_scale[row] = top;
+      row_sums[row] = row_sum;
+    }
+  }
+  __syncthreads();
+  for (int k = threadIdx.x; k < K; k += HPF_GAMMA_THREADS) {
+    double sum = 0;
+    for (int group = 0; group < gamma_groups; ++group) sum += column_sum_of_group[group][k];
+    column_parts[(long long)blockIdx.x * K + k] = sum;
+  }
+}
+
+constexpr int column_sum_threads = 1024;
+
+// Σ over the first axis of (blocks, K): a block for every 32 columns.
+extern "C" __global__ void __launch_bounds__(column_sum_threads) sum_columns(const double* parts,  // (blocks, K)
+                                                                             int blocks,
+                                                                             double* out) {  // (K,)
+  constexpr int strands = column_sum_threads / warp;
+  __shared__ double sum_of_strand[strands][warp];
+  const int lane = threadIdx.x % warp, strand = threadIdx.x / warp, k = blockIdx.x * warp + lane;
+  double sum = 0;
+  if (k < K)
+    for (int b = strand; b < blocks; b += strands) sum += parts[(long long)b * K + k];
+  sum_of_strand[strand][lane] = sum;
+  __syncthreads();
+  if (strand > 0 || k >= K) return;
+  for (int s = 1; s < strands; ++s) sum += sum_of_strand[s][lane];
+  out[k] = sum;
+}
+
+// E[θ].
+extern "C" __global__ void __launch_bounds__(256) mean(const Real* shape,           // (N, width)
+                                                       const double* rate_rows,     // (N,) or null
+                                                       const Real* rate_matrix,     // (N, width) or null
+                                                       const double* rate_columns,  // (K,)
+                                                       long long n,                 // N
+                                                       Real* out) {                 // (N, width)
+  const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+  if (i >= n * width) return;
+  const long long row = i / width;
+  const int k = int(i % width);
+  const Rates rate{rate_rows, rate_matrix, rate_columns};
+  out[i] = k < K ? Real(double(shape[i]) / rate.at(row, k)) : Real(0);
+}
+
+// Of each row: Σ_k (a − s) E[ln θ] + ln Γ(s) − s ln r + s, and Σ_k E[θ].
+extern "C" __global__ void __launch_bounds__(HPF_GAMMA_THREADS)
+    gamma_entropy(const Real* shape,           // (N, width)
+                  const double* rate_rows,     // (N,) or null
+                  const Real* rate_matrix,     // (N, width) or null
+                  const double* rate_columns,  // (K,)
+                  long long n,                 // N
+                  double prior_shape,          // a
+                  double* entropy,             // (N,)
+                  double* row_sums) {          // (N,)
+  const GroupRows rows(n);
+  const Rates rate{rate_rows, rate_matrix, rate_columns};
+  for (long long step = 0; step < rows.steps; ++step) {
+    const long long row = rows.first + step;
+    const bool exists = row < rows.last;
+    double total = 0, row_sum = 0;
+    if (exists)
+      for (int k = rows.lane; k < K; k += gamma_lanes) {
+        const double s = double(shape[row * width + k]), r = rate.at(row, k);
+        total += (prior_shape - s) * expected_log(s, r) + log_gamma(s) - s * log_normal(r) + s;
+        row_sum += s / r;
+      }
+    total = sum_lanes<gamma_lanes>(total);
+    row_sum = sum_lanes<gamma_lanes>(row_sum);
+    if (!exists || rows.lane > 0) continue;
+    entropy[row] = total;
+    row_sums[row] = row_sum;
+  }
+}
+
+// Of each row: Σ_k (a − b)².
+extern "C" __global__ void __launch_bounds__(HPF_GAMMA_THREADS) squared_distance(const Real* a,  // (N, width)
+                                                                                 const Real* b,  // (N, width)
+                                                                                 long long n,    // N
+                                                                                 double* out) {  // (N,)
+  const GroupRows rows(n);
+  for (long long step = 0; step < rows.steps; ++step) {
+    const long long row = rows.first + step;
+    const bool exists = row < rows.last;
+    double total = 0;
+    if (exists)
+      for (int k = rows.lane; k < K; k += gamma_lanes) {
+        const double difference = double(a[row * width + k]) - double(b[row * width + k]);
+        total += difference * difference;
+      }
+    total = sum_lanes<gamma_lanes>(total);
+    if (exists && rows.lane == 0) out[row] = total;
+  }
+}

@@ -1,0 +1,208 @@
+// How a row of K factors lies in memory and in the registers of a warp.
+//
+// One compilation serves one K and one precision, given as macros (backends/cuda_source.py):
+//   HPF_K      number of factors
+//   HPF_REAL   float or double: matrices and sums
+//   HPF_WIDTH  numbers from one row to the next: K and zeros up to a whole number of 32-byte sectors
+//   HPF_HALF   defined where exp E[ln θ] is stored in half precision
+// and HPF_THREADS, HPF_GAMMA_THREADS, HPF_TOP_ROWS and HPF_TOP_PLACES, sizes of blocks.
+#pragma once
+
+#include "nonzero.h"
+
+#ifdef HPF_HALF
+#include <cuda_fp16.h>
+#endif
+
+namespace hpf {
+
+using Real = HPF_REAL;
+#ifdef HPF_HALF
+using Store = __half;
+// Half precision has five bits of exponent.  Rows with a largest entry of 2^14 use all of them; φ does
+// not change with the scale of a row.
+constexpr Real store_scale = 16384;
+// Entries of half precision below 2^-14 lose bits, and below 2^-25 everything.  Of a product above this
+// (1e-8 of the largest possible), less than one rounding error of half precision is lost that way.
+constexpr Real tiny_stored_product = Real(1e-8) * store_scale * store_scale;
+#else
+using Store = Real;
+constexpr Real store_scale = 1;
+constexpr Real tiny_stored_product = tiny_product<Real>;
+#endif
+
+constexpr int K = HPF_K, width = HPF_WIDTH;
+constexpr int warp = 32;
+constexpr unsigned whole_warp = 0xffffffffu;
+
+// Lanes that hold a row of so many pieces: up to four pieces a lane, eight lanes (a whole cache line) at least.
+constexpr int lanes_for(int pieces, int lanes = 1) {
+  return lanes == warp || lanes >= pieces || (lanes >= 8 && lanes * 4 >= pieces) ? lanes : lanes_for(pieces, 2 * lanes);
+}
+
+// A row of T in 16-byte pieces.  Lane l of a group has the pieces l, l + lanes, ...; the other groups
+// of the warp hold other rows.
+template <class T>
+struct Layout {
+  static constexpr int size = 16 / sizeof(T);  // numbers in a piece
+  static constexpr int pieces = width / size;
+  static constexpr int lanes = lanes_for(pieces);
+  static constexpr int groups = warp / lanes;
+  static constexpr int per_lane = (pieces + lanes - 1) / lanes;
+};
+
+template <class T>
+struct alignas(16) Piece {
+  T item[16 / sizeof(T)];
+};
+
+__device__ __forceinline__ Real as_real(Real x) {
+  return x;
+}
+#ifdef HPF_HALF
+__device__ __forceinline__ Real as_real(__half x) {
+  return __half2float(x);
+}
+#endif
+
+__device__ __forceinline__ float multiply_add(float a, float b, float c) {
+  return fmaf(a, b, c);
+}
+__device__ __forceinline__ double multiply_add(double a, double b, double c) {
+  return fma(a, b, c);
+}
+
+// What one lane holds of a row.
+template <class T>
+struct Slice {
+  using L = Layout<T>;
+  Real item[L::per_lane][L::size];
+
+  // Whether piece p of this lane exists: the last ones of a row may not.
+  static __device__ __forceinline__ bool has(int lane, int p) {
+    return (p + 1) * L::lanes <= L::pieces || p * L::lanes + lane < L::pieces;
+  }
+
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int p = 0; p < L::per_lane; ++p)
+#pragma unroll
+      for (int i = 0; i < L::size; ++i) item[p][i] = 0;
+  }
+
+  __device__ __forceinline__ void load(const T* __restrict__ matrix, long long row, int lane) {
+    const Piece<T>* pieces = reinterpret_cast<const Piece<T>*>(matrix + row * width) + lane;
+    clear();
+#pragma unroll
+    for (int p = 0; p < L::per_lane; ++p)
+      if (has(lane, p)) {
+        const Piece<T> piece = pieces[p * L::lanes];
+#pragma unroll
+        for (int i = 0; i < L::size; ++i) item[p][i] = as_real(piece.item[i]);
+      }
+  }
+
+  // Written as numbers of type Real, whatever T is.
+  __device__ __forceinline__ void store(Real* matrix, long long row, int lane) const {
+    constexpr int size = 16 / sizeof(Real);
+#pragma unroll
+    for (int p = 0; p < L::per_lane; ++p)
+      if (has(lane, p)) {
+        Real* target = matrix + row * width + (p * L::lanes + lane) * L::size;
+#pragma unroll
+        for (int first = 0; first < L::size; first += size) {
+          Piece<Real> piece;
+#pragma unroll
+          for (int i = 0; i < size; ++i) piece.item[i] = item[p][first + i];
+          *reinterpret_cast<Piece<Real>*>(target + first) = piece;
+        }
+      }
+  }
+
+  // This lane's part of the product of two rows.  Every rounding is spelled out, so that all kernels
+  // get the same bits and agree on which products underflow.
+  __device__ __forceinline__ Real dot(const Slice& other) const {
+    Real sum = 0;
+#pragma unroll
+    for (int p = 0; p < L::per_lane; ++p)
+#pragma unroll
+      for (int i = 0; i < L::size; ++i) sum = multiply_add(item[p][i], other.item[p][i], sum);
+    return sum;
+  }
+
+  __device__ __forceinline__ void add(Real weight, const Slice& other) {
+#pragma unroll
+    for (int p = 0; p < L::per_lane; ++p)
+#pragma unroll
+      for (int i = 0; i < L::size; ++i) item[p][i] = multiply_add(weight, other.item[p][i], item[p][i]);
+  }
+
+  __device__ __forceinline__ void multiply(const Slice& other) {
+#pragma unroll
+    for (int p = 0; p < L::per_lane; ++p)
+#pragma unroll
+      for (int i = 0; i < L::size; ++i) item[p][i] *= other.item[p][i];
+  }
+
+  // Σ over the groups of the warp, in all of them.
+  __device__ __forceinline__ void add_groups() {
+#pragma unroll
+    for (int step = L::lanes; step < warp; step *= 2)
+#pragma unroll
+      for (int p = 0; p < L::per_lane; ++p)
+#pragma unroll
+        for (int i = 0; i < L::size; ++i) item[p][i] += __shfl_xor_sync(whole_warp, item[p][i], step);
+  }
+};
+
+__device__ __forceinline__ long long global_warp() {
+  return (long long)blockIdx.x * (blockDim.x / warp) + threadIdx.x / warp;
+}
+
+// Σ over groups of `lanes` lanes, in all of them; the whole warp takes part.
+template <int lanes, class T>
+__device__ __forceinline__ T sum_lanes(T value) {
+#pragma unroll
+  for (int step = lanes / 2; step > 0; step /= 2) value += __shfl_xor_sync(whole_warp, value, step);
+  return value;
+}
+
+template <int lanes>
+__device__ __forceinline__ double max_lanes(double value) {
+#pragma unroll
+  for (int step = lanes / 2; step > 0; step /= 2) {
+    const double other = __shfl_xor_sync(whole_warp, value, step);
+    value = other > value ? other : value;
+  }
+  return value;
+}
+
+__device__ __forceinline__ float quotient(float y, float x) {
+  return __fdividef(y, x);  // two units in the last place; x is far below 2^126
+}
+__device__ __forceinline__ double quotient(double y, double x) {
+  return y / x;
+}
+
+// The rate of one entry of a factor: rows and columns add up, start values come as a whole matrix.
+struct Rates {
+  const double* __restrict__ rows;     // (N,), or null
+  const Real* __restrict__ matrix;     // (N, width), where rows is null
+  const double* __restrict__ columns;  // (K,)
+
+  __device__ __forceinline__ double at(long long row, int k) const {
+    return (rows ? rows[row] : double(matrix[row * width + k])) + columns[k];
+  }
+};
+
+// Shapes and rates of one side.
+struct Gamma {
+  const Real* __restrict__ shape;  // (N, width)
+  Rates rate;
+
+  __device__ __forceinline__ double log_mean(long long row, int k) const {
+    return expected_log(double(shape[row * width + k]), rate.at(row, k));
+  }
+};
+
+}  // namespace hpf
