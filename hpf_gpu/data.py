@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
+from .backends.protocol import Backend
 from .variational import Pairs
 
 COLUMNS = ("UserId", "ItemId", "Count")
@@ -91,13 +92,26 @@ class Ids:
 class TrainingData:
     """Canonical counts (sorted, unique, above zero) and the ids of their rows and columns."""
 
-    csr: sparse.csr_array  # (N, M)
+    csr: Any  # (N, M), a scipy.sparse.csr_array, or a backend's own from Backend.adopt
     users: Ids
     items: Ids
 
+    @property
+    def seen(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Which items each user has, as indptr (N + 1,) and item numbers (Z,) on the host."""
+        return on_host(self.csr.indptr), on_host(self.csr.indices)
 
-def training_data(data: Any, *, dtype: type, reindex: bool) -> TrainingData:
-    """Read counts in any accepted form; see :meth:`hpf_gpu.HPF.fit` for the forms and the errors."""
+
+def training_data(data: Any, *, backend: Backend, reindex: bool) -> TrainingData:
+    """Read counts in any accepted form; see :meth:`hpf_gpu.HPF.fit` for the forms and the errors.
+
+    What lies in the backend's memory already stays there; all else comes to the host.
+    """
+    adopted = backend.adopt(data, reindex=reindex)
+    if adopted is not None:
+        users = Ids(adopted.user_ids, adopted.csr.shape[0], "user")
+        return TrainingData(adopted.csr, users, Ids(adopted.item_ids, adopted.csr.shape[1], "item"))
+    data, dtype = on_host(data), backend.dtype.type
     if sparse.issparse(data):
         csr = _canonical(_checked_matrix(data, dtype), drop_zeros=True)
         return TrainingData(csr, Ids(None, csr.shape[0], "user"), Ids(None, csr.shape[1], "item"))
@@ -122,6 +136,7 @@ def held_out_pairs(data: Any, users: Ids, items: Ids, *, dtype: type, name: str)
 
     Returns pairs in row order without duplicates; ValueError if none is left.
     """
+    data = on_host(data)
     if sparse.issparse(data):
         csr = _checked_matrix(data, dtype)
         user_column, item_column, values = _row_of_each(csr), csr.indices, csr.data
@@ -138,6 +153,11 @@ def held_out_pairs(data: Any, users: Ids, items: Ids, *, dtype: type, name: str)
     coo = sparse.coo_array((values[kept], (rows[kept], columns[kept])), shape=(users.size, items.size))
     canonical = _canonical(coo.tocsr())
     return Pairs(_row_of_each(canonical), canonical.indices, canonical.data)
+
+
+def on_host(data: Any) -> Any:
+    """An array or sparse matrix of CuPy as NumPy's or SciPy's; anything else as it is."""
+    return data.get() if type(data).__module__.partition(".")[0] in ("cupy", "cupyx") else data
 
 
 # -- ids ---------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from .convergence import history_frame
 from .data import TrainingData, held_out_pairs, training_data
 from .inference import Fit, Schedule, fit
 from .likelihood import Objective, log_factorial_sum, pair_llk
-from .parameters import check_parameters, default_step_size, thread_count, whole_number
+from .parameters import check_parameters, cuda_options, default_step_size, thread_count, whole_number
 from .progress import ProgressBar
 from .ranking import recommend
 from .storage import write_csv_folder
@@ -87,12 +87,18 @@ class HPF:
     sum_exp_trick : bool
         Whether to compute φ of every count by the max-shifted log-sum-exp.  Those that need it
         get it anyway; True is slower and at most a rounding error different.
-    backend : {'auto', 'openmp', 'numpy'}
+    backend : {'auto', 'cuda', 'openmp', 'numpy'}
         What computes.  A named backend is used or BackendUnavailable is raised; 'auto' takes the
         fastest that works here.
     schedule : {'joint', 'alternating'}
         'joint' updates both sides from one φ, as hpfrec does; 'alternating' computes φ anew in
         between: more progress and more work per iteration.
+    precision : {'full', 'mixed'}
+        'mixed' lets the cuda backend keep exp E[ln θ] and exp E[ln β] in half precision, half the
+        bytes that an iteration reads; sums stay float32.
+    allocate : {'fused', 'cusparse'}
+        How the cuda backend shares counts among factors: in one kernel, or in a kernel for the
+        weights and cuSPARSE products, for comparison.
 
     Attributes
     ----------
@@ -157,6 +163,8 @@ class HPF:
         *,
         backend: str = "auto",
         schedule: str = "joint",
+        precision: str = "full",
+        allocate: str = "fused",
     ) -> None:
         self.k = k
         self.a = a
@@ -187,6 +195,8 @@ class HPF:
         self.sum_exp_trick = sum_exp_trick
         self.backend = backend
         self.schedule = schedule
+        self.precision = precision
+        self.allocate = allocate
         self._check_parameters()
 
         self.Theta: Any = None
@@ -208,8 +218,10 @@ class HPF:
         counts_df : DataFrame, array (n, 3) or scipy sparse matrix (nusers, nitems)
             A frame with columns UserId, ItemId and Count in any order, an array with these three
             columns, or a sparse matrix or array of any format, whose row and column numbers are
-            the ids.  The same (user, item) given twice is summed; counts of zero are dropped with
-            a warning; other counts, whole or not, are used as they are.  Never modified.
+            the ids.  CuPy's arrays and sparse matrices are taken too, and with the cuda backend
+            never leave the GPU; ids in such arrays are whole numbers.  The same (user, item) given
+            twice is summed; counts of zero are dropped with a warning; other counts, whole or not,
+            are used as they are.  Never modified.
         val_set : same forms, optional
             Held-out counts for the log-likelihood in ``history_`` and for ``stop_crit='val-llk'``.
             Users and items without training data are left out.
@@ -226,6 +238,8 @@ class HPF:
             fit is kept.
         BackendUnavailable
             If the backend asked for cannot work here.
+        NotEnoughMemory
+            If the fit would not fit into the memory of the GPU.
 
         Notes
         -----
@@ -239,8 +253,9 @@ class HPF:
         if self.stop_crit == "val-llk" and val_set is None:
             raise ValueError("stop_crit='val-llk' needs held-out counts: fit(counts_df, val_set=...)")
         dtype = np.dtype(np.float32 if self.use_float else np.float64)
-        backend = backends.choose(self.backend, dtype, thread_count(self.ncores))
-        data = training_data(counts_df, dtype=dtype.type, reindex=bool(self.reindex))
+        options = cuda_options(vars(self))
+        backend = backends.choose(self.backend, dtype, thread_count(self.ncores), **options)
+        data = training_data(counts_df, backend=backend, reindex=bool(self.reindex))
         validation = None
         if val_set is not None:
             validation = held_out_pairs(val_set, data.users, data.items, dtype=dtype.type, name="val_set")
@@ -273,10 +288,12 @@ class HPF:
     def _start(self, backend: Backend, data: TrainingData, validation: Pairs | None, seed: int) -> Model:
         user_prior = Prior(float(self.a), float(self.a_prime), float(self.b_prime))
         item_prior = Prior(float(self.c), float(self.c_prime), float(self.d_prime))
-        start = draw_start_values(*data.csr.shape, int(self.k), user_prior, item_prior, seed, backend.dtype)
+        counts = backend.counts(data.csr, int(self.k))  # first: it refuses what would not fit into memory
+        n, m = data.csr.shape
+        start = draw_start_values(n, m, int(self.k), user_prior, item_prior, seed, backend.dtype)
         users = start_side(backend, user_prior, start.user_shape, start.user_rate)
         items = start_side(backend, item_prior, start.item_shape, start.item_rate)
-        return Model((Block(backend.counts(data.csr, int(self.k)), users, validation),), items)
+        return Model((Block(counts, users, validation),), items)
 
     def _keep(self, backend: Backend, data: TrainingData, result: Fit, seed: int) -> None:
         """Take everything that a fit leaves; the only place where fitted state is set."""
@@ -288,7 +305,7 @@ class HPF:
         self._posteriors: tuple[Posterior, Posterior] | None = None
         if self.keep_all_objs:
             self._posteriors = (posterior_of(backend, users), posterior_of(backend, items))
-        self._seen = (data.csr.indptr, data.csr.indices) if self.keep_data else None
+        self._seen = data.seen if self.keep_data else None
         self.history_ = history_frame(result.history, self.stop_crit)
         self.niter = result.iterations
         self.train_llk = result.history[-1].llk
@@ -382,8 +399,8 @@ class HPF:
 
     def _host_backend(self) -> Backend:
         """What predicts: the model is on the host, in the precision that it was fitted in."""
-        name = "numpy" if self.backend_ == "numpy" else "auto"
-        return backends.choose(name, self.Theta.dtype, thread_count(self.ncores))
+        name, among = ("numpy" if self.backend_ == "numpy" else "auto"), backends.ON_HOST
+        return backends.choose(name, self.Theta.dtype, thread_count(self.ncores), among=among)
 
     def _seen_by(self, row: int) -> NDArray[Any]:
         if self._seen is None:

@@ -29,6 +29,8 @@ _FLAGS = (
     "sum_exp_trick",
 )
 SCHEDULES = ("joint", "alternating")
+#: What only the cuda backend offers, the default first.
+CUDA_OPTIONS = {"precision": ("full", "mixed"), "allocate": ("fused", "cusparse")}
 
 
 def default_step_size(iteration: int) -> float:
@@ -59,6 +61,7 @@ def check_parameters(given: Mapping[str, Any]) -> None:
     _check_choice("schedule", given["schedule"], SCHEDULES)
     if not isinstance(given["backend"], str):
         raise TypeError(f"backend must be a name such as 'auto', not {given['backend']!r}")
+    _check_cuda_options(given)
     if given["stop_crit"] == "maxiter" and given["maxiter"] is None:
         raise ValueError("stop_crit='maxiter' needs a number of iterations in maxiter")
     if given["stop_crit"] != "maxiter" and given["check_every"] is None:
@@ -69,6 +72,24 @@ def check_parameters(given: Mapping[str, Any]) -> None:
         raise TypeError(f"save_folder must be a path, not {folder!r}")
     if folder is not None and not os.path.isdir(os.path.expanduser(folder)):
         raise ValueError(f"save_folder={folder!r} is not an existing folder")
+
+
+def cuda_options(given: Mapping[str, Any]) -> dict[str, str]:
+    """Options of the cuda backend that differ from their defaults."""
+    return {name: given[name] for name, choices in CUDA_OPTIONS.items() if given[name] != choices[0]}
+
+
+def _check_cuda_options(given: Mapping[str, Any]) -> None:
+    for name, choices in CUDA_OPTIONS.items():
+        _check_choice(name, given[name], choices)
+    options = cuda_options(given)
+    for name, value in options.items():
+        if given["backend"] not in ("auto", "cuda"):
+            raise ValueError(f"{name}={value!r} needs backend='cuda', not {given['backend']!r}")
+    if "precision" in options and not given["use_float"]:
+        raise ValueError("precision='mixed' keeps factors in half precision and needs use_float=True")
+    if len(options) == 2:
+        raise ValueError("allocate='cusparse' is in full precision: precision='mixed' needs allocate='fused'")
 
 
 def thread_count(ncores: Any) -> int | None:

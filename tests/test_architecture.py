@@ -23,10 +23,17 @@ ALLOWED = {
     "backends.openmp_backend": {"backends.protocol", "backends.openmp_diagnosis", "_openmp"},
     "backends.cuda_diagnosis": {"backends.protocol"},
     "backends.openmp_diagnosis": {"backends.protocol"},
+    "backends.cuda_layout": {"backends.cuda_source", "backends.protocol"},
+    "backends.cuda_launch": {"backends.cuda_source"},
+    "backends.cuda_input": {"backends.cuda_layout", "backends.protocol"},
+    "backends.cuda_backend": {
+        "backends.cuda_diagnosis", "backends.cuda_input", "backends.cuda_launch", "backends.cuda_layout",
+        "backends.cuda_source", "backends.protocol",
+    },
     "variational": {"backends.protocol"},
     "likelihood": {"backends.protocol", "convergence", "variational"},
     "inference": {"backends.protocol", "convergence", "likelihood", "variational"},
-    "data": {"variational"},
+    "data": {"backends.protocol", "variational"},
     "parameters": {"convergence"},
     "progress": {"convergence"},
     "metrics": {"ranking"},
@@ -74,7 +81,8 @@ def test_import_rules(name, path):
             assert target.removeprefix("hpf_gpu").lstrip(".") in ALLOWED.get(name, set()), (
                 f"{name} imports {target}"
             )
-        assert target.split(".")[0] != "cupy", f"{name} imports cupy"
+        if target.split(".")[0] in ("cupy", "cupyx"):
+            assert name == "backends.cuda_backend", f"{name} imports {target}"
 
 
 def test_inference_imports_no_array_library():
