@@ -39,8 +39,14 @@ def _fits_pointer(target: str, argument: Any, array_type: type) -> bool:
         return True
     if not isinstance(argument, array_type):
         return False
-    # A kernel gets the address alone; it cannot know of strides.
-    return target in (UNTYPED, _code(argument)) and argument.flags.c_contiguous
+    return target in (UNTYPED, _code(argument)) and _is_dense(argument)
+
+
+def _is_dense(array: Any) -> bool:
+    """Whether a kernel that gets the address alone finds the elements: rows may be padded, but in order."""
+    if array.ndim != 2 or array.size == 0:
+        return array.flags.c_contiguous
+    return array.strides[1] == array.itemsize and array.strides[0] >= array.shape[1] * array.itemsize
 
 
 def _fits_scalar(code: str, argument: Any, array_type: type) -> bool:
@@ -49,7 +55,7 @@ def _fits_scalar(code: str, argument: Any, array_type: type) -> bool:
 
 def _describe(argument: Any, array_type: type) -> str:
     if isinstance(argument, array_type):
-        layout = "" if argument.flags.c_contiguous else " that is not C-contiguous"
+        layout = "" if _is_dense(argument) else " that is not C-contiguous"
         return f"an array of {_code(argument)}{layout}"
     if isinstance(argument, np.generic):
         return f"a scalar {_code(argument)}"

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .errors import Unsupported
 
@@ -89,25 +90,27 @@ def environment(flavour: str) -> dict[str, str]:
     result["PYTHONPATH"] = os.pathsep.join(filter(None, (str(TESTS), os.environ.get("PYTHONPATH"))))
     if chosen.preload:
         result["LD_PRELOAD"] = " ".join(_library(name) for name in chosen.preload)
+        # A report must reach the terminal though it ends the process.
+        result["PYTEST_ADDOPTS"] = f"{os.environ.get('PYTEST_ADDOPTS', '')} --capture=sys"
     return result
 
 
 def compile(arguments: list[str], directory: Path) -> str | None:
     """Run g++ in a directory; return what it complained about, or None."""
-    # A sanitizer preloaded into this process is no business of g++'s.
-    clean = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
-    done = subprocess.run(["g++", *arguments], cwd=directory, env=clean, capture_output=True, text=True)
+    done = _run("g++", *arguments, cwd=directory)
     return done.stderr if done.returncode else None
 
 
 def source_line(library: Path, offset: int) -> str:
-    """Return the file:line of an instruction of a library, innermost inlined call first."""
-    command = ["addr2line", "-e", str(library), hex(offset)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown line"
+    """Return the file:line of an instruction of a library."""
+    done = _run("addr2line", "-e", str(library), hex(offset))
     return os.path.basename(done.stdout.split()[0])
+
+
+def _run(*command: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    # A sanitizer preloaded into this process has no business in g++'s.
+    clean = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    return subprocess.run(command, env=clean, capture_output=True, text=True, **options)
 
 
 @functools.cache
@@ -120,14 +123,13 @@ def _accepts_cpp20() -> bool:
     if shutil.which("g++") is None:
         return False
     program = "#include <bit>\n#include <source_location>\nint main() { return std::popcount(0u); }"
-    command = ["g++", "-std=c++20", "-fsyntax-only", "-xc++", "-"]
-    return subprocess.run(command, input=program, text=True, capture_output=True).returncode == 0
+    return _run("g++", "-std=c++20", "-fsyntax-only", "-xc++", "-", input=program).returncode == 0
 
 
 @functools.cache
 def _library(name: str) -> str:
     """Find a library of g++'s: it prints the bare name of one that it does not have."""
-    path = subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
+    path = _run("g++", f"-print-file-name={name}").stdout.strip()
     if not os.path.isabs(path):
         raise Unsupported(f"g++ has no {name}")
     return os.path.realpath(path)

@@ -1,0 +1,493 @@
+"""What only the CUDA backend has: its launches, layout, memory, options, and data that lies on a GPU.
+
+Runs on a GPU, and without one in the legs of test_simulated_cuda.py.
+"""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import conftest
+import numpy as np
+import oracle
+import pandas as pd
+import pytest
+import test_backend_contract as contract
+from parity import MATRICES, relative_error
+from scipy import sparse
+
+from hpf_gpu import HPF, NotEnoughMemory
+from hpf_gpu.backends import create, cuda_layout
+from hpf_gpu.backends.cuda_launch import Kernel
+from hpf_gpu.backends.cuda_source import Parameter, Variant
+from hpf_gpu.inference import iterate
+
+# -- what needs no CUDA ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lengths", [[0], [1, 0, 16, 17, 0], [256, 257, 1], [1000, 0, 0, 3, 512], []])
+def test_segmentation(lengths: list[int]) -> None:
+    """Segments cover every row in order, none is too long, and slots number those of long rows."""
+    indptr = np.append(0, np.cumsum(lengths)).astype(np.int64)
+    cut = cuda_layout.segmentation(indptr)
+    sizes = np.diff(cut.begin)
+    assert cut.begin[-1] == indptr[-1]
+    assert (sizes <= cuda_layout.SEGMENT).all()
+    for row, length in enumerate(lengths):
+        mine = np.flatnonzero(cut.row == row)
+        assert cut.begin[mine[0]] == indptr[row]
+        assert sizes[mine].sum() == length
+        assert len(mine) == max(1, -(-length // cuda_layout.SEGMENT))
+        slots = cut.slot[mine]
+        if len(mine) == 1:
+            assert slots == -1
+        else:
+            place = int(np.flatnonzero(cut.long_row == row)[0])
+            assert slots.tolist() == list(range(cut.long_begin[place], cut.long_begin[place + 1]))
+    assert cut.slots == (cut.slot >= 0).sum()
+
+
+@pytest.mark.parametrize(
+    ("k", "real", "half", "width"),
+    [
+        (1, "f4", False, 8),
+        (30, "f4", False, 32),
+        (50, "f4", False, 56),
+        (5, "f8", False, 8),
+        (50, "f4", True, 64),
+    ],
+)
+def test_rows_fill_sectors(k: int, real: str, half: bool, width: int) -> None:
+    assert Variant(k, np.dtype(real), half).width == width
+
+
+def test_signatures_are_read_off_the_sources() -> None:
+    signatures = Variant(5, np.dtype("f8"), half=False).signatures()
+    assert len(signatures) > 12
+    update = {parameter.name: parameter for parameter in signatures["gamma_update"]}
+    assert update["shape"] == Parameter("shape", np.dtype("f8"), is_pointer=True)
+    assert update["prior_shape"] == Parameter("prior_shape", np.dtype("f8"), is_pointer=False)
+    assert update["n"] == Parameter("n", np.dtype("i8"), is_pointer=False)
+    half = Variant(5, np.dtype("f4"), half=True).signatures()["allocate"]
+    assert [p.type for p in half if p.name in ("own", "out")] == [np.dtype("f2"), np.dtype("f4")]
+
+
+class FakeArray(SimpleNamespace):
+    """The attributes of a device array that a launch looks at."""
+
+    __cuda_array_interface__ = None
+
+
+def fake_array(dtype: str, shape: tuple[int, ...], strides: tuple[int, ...], at: int = 256) -> FakeArray:
+    kind = np.dtype(dtype)
+    pointer = SimpleNamespace(ptr=at)
+    size = int(np.prod(shape))
+    return FakeArray(
+        dtype=kind, ndim=len(shape), size=size, strides=strides, itemsize=kind.itemsize, data=pointer
+    )
+
+
+@pytest.mark.parametrize(
+    ("argument", "error", "message"),
+    [
+        (fake_array("f8", (3,), (8,)), TypeError, "x is an array of float32, not float64"),
+        (np.zeros(3, np.float32), TypeError, "x is an array of float32"),
+        (7, TypeError, "x is an array of float32, not int"),
+        (fake_array("f4", (3,), (8,)), ValueError, "strides"),
+        (fake_array("f4", (3, 5), (20, 4)), ValueError, r"strides \(20, 4\)"),
+        (fake_array("f4", (3, 5), (4, 32)), ValueError, r"strides \(4, 32\)"),
+        (fake_array("f4", (3, 5), (32, 4), at=264), ValueError, "multiple of 16"),
+    ],
+)
+def test_launch_refuses_arrays(argument: Any, error: type[Exception], message: str) -> None:
+    kernel = Kernel("f", _never, (Parameter("x", np.dtype("f4"), is_pointer=True),), width=8)
+    with pytest.raises(error, match=message):
+        kernel(1, 32, argument)
+
+
+@pytest.mark.parametrize(("kind", "number"), [("i4", 2**31), ("i4", 1.5), ("i4", -(2**31) - 1), ("u4", -1)])
+def test_launch_refuses_numbers_that_do_not_fit(kind: str, number: float) -> None:
+    kernel = Kernel("f", _never, (Parameter("n", np.dtype(kind), is_pointer=False),), width=8)
+    with pytest.raises(ValueError, match="does not fit"):
+        kernel(1, 32, number)
+
+
+def test_launch_counts_arguments_and_blocks() -> None:
+    kernel = Kernel("f", _never, (Parameter("n", np.dtype("i4"), is_pointer=False),), width=8)
+    with pytest.raises(TypeError, match="takes 1 arguments, not 2"):
+        kernel(1, 32, 1, 2)
+    with pytest.raises(ValueError, match="more than CUDA can launch"):
+        kernel(2**31, 32, 1)
+    kernel(0, 32, 1)  # nothing to do, and nothing launched
+
+
+def test_launch_makes_numbers_of_the_kernels_type() -> None:
+    got: list[Any] = []
+    parameters = (Parameter("n", np.dtype("i8"), False), Parameter("a", np.dtype("f8"), False))
+    Kernel("f", lambda *launch: got.extend(launch[2]), parameters, width=8)(1, 32, 7, 2)
+    assert [(type(number), number) for number in got] == [(np.int64, 7), (np.float64, 2.0)]
+
+
+def _never(*_: Any) -> None:
+    raise AssertionError("launched")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"precision": "mixed", "backend": "numpy"}, "precision='mixed' needs backend='cuda', not 'numpy'"),
+        ({"allocate": "cusparse", "backend": "openmp"}, "allocate='cusparse' needs backend='cuda'"),
+        ({"precision": "half"}, "precision='half' is unknown"),
+        ({"precision": "mixed", "use_float": False}, "needs use_float=True"),
+        ({"precision": "mixed", "allocate": "cusparse"}, "needs allocate='fused'"),
+    ],
+)
+def test_options_are_checked(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        HPF(**arguments)
+
+
+# -- the device --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session", params=["float32", "float64"])
+def cuda(request: pytest.FixtureRequest) -> Any:
+    return conftest.make_or_skip("cuda", np.dtype(request.param))
+
+
+@pytest.fixture(scope="session")
+def cuda32() -> Any:
+    return conftest.make_or_skip("cuda", np.dtype(np.float32))
+
+
+def random_counts(n: int = 60, m: int = 45, nnz: int = 700, seed: int = 0) -> sparse.csr_array:
+    rng = np.random.default_rng(seed)
+    pairs = rng.choice(n * m, nnz, replace=False)
+    values = rng.geometric(0.4, nnz).astype(np.float64)
+    return sparse.coo_array((values, (pairs // m, pairs % m)), shape=(n, m)).tocsr()
+
+
+@pytest.mark.parametrize("shape", [(60, 45), (1, 700), (700, 1), (3, 900)])
+def test_counts_by_items(cuda: Any, shape: tuple[int, int]) -> None:
+    """The copy by items is SciPy's CSC, nonzero by nonzero."""
+    csr = random_counts(*shape, nnz=min(700, shape[0] * shape[1] // 2))
+    by_items, csc = cuda.counts(csr, 5).items, csr.tocsc()
+    np.testing.assert_array_equal(by_items.column.get(), csc.indices)
+    np.testing.assert_array_equal(by_items.value.get(), csc.data.astype(cuda.dtype))
+    cut = cuda_layout.segmentation(csc.indptr.astype(np.int64))
+    np.testing.assert_array_equal(by_items.segments.begin.get(), cut.begin)
+
+
+@pytest.mark.parametrize("column", [-1, 45])
+def test_columns_outside_are_refused(cuda: Any, column: int) -> None:
+    csr = random_counts()
+    csr.indices[17] = column
+    with pytest.raises(ValueError, match="outside the 45 columns"):
+        cuda.counts(csr, 5)
+
+
+@pytest.mark.parametrize("k", [513, 1024])
+def test_most_factors(cuda: Any, k: int) -> None:
+    rng = np.random.default_rng(k)
+    case = contract.Case(
+        "k", contract._counts(rng, 9, 7, 40), contract._parameters(rng, 9, k), contract._parameters(rng, 7, k)
+    )
+    users, items = contract.make_factors(cuda, case)
+    wanted = oracle.allocate(case.y, case.users.gamma.expected_log, case.items.gamma.expected_log)
+    for exact in (False, True):
+        got = cuda.allocate(cuda.counts(case.csr(cuda.dtype), k), users, items, exact=exact)
+        for statistic, want in zip(got, wanted, strict=True):
+            contract.assert_close(cuda.asnumpy(statistic), want, contract.TOLERANCE[cuda.dtype.name].allocate)
+    with pytest.raises(ValueError, match="k=1025: the cuda backend takes at most 1024"):
+        cuda.counts(case.csr(cuda.dtype), 1025)
+
+
+def test_an_iteration_does_not_wait(cuda32: Any) -> None:
+    """Simulated streams that run only when somebody waits still have all their work after an iteration."""
+    import cupy as cp
+
+    if not conftest.SIMULATED or conftest.STREAMS != "lazy":
+        pytest.skip("only streams that are simulated as lazy show who waits")
+    model = iterate(cuda32, contract.SMALL.model(cuda32), contract.rule("joint"))
+    stream = cp.cuda.get_current_stream()
+    stream.synchronize()
+    iterate(cuda32, model, contract.rule("joint"))
+    assert not stream.done
+
+
+def test_any_stream(cuda32: Any) -> None:
+    """A fit on a stream of the user's is the same fit."""
+    import cupy as cp
+
+    def fitted() -> tuple[np.ndarray[Any, Any], ...]:
+        return contract.factor_on_host(
+            cuda32, contract.run_fit(cuda32, "joint", full_llk=False).model.items.factor
+        )
+
+    plain = fitted()
+    with cp.cuda.Stream(non_blocking=True):
+        streamed = fitted()
+    for a, b in zip(plain, streamed, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+# -- memory ------------------------------------------------------------------------------------
+
+
+def fit(data: Any, **arguments: Any) -> HPF:
+    defaults = {"k": 5, "maxiter": 4, "check_every": 2, "random_seed": 1, "verbose": False, "backend": "cuda"}
+    return HPF(**defaults | arguments).fit(data)
+
+
+def test_too_much_for_the_device_is_refused_first(cuda32: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hpf_gpu.backends import cuda_backend
+
+    monkeypatch.setattr(cuda_backend, "free_bytes", lambda: 1 << 14)
+    with pytest.raises(NotEnoughMemory, match=r"700 counts .* needs about .* precision='mixed'"):
+        fit(random_counts())
+
+
+@pytest.mark.parametrize("arguments", [{}, {"use_float": False}, {"precision": "mixed"}, {"k": 40}])
+def test_memory_is_predicted(cuda32: Any, arguments: dict[str, Any]) -> None:
+    """What a fit takes at its peak is at most what was predicted, and not much less."""
+    import cupy as cp
+
+    data = random_counts(800, 500, 20_000)
+    fit(data, **arguments)  # kernels compiled, small things cached
+    held = peak = 0
+
+    class Counted(cp.cuda.Memory):
+        def __init__(self, size: int) -> None:
+            nonlocal held, peak
+            super().__init__(size)
+            self.counted = size
+            held += size
+            peak = max(peak, held)
+
+        def __del__(self) -> None:
+            nonlocal held
+            held -= self.counted
+
+    with cp.cuda.using_allocator(lambda size: cp.cuda.MemoryPointer(Counted(size), 0)):
+        fit(data, **arguments)
+    real = np.dtype(np.float32 if arguments.get("use_float", True) else np.float64)
+    variant = Variant(arguments.get("k", 5), real, half="precision" in arguments)
+    predicted = cuda_layout.bytes_of_fit(variant, data.shape, data.nnz)
+    assert 0.6 * predicted < peak <= predicted, f"{peak / predicted:.2f} of {predicted}"
+
+
+# -- options -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["K=30", "power law", "nearly disjoint", "disjoint", "start values"])
+def test_composed_form(cuda: Any, name: str) -> None:
+    """A kernel for the weights and cuSPARSE for the sums: the same statistic."""
+    composed = create("cuda", cuda.dtype, allocate="cusparse")
+    case = contract.make_case(name)
+    users, items = contract.make_factors(composed, case)
+    counts = composed.counts(case.csr(composed.dtype), case.k)
+    wanted = contract.expected_statistics(name)
+    for exact in (False, True):
+        got = composed.allocate(counts, users, items, exact=exact)
+        for statistic, want in zip(got, wanted, strict=True):
+            limit = contract.TOLERANCE[cuda.dtype.name].allocate
+            contract.assert_close(composed.asnumpy(statistic), want, limit)
+
+
+#: Relative error of a statistic, entry by entry, with U and V in half precision: eleven bits each.
+MIXED = 2e-3  # 8e-4 measured
+
+
+@pytest.mark.parametrize(
+    "name", ["K=1", "K=30", "K=100", "power law", "nearly disjoint", "disjoint", "small shapes"]
+)
+def test_mixed_precision(cuda32: Any, name: str) -> None:
+    mixed = create("cuda", np.dtype(np.float32), precision="mixed")
+    case = contract.make_case(name)
+    users, items = contract.make_factors(mixed, case)
+    counts = mixed.counts(case.csr(mixed.dtype), case.k)
+    got = mixed.allocate(counts, users, items)
+    for statistic, want in zip(got, contract.expected_statistics(name), strict=True):
+        error = np.abs(mixed.asnumpy(statistic) - want)
+        assert (error <= MIXED * want.sum(axis=1, keepdims=True)).all()
+    exact = mixed.allocate(counts, users, items, exact=True)
+    for statistic, want in zip(exact, contract.expected_statistics(name), strict=True):
+        contract.assert_close(mixed.asnumpy(statistic), want, contract.TOLERANCE["float32"].allocate)
+    wanted = contract.expected_log_normalizer_sum(name)
+    scale = abs(wanted) + float(case.y.sum())
+    contract.assert_near(mixed.log_normalizer_sum(counts, users, items), wanted, MIXED, scale)
+
+
+def test_options_reach_the_backend(cuda32: Any) -> None:
+    data = random_counts()
+    plain = fit(data)
+    assert relative_error(fit(data, allocate="cusparse").Theta, plain.Theta) < 1e-5
+    mixed = fit(data, precision="mixed", backend="auto")
+    assert mixed.backend_ == "cuda"
+    assert 1e-6 < relative_error(mixed.Theta, plain.Theta) < 1e-2
+
+
+# -- data that lies on the device ----------------------------------------------------------------
+
+
+def assert_same_fit(got: HPF, want: HPF) -> None:
+    for name in MATRICES:
+        np.testing.assert_array_equal(getattr(got, name), getattr(want, name), err_msg=name)
+    for row in (0, 7):
+        user = want.user_mapping_[row] if want.user_mapping_ is not None else row
+        np.testing.assert_array_equal(got.topN(user, 5), want.topN(user, 5))
+    assert got.train_llk == want.train_llk
+
+
+@pytest.mark.parametrize("form", ["csr", "csc", "coo"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_device_matrix(cuda32: Any, form: str, dtype: type) -> None:
+    """A CuPy sparse matrix is fitted as the same SciPy matrix is, and left as it was."""
+    cupy_sparse = pytest.importorskip("cupyx.scipy.sparse")
+    matrix = random_counts().astype(dtype)
+    given = getattr(cupy_sparse, f"{form}_matrix")(sparse.csr_matrix(matrix))
+    before = given.get().toarray()
+    assert_same_fit(fit(given), fit(matrix))
+    np.testing.assert_array_equal(given.get().toarray(), before)
+
+
+def test_device_matrix_with_duplicates_and_zeros(cuda32: Any) -> None:
+    import cupy as cp
+
+    cupy_sparse = pytest.importorskip("cupyx.scipy.sparse")
+    rng = np.random.default_rng(3)
+    rows, columns = rng.integers(0, 40, 900), rng.integers(0, 30, 900)
+    values = rng.integers(0, 4, 900).astype(np.float32)
+    arrays = (cp.asarray(values), (cp.asarray(rows), cp.asarray(columns)))
+    given = cupy_sparse.coo_matrix(arrays, shape=(40, 30))
+    host = sparse.coo_array((values, (rows, columns)), shape=(40, 30))
+    with pytest.warns(UserWarning, match="counts of zero were dropped"):
+        got = fit(given)
+    with pytest.warns(UserWarning, match="counts of zero were dropped"):
+        want = fit(host)
+    assert_same_fit(got, want)
+
+
+@pytest.mark.parametrize("reindex", [True, False])
+@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.float64])
+def test_device_array(cuda32: Any, reindex: bool, dtype: type) -> None:
+    """An array (n, 3) on the device: ids in order of first appearance, or row numbers."""
+    import cupy as cp
+
+    rng = np.random.default_rng(4)
+    offset = 100 if reindex else 0
+    columns = (rng.integers(0, 40, 900) * 2 + offset, rng.integers(0, 30, 900), rng.integers(1, 5, 900))
+    table = np.stack(columns, axis=1).astype(dtype)
+    got, want = fit(cp.asarray(table), reindex=reindex), fit(table, reindex=reindex)
+    assert_same_fit(got, want)
+    if reindex:
+        np.testing.assert_array_equal(got.user_mapping_, want.user_mapping_)
+        np.testing.assert_array_equal(got.item_mapping_, want.item_mapping_)
+
+
+class OnlyDLPack:
+    """An array of another library."""
+
+    def __init__(self, array: Any) -> None:
+        self._array = array
+
+    def __dlpack__(self, **keywords: Any) -> Any:
+        return self._array.__dlpack__(**keywords)
+
+    def __dlpack_device__(self) -> Any:
+        return self._array.__dlpack_device__()
+
+
+def test_array_of_another_library(cuda32: Any) -> None:
+    import cupy as cp
+
+    rng = np.random.default_rng(5)
+    table = np.stack([rng.integers(0, 20, 200), rng.integers(0, 9, 200), rng.integers(1, 5, 200)], axis=1)
+    assert_same_fit(fit(OnlyDLPack(cp.asarray(table))), fit(table))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ([1, 1, np.nan], "count nan at position 3 cannot be used"),
+        ([1, 1, -2], r"count -2\.0 at position 3 cannot be used"),
+        ([1.5, 1, 2], r"user id 1\.5 is not one"),
+        ([1, np.inf, 2], "item id inf is not one"),
+        ([1, 1, 1e30], "add up to 1e"),
+        ([1e15, 1, 2], "too far apart"),
+    ],
+)
+def test_bad_device_arrays(cuda32: Any, row: list[float], message: str) -> None:
+    import cupy as cp
+
+    table = np.array([[0, 0, 1], [2, 1, 3], [1, 2, 1], row], np.float64)
+    with pytest.raises(ValueError, match=message):
+        fit(cp.asarray(table))
+
+
+def test_bad_device_matrices(cuda32: Any) -> None:
+    import cupy as cp
+
+    cupy_sparse = pytest.importorskip("cupyx.scipy.sparse")
+    given = cupy_sparse.csr_matrix(sparse.csr_matrix(random_counts()))
+    given.data[11] = cp.nan
+    with pytest.raises(ValueError, match="count nan at position 11"):
+        fit(given)
+    given.data[11] = 1
+    given.indices[11] = 45
+    with pytest.raises(ValueError, match="column outside its shape"):
+        fit(given)
+    with pytest.raises(ValueError, match=r"must be \(n, 3\)"):
+        fit(cp.ones((5, 4)))
+
+
+@pytest.mark.parametrize("backend", ["numpy", "openmp"])
+def test_device_data_comes_to_other_backends(cuda32: Any, backend: str) -> None:
+    import cupy as cp
+
+    cupy_sparse = pytest.importorskip("cupyx.scipy.sparse")
+    conftest.make_or_skip(backend, np.dtype(np.float32))
+    matrix = random_counts()
+    given = cupy_sparse.csr_matrix(sparse.csr_matrix(matrix))
+    assert_same_fit(fit(given, backend=backend), fit(matrix, backend=backend))
+    table = np.array([[0, 0, 1], [2, 1, 3], [1, 2, 1]] * 4, np.float64)
+    got, want = fit(cp.asarray(table), backend=backend), fit(table, backend=backend)
+    np.testing.assert_array_equal(got.Theta, want.Theta)
+
+
+def test_held_out_data_on_the_device(cuda32: Any) -> None:
+    import cupy as cp
+
+    table = np.array([[0, 0, 1], [2, 1, 3], [1, 2, 1], [2, 2, 2]], np.float64)
+    model = fit(table)
+    assert model.eval_llk(cp.asarray(table)) == model.eval_llk(table)
+
+
+# -- away from the GPU -------------------------------------------------------------------------
+
+
+def test_a_fitted_model_needs_no_gpu(cuda32: Any, tmp_path: Any) -> None:
+    """Pickled here, it predicts in a process that cannot import CuPy."""
+    users = [f"user {row}" for row in range(60)]
+    coo = random_counts().tocoo()
+    frame = pd.DataFrame({"UserId": [users[row] for row in coo.row], "ItemId": coo.col, "Count": coo.data})
+    model = fit(frame)
+    wanted = (model.predict("user 3", 4), model.topN("user 3", 5).tolist())
+    (tmp_path / "model.pickle").write_bytes(pickle.dumps(model))
+    script = f"""
+import pickle, sys
+sys.modules["cupy"] = None
+model = pickle.load(open({str(tmp_path / "model.pickle")!r}, "rb"))
+print(repr((float(model.predict("user 3", 4)), model.topN("user 3", 5).tolist())))
+"""
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(sys.path)}
+    ran = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True
+    )
+    predicted, best = eval(ran.stdout)
+    assert predicted == pytest.approx(wanted[0], rel=1e-6)
+    assert best == wanted[1]

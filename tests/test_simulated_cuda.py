@@ -1,0 +1,75 @@
+"""The CUDA backend without a GPU: parts of this suite once more, over the simulator in tests/cudasim.
+
+Each leg is a pytest of its own, in a process that has CUDA simulated from the start.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import cudasim
+import pytest
+
+TESTS = Path(__file__).resolve().parent
+CONTRACT, OWN = "test_backend_contract.py", "test_cuda.py"
+
+
+@dataclass(frozen=True)
+class Leg:
+    """A flavour of the simulator, the order in which streams run, and the tests that run so."""
+
+    flavour: str
+    files: tuple[str, ...]
+    select: str
+    streams: str = "eager"
+    seed: int = 0
+
+
+#: Cases of the contract that are made for the tiles of the openmp backend and take minutes here.
+FEWER = "not wide and not tall"
+#: A whole fit, every operation, rows of several segments, columns of a few nonzeros, underflow.
+SMALL = "(5 or user or nonzero or nearly or iterations or blocks or cuda) and not 50 and not float64"
+
+LEGS = {
+    "contract": Leg("fast", (CONTRACT, OWN), FEWER),
+    "lazy streams": Leg("fast", (CONTRACT, OWN), SMALL, streams="lazy", seed=1),
+    "random streams": Leg("fast", (CONTRACT, OWN), SMALL, streams="random", seed=2),
+    "asan": Leg("asan", (CONTRACT, OWN), SMALL),
+    "tsan": Leg("tsan", (CONTRACT, OWN), SMALL, seed=3),
+}
+
+
+@pytest.mark.parametrize("name", LEGS)
+def test_leg(name: str) -> None:
+    leg = LEGS[name]
+    try:
+        environment = cudasim.environment(leg.flavour)
+    except cudasim.Unsupported as error:
+        pytest.skip(str(error))
+    environment |= {
+        "HPF_CUDASIM_STREAMS": leg.streams,
+        "HPF_CUDASIM_SEED": str(leg.seed),
+        "HPF_GPU_REQUIRE": "cuda",
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", leg.select]
+    simulator = [sys.executable, "-m", "cudasim", leg.flavour]
+    ran = subprocess.run(
+        [*simulator, *command, *(str(TESTS / file) for file in leg.files)],
+        env=environment,
+        cwd=TESTS.parent,
+        capture_output=True,
+        text=True,
+    )
+    report = ran.stdout + ran.stderr
+    assert ran.returncode == 0, report[-6000:]
+    assert re.search(r"\d+ passed", ran.stdout), report[-6000:]
+
+
+def test_nothing_simulates_unasked() -> None:
+    """This process itself has the CUDA of the machine, or none."""
+    assert "HPF_CUDASIM" not in os.environ
