@@ -132,6 +132,23 @@ def pair_log_likelihood(
     return float(llk)
 
 
+def top_items(
+    scores: Matrix,  # (N, M)
+    n: int,
+    exclude: list[list[int]],  # items of each of the N users
+) -> tuple[NDArray[np.int64], Matrix]:
+    """The ``n`` best columns of each row and their scores, (N, n): best first, of equal ones the first.
+
+    −1 and −inf where no more are left.
+    """
+    columns, best = np.full((len(scores), n), -1), np.full((len(scores), n), -np.inf)
+    for u, row in enumerate(scores):
+        left = sorted(set(range(len(row))) - set(exclude[u]), key=lambda i: (-row[i], i))[:n]
+        columns[u, : len(left)] = left
+        best[u, : len(left)] = row[left]
+    return columns, best
+
+
 # -- the evidence lower bound ------------------------------------------------------------------
 
 

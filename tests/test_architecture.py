@@ -36,7 +36,8 @@ ALLOWED = {
     "data": {"backends.protocol", "variational"},
     "parameters": {"convergence"},
     "progress": {"convergence"},
-    "metrics": {"ranking"},
+    "ranking": {"backends.protocol"},
+    "metrics": {"backends.numpy_backend"},
     "plot": {"metrics"},
     "estimator": {
         "backends", "backends.protocol", "convergence", "data", "inference", "likelihood", "parameters",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -49,6 +50,7 @@ class Tolerance:
     gamma_elbo: float  # per Σ |terms|
     distance: float
     predict: float
+    top_items: float  # scores
     parameters: float  # relative Frobenius error after 20 iterations
     objective: float  # ELBO and log-likelihoods during a fit, per Σ |terms|
     monotone: float  # fall of the ELBO in one iteration, per Σ |terms|
@@ -67,6 +69,7 @@ TOLERANCE = {
         gamma_elbo=2e-14,  # 3.4e-15
         distance=4e-15,  # 6.6e-16
         predict=2e-6,  # 3.9e-7
+        top_items=4e-6,  # 6.9e-7, K=200
         parameters=4e-5,  # 6.9e-6
         objective=5e-6,  # 8.5e-7
         monotone=1e-7,  # 0; 2.3e-8 in 150 examples of 60 iterations
@@ -83,6 +86,7 @@ TOLERANCE = {
         gamma_elbo=2e-14,  # 3.4e-15
         distance=4e-15,  # 6.1e-16
         predict=5e-15,  # 8.7e-16
+        top_items=6e-15,  # 1.2e-15, K=200
         parameters=4e-13,  # 6.8e-14
         objective=6e-13,  # 1.1e-14; 1.3e-13 in 150 examples of 60 iterations
         monotone=5e-16,  # 0; 5.6e-17 in 150 examples of 60 iterations
@@ -641,6 +645,111 @@ def test_predict_no_pairs(backend: Backend) -> None:
     assert backend.predict_pairs(ones, ones, none, none).shape == (0,)
 
 
+# -- recommendations ---------------------------------------------------------------------------
+
+
+def as_csr(lists: list[list[int]], index: type = np.int64) -> tuple[Host, Host]:
+    """Indptr and indices of lists of items."""
+    indptr = np.concatenate([[0], np.cumsum([len(items) for items in lists], dtype=np.int64)])
+    return indptr.astype(index), np.array([i for items in lists for i in items], dtype=index)
+
+
+def lists_of_items(n: int, m: int) -> list[list[int]]:
+    """Nothing, everything, and all shares in between, for each of N users."""
+    rng = np.random.default_rng(n + m)
+    return [np.flatnonzero(rng.random(m) < u % 5 / 4).tolist() for u in range(n)]
+
+
+@pytest.mark.parametrize("length", [1, 10])
+def test_top_items(backend: Backend, case: Case, tolerance: Tolerance, length: int) -> None:
+    """The best scores to rounding, each that of its column; no column twice, and none that is left out."""
+    some = slice(0, 300)  # of "tall" and "wide": the oracle is slow
+    theta, beta = _float32_exact(case.users.gamma.mean[some]), _float32_exact(case.items.gamma.mean[:3000])
+    rate, exclude = theta @ beta.T, lists_of_items(len(theta), len(beta))
+    arrays = backend.asarray(theta), backend.asarray(beta)
+    columns, scores = backend.top_items(*arrays, length, as_csr(exclude))
+    assert isinstance(columns, np.ndarray)
+    assert isinstance(scores, np.ndarray)
+    assert (columns.dtype, scores.dtype) == (np.int64, backend.dtype)
+    _, want = oracle.top_items(rate, length, exclude)
+    assert columns.shape == scores.shape == want.shape
+    found = columns >= 0
+    assert_same(found, want > -np.inf)
+    assert_same(np.isneginf(scores), ~found)
+    own = np.where(found, np.take_along_axis(rate, columns, axis=1), 0)
+    for wanted in (own, np.where(found, want, 0)):
+        assert_close(np.where(found, scores, 0)[..., None], wanted[..., None], tolerance.top_items)
+    assert (scores[:, 1:] <= scores[:, :-1]).all()
+    for u, items in enumerate(columns):
+        assert len(set(items[found[u]])) == found[u].sum()
+        assert not set(items[found[u]]) & set(exclude[u])
+
+
+@pytest.mark.parametrize("length", [1, 5, 64, 150])
+@pytest.mark.parametrize(("n", "m", "k"), [(1, 1, 1), (1, 100, 3), (3, 64, 1), (50, 130, 5), (7, 1000, 33)])
+@pytest.mark.parametrize("index", [np.int32, np.int64])
+def test_top_items_of_equal_scores(
+    backend: Backend, n: int, m: int, k: int, length: int, index: type
+) -> None:
+    """Small whole numbers, so that no score is rounded and most are tied: the right columns, one by one."""
+    rng = np.random.default_rng(m)
+    theta, beta = rng.integers(0, 3, (n, k)).astype(float), rng.integers(0, 3, (m, k)).astype(float)
+    nothing, all_but_one = [[] for _ in range(n)], [list(range(1, m)) for _ in range(n)]
+    everything = [list(range(m)) for _ in range(n)]
+    for exclude in (nothing, all_but_one, everything, lists_of_items(n, m)):
+        want = oracle.top_items(theta @ beta.T, length, exclude)
+        got = backend.top_items(backend.asarray(theta), backend.asarray(beta), length, as_csr(exclude, index))
+        for one, wanted in zip(got, want, strict=True):
+            assert_same(one, wanted)
+    without = backend.top_items(backend.asarray(theta), backend.asarray(beta), length)
+    for one, wanted in zip(without, oracle.top_items(theta @ beta.T, length, nothing), strict=True):
+        assert_same(one, wanted)
+
+
+def test_top_items_of_any_sign_and_order(backend: Backend) -> None:
+    """Scores below zero and rising ones, which displace one another, are no special case."""
+    beta = np.arange(-500.0, 500.0)[:, None]
+    theta = np.array([[1.0], [-1.0], [0.0]])
+    columns, scores = backend.top_items(backend.asarray(theta), backend.asarray(beta), 4)
+    assert columns.tolist() == [[999, 998, 997, 996], [0, 1, 2, 3], [0, 1, 2, 3]]
+    assert scores.tolist() == [[499, 498, 497, 496], [500, 499, 498, 497], [0, 0, 0, 0]]
+    below, _ = backend.top_items(backend.asarray(theta), backend.asarray(beta[:70] - 500), 2)
+    assert below.tolist() == [[69, 68], [0, 1], [0, 1]]
+
+
+def test_top_items_of_nobody_and_of_nothing(backend: Backend) -> None:
+    nobody, somebody, items = (backend.asarray(np.ones(shape)) for shape in ((0, 3), (2, 3), (4, 3)))
+    for exclude in (None, as_csr([])):
+        columns, scores = backend.top_items(nobody, items, 5, exclude)
+        assert columns.shape == scores.shape == (0, 5)
+    columns, scores = backend.top_items(somebody, nobody, 2)
+    assert columns.tolist() == [[-1, -1]] * 2
+    assert np.isneginf(scores).all()
+
+
+@pytest.mark.parametrize(("n", "m"), [(70_000, 70), (3, 600_000)])
+def test_top_items_where_blocks_meet(backend: Backend, n: int, m: int) -> None:
+    """More users, and more items, than are worked on at once."""
+    beta = np.random.default_rng(1).permutation(m)[:, None].astype(float)  # exact in float32
+    theta, best = np.ones((n, 1)), np.argsort(-beta[:, 0])
+    exclude = [[int(best[u % 5])] for u in range(n)]
+    columns, _ = backend.top_items(backend.asarray(theta), backend.asarray(beta), 6, as_csr(exclude))
+    for residue in range(5):
+        want = np.delete(best[:7], residue)
+        assert (columns[residue::5] == want[:6]).all()
+
+
+def test_top_items_in_bounded_memory(backend: Backend) -> None:
+    """Of 30 million scores, 120 or 240 MB, only a few are there at once."""
+    rng = np.random.default_rng(0)
+    theta, beta = (backend.asarray(rng.random((n, 3))) for n in (500, 60_000))
+    tracemalloc.start()
+    backend.top_items(theta, beta, 10)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 70e6  # 32 MB measured; what compiled code allocates itself is not in it
+
+
 # -- every operation ---------------------------------------------------------------------------
 
 
@@ -652,6 +761,7 @@ def test_operations_repeat_and_leave_inputs_alone(backend: Backend, case: Case) 
     rows, columns = case.y.nonzero()
     hyper_rate = backend.asarray(np.linspace(0.1, 3.0, len(case.y)))
     wide = users.rate_rows
+    exclude = (np.arange(len(case.y) + 1), np.zeros(len(case.y), np.int64))  # the first item, to everybody
 
     def refreshed() -> tuple[Host | None, ...]:
         factor, *sums = backend.gamma_update(backend.asarray(case.users.shape), 0.3, wide, users.rate_columns)
@@ -669,11 +779,18 @@ def test_operations_repeat_and_leave_inputs_alone(backend: Backend, case: Case) 
         "gamma_elbo": lambda: (backend.gamma_elbo(users, hyper_rate, 0.3, 0.3, 0.3),),
         "distance": lambda: (backend.distance(theta, users.shape),),
         "predict_pairs": lambda: (backend.predict_pairs(theta, beta, rows, columns),),
+        "top_items": lambda: backend.top_items(theta, beta, 3, exclude),
     }
 
     def inputs() -> list[Host | None]:
         factors = (*factor_on_host(backend, users), *factor_on_host(backend, items))
-        return [*factors, *on_host(backend, (theta, beta, hyper_rate)), rows.copy(), columns.copy()]
+        return [
+            *factors,
+            *on_host(backend, (theta, beta, hyper_rate)),
+            rows.copy(),
+            columns.copy(),
+            *map(np.copy, exclude),
+        ]
 
     before = inputs()
     for name, operation in operations.items():

@@ -102,6 +102,54 @@ def test_the_compiled_module_trusts_no_caller():
         openmp.predict_pairs(ones, ones, pair, pair, np.empty(1), 1)
 
 
+def test_the_compiled_ranking_trusts_no_caller():
+    openmp = pytest.importorskip("hpf_gpu._openmp", reason="the compiled module is missing")
+    theta, beta = np.ones((2, 3)), np.ones((4, 3))
+    columns, scores = np.empty((2, 5), np.int64), np.empty((2, 5))
+    good = np.array([0, 1, 2]), np.array([0, 3])
+    openmp.top_items(theta, beta, *good, columns, scores, 1)
+    for indptr, indices in (
+        ([0, 1, 2], [0, 4]), ([0, 1, 2], [0, -1]), ([0, 3, 2], [0, 1]), ([0, 2], [0, 1]), ([1, 1, 2], [0, 1]),
+        ([0, 1, 3], [0, 1]), ([0, 0, 2], [1, 0]), ([0, 0, 2], [1, 1]), ([0, -1, 2], [0, 1]), ([], []),
+    ):  # fmt: skip
+        bad = np.array(indptr, dtype=np.int64), np.array(indices, dtype=np.int64)
+        with pytest.raises(ValueError, match="excluded items"):
+            openmp.top_items(theta, beta, *bad, columns, scores, 1)
+    for one in ((good[0], None), (None, good[1])):
+        with pytest.raises(ValueError, match="excluded items"):
+            openmp.top_items(theta, beta, *one, columns, scores, 1)
+    for arrays in (
+        (theta, beta[:, :2].copy(), columns, scores),
+        (np.asfortranarray(theta), beta, columns, scores),
+        (theta, beta[:, ::2], columns, scores),
+        (theta, beta, columns[:1], scores),
+        (theta, beta, columns, scores[:1]),
+        (theta, beta, columns[:, :4].copy(), scores),
+        (theta, beta, columns[:, :0].copy(), scores[:, :0].copy()),
+        (theta[:, :0].copy(), beta[:, :0].copy(), columns, scores),
+    ):
+        with pytest.raises(ValueError, match=r"length|rows"):
+            openmp.top_items(*arrays[:2], None, None, *arrays[2:], 1)
+    with pytest.raises(ValueError, match="length"):
+        openmp.top_items(theta, beta, None, None, columns, scores, 0)
+    for wrong in (
+        (theta, beta, columns.astype(np.int32), scores),
+        (theta, beta, columns, scores.astype(np.float32)),
+        (theta, beta, columns, np.asfortranarray(scores)),
+    ):
+        with pytest.raises(TypeError, match="incompatible function arguments"):  # never a silent copy
+            openmp.top_items(*wrong[:2], None, None, *wrong[2:], 1)
+
+
+def test_items_to_leave_out_that_do_not_exist():
+    """Checked by block of users in the compiled module, whatever slicing made of them before."""
+    openmp = pytest.importorskip("hpf_gpu.backends.openmp_backend", reason="the compiled module is missing")
+    backend, ones = openmp.OpenMPBackend(np.dtype(np.float32)), np.ones((2, 3), np.float32)
+    for indptr, indices in (([0, 1, 2], [0, 2]), ([0, 1, 9], [0, 1]), ([0, 1], [0]), ([0, 2, 1], [0, 1])):
+        with pytest.raises(ValueError, match="excluded items"):
+            backend.top_items(ones, ones, 2, (np.array(indptr), np.array(indices)))
+
+
 BAD_NUMBERS = {
     "negative": (numbered(UserId=[0, -1, 2]), "user id -1 "),
     "fraction": (numbered(ItemId=[0, 0.5, 2]), "item id 0.5 "),

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import sparse
 from scipy.special import gammaln, logsumexp, psi
 
@@ -174,6 +175,27 @@ class NumpyBackend:
             rates[z] = np.einsum("zk,zk->z", theta[rows[z]], beta[columns[z]])
         return rates
 
+    def top_items(
+        self, theta: Array, beta: Array, n: int, exclude: tuple[Host, Host] | None = None
+    ) -> tuple[Host, Host]:
+        columns = np.full((len(theta), n), -1)
+        scores = np.full((len(theta), n), -np.inf, self.dtype)
+        for items in _blocks(len(beta), 8):
+            for users in _blocks(len(theta), n + items.stop - items.start):
+                block = theta[users] @ beta[items].T
+                if exclude is not None:
+                    block[_entries_within(exclude, users, items)] = -np.inf
+                # What was found so far stands in front: of equal scores it has the lower columns, and −1
+                # goes before every item that is left out.
+                found = np.concatenate([scores[users], block], axis=1)
+                numbers = np.broadcast_to(np.arange(items.start, items.stop), block.shape)
+                best = top_columns(found, n)
+                columns[users] = np.take_along_axis(
+                    np.concatenate([columns[users], numbers], axis=1), best, axis=1
+                )
+                scores[users] = np.take_along_axis(found, best, axis=1)
+        return columns, scores
+
     def distance(self, a: Array, b: Array) -> float:
         return float(np.sqrt(sum(((a[z] - b[z]).astype(np.float64) ** 2).sum() for z in _blocks(*a.shape))))
 
@@ -184,6 +206,28 @@ class NumpyBackend:
     def _log_phi(self, counts: NumpyCounts, z: Host, users: Factor, items: Factor) -> Host:
         """E[ln θ_uk] + E[ln β_ik] for the nonzeros z, (len(z), K) in float64."""
         return _log_mean(users, counts.rows[z]) + _log_mean(items, counts.csr.indices[z])
+
+
+def top_columns(scores: Host, n: int) -> NDArray[np.intp]:
+    """Columns of the ``n`` largest of each row (B, M), best first (B, n); of equal ones the first."""
+    last = scores.shape[1] - n
+    threshold = np.partition(scores, last, axis=1)[:, last, None]
+    above, tied = scores > threshold, scores == threshold
+    missing = n - above.sum(axis=1, keepdims=True)
+    chosen = above | (tied & (np.cumsum(tied, axis=1, dtype=np.int32) <= missing))
+    columns = np.nonzero(chosen)[1].reshape(-1, n)
+    order = np.argsort(-np.take_along_axis(scores, columns, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(columns, order, axis=1)
+
+
+def _entries_within(csr: tuple[Host, Host], rows: slice, columns: slice) -> tuple[Host, Host]:
+    """Row and column of the entries of CSR indptr and indices in a block, counted from its corner."""
+    indptr, indices = csr
+    starts = indptr[rows.start : rows.stop + 1]
+    row = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+    column = indices[starts[0] : starts[-1]] - columns.start
+    within = (column >= 0) & (column < columns.stop - columns.start)
+    return row[within], column[within]
 
 
 def _log_mean(factor: Factor, rows: Host) -> Host:

@@ -26,6 +26,7 @@ finally:
         del os.environ["OMP_WAIT_POLICY"]
 
 _MOST_THREADS = 256  # where a machine has fewer cores: thousands of threads can exhaust the system's
+_PRODUCTS = 1 << 35  # of one call that cannot be interrupted: about a second on one core
 _LINE = 64  # bytes of a cache line, and of the widest vector
 
 #: Whether the module was compiled with OpenMP; without, it runs on one thread.
@@ -184,6 +185,18 @@ class OpenMPBackend:
         _openmp.predict_pairs(theta, beta, rows, columns, out, self.threads)
         return out
 
+    def top_items(
+        self, theta: Array, beta: Array, n: int, exclude: tuple[Host, Host] | None = None
+    ) -> tuple[Host, Host]:
+        columns, scores = np.empty((len(theta), n), np.int64), np.empty((len(theta), n), self.dtype)
+        # Between two calls Python hears Ctrl-C.
+        step = max(64 * self.threads, min(_PRODUCTS // (beta.size + 1), 1 << 16))
+        for start in range(0, len(theta), step):
+            users = slice(start, start + step)
+            left_out = (None, None) if exclude is None else _csr_rows(exclude, users)
+            _openmp.top_items(theta[users], beta, *left_out, columns[users], scores[users], self.threads)
+        return columns, scores
+
     def _side(self, factor: Factor) -> Any:
         rates = _rates(factor.rate_rows)
         return self._side_type(factor.shape, *rates, factor.rate_columns, factor.exp_log, factor.log_scale)
@@ -197,6 +210,12 @@ class OpenMPBackend:
         padded = raw[start : start + n * stride * size].view(self.dtype).reshape(n, stride)
         padded[:, k:] = 0
         return padded[:, :k]
+
+
+def _csr_rows(csr: tuple[Host, Host], rows: slice) -> tuple[Host, Host]:
+    """Some rows of CSR indptr and indices, in the integers that the kernels take."""
+    starts = csr[0][rows.start : rows.stop + 1].astype(np.int64)
+    return starts - starts[0], csr[1][starts[0] : starts[-1]].astype(np.int64)
 
 
 def _rates(rate_rows: Array) -> tuple[Array | None, Array | None]:

@@ -2,7 +2,9 @@
 #include "kernels.h"
 
 #include "nonzero.h"
+#include "scratch.h"
 #include "simd.h"
+#include "top_items.h"
 
 namespace hpf {
 namespace HPF_ISA {
@@ -10,10 +12,6 @@ namespace {
 
 constexpr int64_t rows_in_chunk = 256;  // a unit of work, and of summation in a fixed order
 constexpr int piece = 64;               // nonzeros of a row whose factors stay in L1 between two uses
-
-int64_t minimum(int64_t a, int64_t b) {
-  return a < b ? a : b;
-}
 
 // Threads that a sweep over n rows of k numbers earns: waking one takes as long as some thousand numbers.
 int threads_for(int64_t n, int64_t k, int threads) {
@@ -26,20 +24,6 @@ template <class T>
 inline int threads_for_tiles(const TilesView<T>& tiles, int threads) {
   return tiles.row_blocks < threads ? static_cast<int>(tiles.row_blocks) : threads;
 }
-
-// Memory that one thread works in, on whole cache lines.
-template <class T>
-struct Scratch {
-  explicit Scratch(int64_t size) : data(static_cast<T*>(__builtin_malloc(size * sizeof(T) + 64))) {
-    if (!data) out_of_memory();
-    aligned = reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(data) + 63) & ~uintptr_t(63));
-  }
-  ~Scratch() { __builtin_free(data); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  T* data;
-  T* aligned;
-};
 
 // Rows of double that special functions run over come in groups of eight, the last filled up with
 // numbers that do no harm: a remainder of two would take as long as a whole vector.
@@ -573,7 +557,7 @@ void predict_pairs(int64_t pairs, int64_t k, const T* theta, int64_t theta_strid
 
 template <class T>
 constexpr Kernels<T> table = {gamma_update<T>, mean<T>,          gamma_entropy<T>, allocate<T>,
-                              log_rate_sum<T>, predict_pairs<T>, distance<T>};
+                              log_rate_sum<T>, predict_pairs<T>, top_items<T>,     distance<T>};
 
 extern const Kernels<float> kernels_float;
 extern const Kernels<double> kernels_double;

@@ -25,6 +25,12 @@ struct Factor {
   const double* log_scale;  // (N,)
 };
 
+// Items that are left out of each user's list.
+struct Excluded {
+  const int64_t* start;  // (N + 1,), or null: nothing is left out
+  const int64_t* items;  // (start[N],) ascending within a user
+};
+
 template <class T>
 struct Kernels {
   void (*gamma_update)(int64_t n, int64_t k, int64_t stride, T* shape, double prior_shape, Rates<T> rates, T* exp_log,
@@ -41,6 +47,10 @@ struct Kernels {
                          const Factor<T>* items, int threads);
   void (*predict_pairs)(int64_t pairs, int64_t k, const T* theta, int64_t theta_stride, const T* beta,
                         int64_t beta_stride, const int64_t* rows, const int64_t* columns, T* out, int threads);
+  // The `length` best items of each of n users, columns and scores (N, length); of equal scores the lower
+  // column first, −1 and −∞ where no more are left.
+  void (*top_items)(int64_t n, int64_t m, int64_t k, const T* theta, int64_t theta_stride, const T* beta,
+                    int64_t beta_stride, Excluded excluded, int64_t length, int64_t* columns, T* scores, int threads);
   double (*distance)(int64_t n, int64_t k, int64_t stride, const T* a, const T* b, int threads);
 };
 

@@ -98,6 +98,11 @@ int64_t column_block_bytes() {
 template <class T>
 using Matrix = nb::ndarray<T, nb::ndim<2>, nb::device::cpu>;
 using Vector = nb::ndarray<double, nb::ndim<1>, nb::device::cpu, nb::c_contig>;
+// A matrix (N, K) of the caller's own: only its rows are contiguous.
+template <class T>
+using Rows = nb::ndarray<const T, nb::ndim<2>, nb::device::cpu>;
+template <class T>
+using Table = nb::ndarray<T, nb::ndim<2>, nb::device::cpu, nb::c_contig>;
 template <class T>
 using Line = nb::ndarray<T, nb::ndim<1>, nb::device::cpu, nb::c_contig>;
 
@@ -136,23 +141,36 @@ struct Side {  // a Factor with the arrays behind it
   }
 };
 
-// An index outside the matrix would write outside memory, so nothing is taken on trust.
+// Whether these are sorted, distinct columns within the shape.  An index outside the matrix would read or
+// write outside memory, so nothing is taken on trust.
 template <class Index>
-void check_csr(int64_t rows, int64_t columns, int64_t nonzeros, const Index* indptr, const Index* indices) {
-  constexpr int64_t most = INT32_MAX;
-  bool fits = rows >= 1 && rows <= most && columns >= 1 && columns <= most && indptr[0] == 0 &&
-              int64_t(indptr[rows]) == nonzeros;
+bool is_csr(int64_t rows, int64_t columns, int64_t nonzeros, const Index* indptr, const Index* indices) {
+  bool fits = indptr[0] == 0 && int64_t(indptr[rows]) == nonzeros;
   for (int64_t u = 0; fits && u < rows; ++u) fits = indptr[u] <= indptr[u + 1];
   if (fits) {
     for (int64_t z = 0; z < nonzeros; ++z) fits &= indices[z] >= 0 && int64_t(indices[z]) < columns;
     for (int64_t u = 0; u < rows; ++u)
       for (int64_t z = int64_t(indptr[u]) + 1; z < int64_t(indptr[u + 1]); ++z) fits &= indices[z - 1] < indices[z];
   }
-  if (!fits) throw std::invalid_argument("counts are not a CSR matrix with sorted, distinct columns within its shape");
+  return fits;
+}
+
+template <class Index>
+void check_counts(int64_t rows, int64_t columns, int64_t nonzeros, const Index* indptr, const Index* indices) {
+  constexpr int64_t most = INT32_MAX;
+  if (rows < 1 || rows > most || columns < 1 || columns > most || !is_csr(rows, columns, nonzeros, indptr, indices))
+    throw std::invalid_argument("counts are not a CSR matrix with sorted, distinct columns within its shape");
 }
 
 void check_lengths(bool fits) {
   if (!fits) throw std::invalid_argument("arrays of one call have different lengths");
+}
+
+template <class T>
+void check_rows(const Rows<T>& theta, const Rows<T>& beta) {
+  check_lengths(theta.shape(1) == beta.shape(1));
+  for (const Rows<T>* m : {&theta, &beta})
+    if (m->shape(1) > 1 && m->stride(1) != 1) throw std::invalid_argument("the rows of a matrix are not contiguous");
 }
 
 template <class T>
@@ -169,7 +187,7 @@ void define(nb::module_& m, const char* counts_name, const char* side_name) {
            int64_t k, int threads) {
           const int64_t rows = int64_t(indptr.shape(0)) - 1, nonzeros = indices.shape(0);
           check_lengths(rows >= 1 && data.shape(0) == indices.shape(0));
-          check_csr(rows, columns, nonzeros, indptr.data(), indices.data());
+          check_counts(rows, columns, nonzeros, indptr.data(), indices.data());
           const int64_t bytes_of_column = 2 * ((k * sizeof(T) + 63) / 64 * 64);
           const int64_t width = std::max<int64_t>(64, column_block_bytes() / bytes_of_column);
           // A thread needs some thousands of nonzeros to earn its barriers.
@@ -272,12 +290,10 @@ void define(nb::module_& m, const char* counts_name, const char* side_name) {
 
   m.def(
       "predict_pairs",
-      [](const nb::ndarray<const T, nb::ndim<2>, nb::device::cpu>& theta,
-         const nb::ndarray<const T, nb::ndim<2>, nb::device::cpu>& beta, const Line<const int64_t>& rows,
-         const Line<const int64_t>& columns, const Line<T>& out, int threads) {
-        check_lengths(rows.shape(0) == columns.shape(0) && rows.shape(0) == out.shape(0) &&
-                      theta.shape(1) == beta.shape(1) && (theta.shape(1) == 1 || theta.stride(1) == 1) &&
-                      (theta.shape(1) == 1 || beta.stride(1) == 1));
+      [](const Rows<T>& theta, const Rows<T>& beta, const Line<const int64_t>& rows, const Line<const int64_t>& columns,
+         const Line<T>& out, int threads) {
+        check_lengths(rows.shape(0) == columns.shape(0) && rows.shape(0) == out.shape(0));
+        check_rows(theta, beta);
         for (size_t z = 0; z < rows.shape(0); ++z)
           if (rows.data()[z] < 0 || rows.data()[z] >= int64_t(theta.shape(0)) || columns.data()[z] < 0 ||
               columns.data()[z] >= int64_t(beta.shape(0)))
@@ -287,6 +303,27 @@ void define(nb::module_& m, const char* counts_name, const char* side_name) {
       },
       "theta"_a.noconvert(), "beta"_a.noconvert(), "rows"_a.noconvert(), "columns"_a.noconvert(), "out"_a.noconvert(),
       "threads"_a, release);
+
+  m.def(
+      "top_items",
+      [](const Rows<T>& theta, const Rows<T>& beta, const std::optional<Line<const int64_t>>& indptr,
+         const std::optional<Line<const int64_t>>& indices, const Table<int64_t>& columns, const Table<T>& scores,
+         int threads) {
+        const int64_t n = theta.shape(0), m_ = beta.shape(0), k = theta.shape(1), length = scores.shape(1);
+        check_rows(theta, beta);
+        check_lengths(k >= 1 && length >= 1 && threads >= 1 && int64_t(columns.shape(0)) == n &&
+                      int64_t(scores.shape(0)) == n && int64_t(columns.shape(1)) == length);
+        if (indptr.has_value() != indices.has_value() ||
+            (indptr && (int64_t(indptr->shape(0)) != n + 1 ||
+                        !is_csr(n, m_, int64_t(indices->shape(0)), indptr->data(), indices->data()))))
+          throw std::invalid_argument("excluded items are not CSR rows of sorted, distinct items within the shape");
+        const Excluded excluded{indptr ? indptr->data() : nullptr, indptr ? indices->data() : nullptr};
+        if (n == 0) return;
+        kernels<T>().top_items(n, m_, k, theta.data(), theta.stride(0), beta.data(), beta.stride(0), excluded, length,
+                               columns.data(), scores.data(), threads);
+      },
+      "theta"_a.noconvert(), "beta"_a.noconvert(), "indptr"_a.noconvert().none(), "indices"_a.noconvert().none(),
+      "columns"_a.noconvert(), "scores"_a.noconvert(), "threads"_a, release);
 
   m.def(
       "distance",

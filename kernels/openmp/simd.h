@@ -56,6 +56,27 @@ static inline void sum_lanes_of_four(Vector<T> a, Vector<T> b, Vector<T> c, Vect
   out[3] = sum_lanes<T>(d);
 }
 
+// Bit by bit, in which lanes a exceeds b.
+template <class T>
+static inline uint32_t lanes_above(Vector<T> a, Vector<T> b) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4)
+    return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), _CMP_GT_OQ);
+  else
+    return _mm512_cmp_pd_mask(reinterpret_cast<__m512d>(a), reinterpret_cast<__m512d>(b), _CMP_GT_OQ);
+#elif defined(__AVX2__)
+  const auto above = a > b;
+  if constexpr (sizeof(T) == 4)
+    return _mm256_movemask_ps(reinterpret_cast<__m256>(above));
+  else
+    return _mm256_movemask_pd(reinterpret_cast<__m256d>(above));
+#else
+  uint32_t mask = 0;
+  for (int lane = 0; lane < Simd<T>::lanes; ++lane) mask |= uint32_t(a[lane] > b[lane]) << lane;
+  return mask;
+#endif
+}
+
 #if defined(__AVX2__)
 
 static inline __m256 halves(Vector<float> v) {
