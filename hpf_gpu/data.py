@@ -18,6 +18,7 @@ from .backends.protocol import Backend
 from .variational import Pairs
 
 COLUMNS = ("UserId", "ItemId", "Count")
+_NAMED = 3  # of many unknown ids in a message
 _BLOCK = 1 << 18  # rows that are worked on at once
 
 
@@ -68,24 +69,37 @@ class Ids:
 
     def codes_of(self, given: Any) -> NDArray[np.int64]:
         """Row numbers of one id or of many, (1,) or (n,); −1 where an id is unknown."""
-        if not self.is_single(given):
-            return self.codes(given)
-        return self.codes([given[()] if isinstance(given, np.ndarray) else given])
+        return self.codes(self._listed(given))
 
-    def known(self, single: Any) -> int:
-        """Row number of one id; ValueError if it is unknown."""
-        code = int(self.codes_of(single)[0]) if self.is_single(single) else -1
-        if code < 0:
-            raise ValueError(f"{self.kind} {_shown(single)} was not in the training data")
-        return code
+    def known(self, given: Any) -> NDArray[np.int64]:
+        """Row numbers of one id or of many, (1,) or (n,); ValueError if one is unknown."""
+        ids = self._listed(given)
+        codes = self.codes(ids)
+        if (codes < 0).any():
+            unknown = list(dict.fromkeys(map(_shown, ids[codes < 0])))
+            some = f"{self.kind}{'s' * (len(unknown) > 1)} {', '.join(unknown[:_NAMED])}"
+            more = f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
+            raise ValueError(f"{some}{more} {'were' if len(unknown) > 1 else 'was'} not in the training data")
+        return codes
+
+    def _listed(self, given: Any) -> NDArray[Any]:
+        """One id or many as an array, (1,) or (n,)."""
+        if not self.is_single(given):
+            return _column(given)
+        return _column([given[()] if isinstance(given, np.ndarray) else given])
 
     def _number(self, value: Any) -> int:
         within: bool = _is_number(value) and 0 <= value < self.size
         return int(value) if within and float(value).is_integer() else -1
 
     def labels(self, codes: NDArray[Any]) -> NDArray[Any]:
-        """Ids of row numbers (n,)."""
-        return codes if self.values is None else self.values[codes]
+        """Ids of row numbers, in the same shape; where some are −1, objects with None in their places."""
+        labels = codes if self.values is None else self.values[codes]
+        if (codes >= 0).all():
+            return labels
+        labels = _objects(labels.reshape(-1)).reshape(codes.shape)
+        labels[codes < 0] = None
+        return labels
 
 
 @dataclass(frozen=True)

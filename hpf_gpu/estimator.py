@@ -18,7 +18,7 @@ from .inference import Fit, Schedule, fit
 from .likelihood import Objective, log_factorial_sum, pair_llk
 from .parameters import check_parameters, cuda_options, default_step_size, thread_count, whole_number
 from .progress import ProgressBar
-from .ranking import recommend
+from .ranking import UserItems, items_of, recommend
 from .storage import write_csv_folder
 from .variational import Block, Model, Pairs, Posterior, Prior, draw_start_values, posterior_of, start_side
 
@@ -345,35 +345,44 @@ class HPF:
         return rates[0] if single else rates
 
     def topN(self, user: Any, n: int = 10, exclude_seen: bool = True, items_pool: Any = None) -> NDArray[Any]:
-        """The items with the highest expected counts for one user, best first.
+        """The items with the highest expected counts for one user or for each of many, best first.
 
         Parameters
         ----------
-        user : id
-            A user of the training data.
+        user : id, or array-like (B,) of ids
+            Users of the training data.
         n : int
             How many; fewer come back if fewer are left.
         exclude_seen : bool
             Whether to leave out the items that the user had in the training data.
         items_pool : array-like of ids, optional
-            Items to choose from.  Unknown ones are left out with a warning.
+            Items to choose from, for all users.  Unknown ones are left out with a warning.
 
         Returns
         -------
-        array (n,)
-            Item ids.
+        array (n,), or for many users array (B, n)
+            Item ids.  For one user the array is shorter if fewer than ``n`` items are left.  For many
+            it is narrower if there are fewer than ``n`` items to choose from at all; rows of users with
+            still fewer left end in None, and the array is then one of objects.
 
         Raises
         ------
         ValueError
-            If the user or the whole pool is unknown, or ``exclude_seen`` with ``keep_data=False``.
+            If a user or the whole pool is unknown, or ``exclude_seen`` with ``keep_data=False``.
+
+        Notes
+        -----
+        For many users this takes some tens of MB beside the result and the users' part of the model,
+        never a matrix of users and items.  Of equal scores the item that comes first in the rows of
+        Beta comes first.
         """
         self._check_fitted()
         n = whole_number("n", n, 1)
-        row = self._user_ids.known(user)
-        exclude = self._seen_by(row) if exclude_seen else None
+        rows = self._user_ids.known(user)
+        exclude = self._seen_by(rows) if exclude_seen else None
         pool = None if items_pool is None else self._pool(items_pool)
-        return self._item_ids.labels(recommend(self.Theta[row], self.Beta, n, exclude=exclude, pool=pool))
+        best = recommend(self._host_backend(), self.Theta[rows], self.Beta, n, exclude=exclude, pool=pool)
+        return self._item_ids.labels(best[best >= 0] if self._user_ids.is_single(user) else best)
 
     def eval_llk(self, input_df: Any, full_llk: bool = False) -> dict[str, Any]:
         """Poisson log-likelihood of the given counts alone, in float64.
@@ -402,11 +411,10 @@ class HPF:
         name, among = ("numpy" if self.backend_ == "numpy" else "auto"), backends.ON_HOST
         return backends.choose(name, self.Theta.dtype, thread_count(self.ncores), among=among)
 
-    def _seen_by(self, row: int) -> NDArray[Any]:
+    def _seen_by(self, rows: NDArray[Any]) -> UserItems:
         if self._seen is None:
             raise ValueError("exclude_seen needs the training data, which keep_data=False has dropped")
-        indptr, indices = self._seen
-        return indices[indptr[row] : indptr[row + 1]]
+        return items_of(rows, self._seen)
 
     def _pool(self, items_pool: Any) -> NDArray[Any]:
         codes = self._item_ids.codes(items_pool)

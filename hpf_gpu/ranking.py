@@ -1,4 +1,4 @@
-"""From scores to recommendations."""
+"""From a fitted model to recommendations."""
 
 from __future__ import annotations
 
@@ -7,32 +7,49 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .backends.protocol import Backend
 
-def top_columns(scores: NDArray[Any], n: int) -> NDArray[np.intp]:
-    """Columns of the ``n`` largest of each row (B, M), best first (B, n); of equal ones the first."""
-    last = scores.shape[1] - n
-    threshold = np.partition(scores, last, axis=1)[:, last, None]
-    above, tied = scores > threshold, scores == threshold
-    missing = n - above.sum(axis=1, keepdims=True)
-    chosen = above | (tied & (np.cumsum(tied, axis=1, dtype=np.int32) <= missing))
-    columns = np.nonzero(chosen)[1].reshape(-1, n)
-    order = np.argsort(-np.take_along_axis(scores, columns, axis=1), axis=1, kind="stable")
-    return np.take_along_axis(columns, order, axis=1)
+#: CSR indptr (N + 1,) and indices (Z,): the items of each user, ascending.
+UserItems = tuple[NDArray[Any], NDArray[Any]]
 
 
 def recommend(
-    theta: NDArray[Any],  # (K,) of one user
+    backend: Backend,
+    theta: NDArray[Any],  # (B, K)
     beta: NDArray[Any],  # (M, K)
     n: int,
     *,
-    exclude: NDArray[Any] | None = None,  # item numbers
-    pool: NDArray[Any] | None = None,  # item numbers, unique
-) -> NDArray[Any]:
-    """Numbers of the ``n`` items with the highest expected count θ·β_i, best first; fewer if few are left."""
-    scores = (beta if pool is None else beta[pool]) @ theta
-    if exclude is not None:
-        seen = exclude if pool is None else np.flatnonzero(np.isin(pool, exclude))
-        scores[seen] = -np.inf
-    n = min(n, int(np.count_nonzero(scores > -np.inf)))
-    best = top_columns(scores[None], n)[0] if n else np.empty(0, dtype=np.intp)
-    return best if pool is None else pool[best]
+    exclude: UserItems | None = None,  # of the B users
+    pool: NDArray[Any] | None = None,  # item numbers, ascending
+) -> NDArray[np.int64]:
+    """Numbers of the ``n`` items with the highest expected count θ_u·β_i, best first, −1 where none is left.
+
+    (B, n), or narrower where there are fewer items to choose from.
+    """
+    if pool is not None:
+        exclude = None if exclude is None else _places_in(pool, len(beta), exclude)
+        beta = beta[pool]
+    best, _ = backend.top_items(theta, beta, min(n, len(beta)), exclude)
+    return best if pool is None else np.where(best < 0, -1, pool[best])
+
+
+def items_of(users: NDArray[Any], items: UserItems) -> UserItems:
+    """The items of some users (B,) alone."""
+    indptr, indices = items
+    sizes = np.diff(indptr)[users]
+    starts = _indptr(sizes)
+    places = np.arange(starts[-1]) + np.repeat(indptr[users] - starts[:-1], sizes)
+    return starts, indices[places]
+
+
+def _places_in(pool: NDArray[Any], n_items: int, items: UserItems) -> UserItems:
+    """Those of the users' items that are in the pool, by their places in it."""
+    indptr, indices = items
+    place = np.full(n_items, -1)
+    place[pool] = np.arange(len(pool))
+    places = place[indices]
+    return _indptr(places >= 0)[indptr], places[places >= 0]
+
+
+def _indptr(sizes: NDArray[Any]) -> NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])

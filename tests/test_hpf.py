@@ -316,6 +316,80 @@ def test_topn_agrees_with_sorting(fitted, counts):
         assert fitted.topN(user, n=4, items_pool=pool).tolist() == [i for i in pool if i not in seen][:4]
 
 
+def test_topn_of_many_users_is_topn_of_each(fitted):
+    users = list(fitted.user_mapping_)
+    for arguments in ({}, {"n": 3, "exclude_seen": False}, {"n": 2, "items_pool": fitted.item_mapping_[::2]}):
+        want = [fitted.topN(user, **arguments).tolist() for user in users]
+        for collect in (list, np.array, pd.Series, iter, tuple):
+            got = fitted.topN(collect(users), **arguments)
+            assert got.shape == (len(users), arguments.get("n", 10))
+            assert [[item for item in row if item is not None] for row in got] == want
+    full = fitted.topN(users[::-1], n=4, exclude_seen=False)
+    assert full.dtype == fitted.item_mapping_.dtype
+    assert fitted.topN([users[3], users[3]], n=4, exclude_seen=False).tolist() == [full[-4].tolist()] * 2
+    assert fitted.topN([users[3]], n=4).tolist() == [fitted.topN(users[3], n=4).tolist()]
+    assert fitted.topN([], n=4).shape == (0, 4)
+    assert fitted.topN(users[:2], n=10**9, exclude_seen=False).shape == (2, fitted.nitems)
+    assert fitted.topN(users[:2], n=9, exclude_seen=False, items_pool=fitted.item_mapping_[:5]).shape == (
+        2,
+        5,
+    )
+
+
+@pytest.mark.parametrize("kind", sorted(IDS))
+def test_topn_rows_end_in_none(kind):
+    """Bob has had three of four items; ids keep their type beside None."""
+    items = IDS[kind][:4]
+    frame = pd.DataFrame(
+        {"UserId": ["ann", "bob", "bob", "bob"], "ItemId": [items[3], *items[:3]], "Count": 1}
+    )
+    model = quick().fit(frame)
+    both = model.topN(["bob", "ann"], n=2)
+    assert both.shape == (2, 2)
+    assert both.dtype == object
+    assert both[0, 0] == model.topN("bob")[0]
+    assert both[0, 0] == model.item_mapping_[0]
+    assert both[0, 1] is None
+    assert list(both[1]) == list(model.topN("ann", n=2))
+    assert set(model.topN("ann", n=9)) == set(model.item_mapping_[1:])
+
+
+def test_topn_of_many_with_row_numbers(counts):
+    model = quick().fit(as_matrix(counts, sparse.csr_array))
+    everybody = model.topN(range(model.nusers), n=3, exclude_seen=False)
+    assert everybody.dtype == np.int64
+    assert everybody.tolist() == [
+        model.topN(u, n=3, exclude_seen=False).tolist() for u in range(model.nusers)
+    ]
+    left = model.topN(range(model.nusers), n=model.nitems)
+    assert [[i for i in row if i is not None] for row in left] == [
+        model.topN(u, n=model.nitems).tolist() for u in range(model.nusers)
+    ]
+
+
+def test_topn_tells_one_tuple_from_many_users():
+    frame = pd.DataFrame({"UserId": [(1, 2), (3, 4)], "ItemId": [("x", 1), ("y", 2)], "Count": [1, 2]})
+    model = quick().fit(frame)
+    assert model.topN((1, 2)).tolist() == [("y", 2)]
+    many = model.topN([(1, 2), (3, 4)], n=1)
+    assert many.shape == (2, 1)
+    assert many[0, 0] == ("y", 2)
+    with pytest.raises(ValueError, match=r"user \(9, 9\) was not in the training data"):
+        model.topN((9, 9))
+
+
+def test_topn_names_unknown_users(fitted):
+    known = fitted.user_mapping_[0]
+    with pytest.raises(ValueError, match=r"^user 'eve' was not in the training data$"):
+        fitted.topN([known, "eve", known, "eve"])
+    with pytest.raises(ValueError, match=r"^users 'a', 'b', 'c' and 2 more were not in the training data$"):
+        fitted.topN(["a", known, *"bcde"])
+    lean = copy.copy(fitted)
+    lean._seen = None
+    with pytest.raises(ValueError, match="keep_data=False"):
+        lean.topN([known])
+
+
 def test_topn_pools(fitted):
     items = fitted.item_mapping_
     with pytest.warns(UserWarning, match="2 items of items_pool"):
