@@ -316,7 +316,8 @@ def test_topn_agrees_with_sorting(fitted, counts):
         assert fitted.topN(user, n=4, items_pool=pool).tolist() == [i for i in pool if i not in seen][:4]
 
 
-def test_topn_of_many_users_is_topn_of_each(fitted):
+def test_topn_of_many_users_is_topn_of_each(counts, usable_backend_name):
+    fitted = quick(backend=usable_backend_name).fit(counts)
     users = list(fitted.user_mapping_)
     for arguments in ({}, {"n": 3, "exclude_seen": False}, {"n": 2, "items_pool": fitted.item_mapping_[::2]}):
         want = [fitted.topN(user, **arguments).tolist() for user in users]

@@ -170,10 +170,10 @@ class Backend(Protocol):
         n: int,
         exclude: tuple[Host, Host] | None = None,  # CSR indptr (N + 1,) and the items (Z,) to leave out
     ) -> tuple[Host, Host]:
-        """Columns (N, n) int64 and scores (N, n) of the ``n`` ≥ 1 largest θ_u·β_i of each row, best first.
+        """Columns, int64, and scores of the ``n`` ≥ 1 largest θ_u·β_i of each row, best first, both (N, n).
 
         Of equal scores the lower column comes first.  Where fewer than ``n`` items are left, columns end
         in −1 and scores in −inf; so they do where ``n`` exceeds M.  The items to leave out must be in
-        range, and ascend within a row.  There is never a matrix (N, M): beside the results, which leave
-        with ``dtype`` scores, temporaries take some tens of MB.
+        range, and ascend within a row.  Beside the results, temporaries take some tens of MB: there is
+        never a matrix (N, M).
         """
