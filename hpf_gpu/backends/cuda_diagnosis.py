@@ -132,17 +132,14 @@ def _no_gpu(driver: ctypes.CDLL, function: str, code: int) -> BackendUnavailable
     name = ctypes.c_char_p()
     driver.cuGetErrorName(code, ctypes.byref(name))
     problem = f"the NVIDIA driver offers no GPU: {function} says {(name.value or b'error').decode()} ({code})"
-    cure = _CURES.get(code, _CURE)
+    cure, hidden = _CURES.get(code, _CURE), False
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None or code != _NO_DEVICE:
-        return BackendUnavailable(problem, remedy=cure)
-    hidden = visible.strip() == "" or visible.startswith("-")
-    unset = "unset CUDA_VISIBLE_DEVICES"
-    return BackendUnavailable(
-        f"{problem}, with CUDA_VISIBLE_DEVICES={visible!r}",
-        remedy=f"{unset} to use a GPU" if hidden else f"{unset}; if there is still none, {cure}",
-        expected=hidden,
-    )
+    if visible is not None:
+        problem += f", with CUDA_VISIBLE_DEVICES={visible!r}"
+        hidden = code == _NO_DEVICE and (not visible.strip() or visible.startswith("-"))
+        unset = "unset CUDA_VISIBLE_DEVICES"
+        cure = f"{unset} to use a GPU" if hidden else f"{unset}; if there is still none, {cure}"
+    return BackendUnavailable(problem, remedy=cure, expected=hidden)
 
 
 def _driver_version() -> list[str]:
@@ -182,7 +179,7 @@ def _check_packages(gpu: _Gpu) -> None:
         if built and int(built[1]) > gpu.cuda[0]:
             raise BackendUnavailable(
                 f"{name} needs a driver for CUDA {built[1]}, and this one is for CUDA {_dotted(gpu.cuda)}",
-                remedy=f"{_reinstall(gpu)} (or install a newer NVIDIA driver)",
+                remedy=_reinstall(gpu),
             )
         if built and built[1] == "13" and gpu.capability < _OLDEST_GPU_OF_CUDA_13:
             raise BackendUnavailable(
