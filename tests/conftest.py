@@ -25,19 +25,23 @@ if SIMULATED:
     # Short, so that small test data, too, has rows of several segments and of one.
     cuda_layout.SEGMENT = 16
 
-#: Backends held to the contract.  One that cannot work here is a skip that says why, and a failure
-#: if the environment variable HPF_GPU_REQUIRE (comma-separated names) asks for it.
-BACKENDS = ("cuda",) if SIMULATED else ("numpy", "openmp", "cuda")
+#: Every backend, or in such a process the simulated one.
+NAMES = ("cuda",) if SIMULATED else ("numpy", "openmp", "cuda")
 
 
-def make_or_skip(name: str, dtype: np.dtype[Any]) -> Backend:
-    required = {part.strip() for part in os.environ.get("HPF_GPU_REQUIRE", "").split(",")}
+def _why_not(name: str) -> str:
     try:
-        return create(name, dtype, threads=None)
+        create(name, np.float32)
     except BackendUnavailable as error:
-        if name in required:
-            pytest.fail(f"HPF_GPU_REQUIRE names {name}, which is not available: {error}", pytrace=False)
-        pytest.skip(str(error))
+        return str(error)
+    return ""
+
+
+#: Why those that cannot work here cannot: test_every_backend_is_here says it.
+MISSING = {name: reason for name in NAMES if (reason := _why_not(name))}
+
+#: Those that the suite holds to the contract.
+BACKENDS = tuple(name for name in NAMES if name not in MISSING)
 
 
 @pytest.fixture(scope="session", params=BACKENDS)
@@ -52,11 +56,4 @@ def dtype(request: pytest.FixtureRequest) -> np.dtype[Any]:
 
 @pytest.fixture(scope="session")
 def backend(backend_name: str, dtype: np.dtype[Any]) -> Backend:
-    return make_or_skip(backend_name, dtype)
-
-
-@pytest.fixture(scope="session")
-def usable_backend_name(backend_name: str) -> str:
-    """Every backend in turn, by name; missing ones are skipped as above."""
-    make_or_skip(backend_name, np.dtype(np.float64))
-    return backend_name
+    return create(backend_name, dtype)

@@ -54,9 +54,9 @@ def assert_never_falls(elbo, counts, dtype):
 @pytest.mark.parametrize("schedule", ["joint", "alternating"])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("data", ["orders", "random_strings"])
-def test_elbo_never_falls(data, dtype, schedule, usable_backend_name):
+def test_elbo_never_falls(data, dtype, schedule, backend_name):
     frame = orders() if data == "orders" else DATA[data]()
-    arguments = checked_always(10, dtype == "float32") | {"backend": usable_backend_name}
+    arguments = checked_always(10, dtype == "float32") | {"backend": backend_name}
     model = HPF(**arguments, schedule=schedule).fit(frame)
     assert len(model.history_) == 200
     assert_never_falls(model.history_.elbo, frame.Count, dtype)
@@ -80,11 +80,11 @@ positive = st.floats(1e-3, 1e3)
     ),
     seed=st.integers(0, 2**31),
 )
-def test_elbo_of_small_data_never_falls(counts, k, use_float, priors, seed, usable_backend_name):
+def test_elbo_of_small_data_never_falls(counts, k, use_float, priors, seed, backend_name):
     rows = [(user, item, count) for (user, item), count in counts.items()]
     frame = pd.DataFrame(rows, columns=["UserId", "ItemId", "Count"])
     arguments = checked_always(k, use_float) | priors
-    model = HPF(**arguments | {"random_seed": seed, "backend": usable_backend_name}).fit(frame)
+    model = HPF(**arguments | {"random_seed": seed, "backend": backend_name}).fit(frame)
     assert len(model.history_) == 200
     assert_never_falls(model.history_.elbo, frame.Count, "float32" if use_float else "float64")
     for name in MATRICES:

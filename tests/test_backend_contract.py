@@ -9,12 +9,14 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import os
 import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
+import conftest
 import numpy as np
 import oracle
 import pytest
@@ -336,6 +338,14 @@ def _parameters_of(method: Callable[..., Any]) -> list[tuple[str, Any, Any]]:
 
 #: What a backend shows beyond the protocol: ``threads`` is a setting that only OpenMP has.
 EXTRAS = {"openmp": {"threads"}}
+
+
+@pytest.mark.parametrize("name", conftest.NAMES)
+def test_every_backend_is_here(name: str) -> None:
+    """One that is not is a skip that says why; a failure if HPF_GPU_REQUIRE (names, with commas) has it."""
+    if name in conftest.MISSING:
+        required = os.environ.get("HPF_GPU_REQUIRE", "").split(",")
+        (pytest.fail if name in required else pytest.skip)(f"{name}: {conftest.MISSING[name]}")
 
 
 def test_signatures(backend: Backend) -> None:

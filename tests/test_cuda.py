@@ -1,4 +1,4 @@
-"""What only the CUDA backend has: its launches, layout, memory, options, and data that lies on a GPU.
+"""What only the CUDA backend has: its copy by items, memory, options, and data that lies on a GPU.
 
 Runs on a GPU, and without one in the legs of test_simulated_cuda.py.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
-from types import SimpleNamespace
 from typing import Any
 
 import conftest
@@ -22,146 +21,23 @@ from scipy import sparse
 
 from hpf_gpu import HPF, NotEnoughMemory
 from hpf_gpu.backends import create, cuda_layout
-from hpf_gpu.backends.cuda_launch import Kernel
-from hpf_gpu.backends.cuda_source import Parameter, Variant
+from hpf_gpu.backends.cuda_source import Variant
 from hpf_gpu.inference import iterate
 
-# -- what needs no CUDA ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("lengths", [[0], [1, 0, 16, 17, 0], [256, 257, 1], [1000, 0, 0, 3, 512], []])
-def test_segmentation(lengths: list[int]) -> None:
-    """Segments cover every row in order, none is too long, and slots number those of long rows."""
-    indptr = np.append(0, np.cumsum(lengths)).astype(np.int64)
-    cut = cuda_layout.segmentation(indptr)
-    sizes = np.diff(cut.begin)
-    assert cut.begin[-1] == indptr[-1]
-    assert (sizes <= cuda_layout.SEGMENT).all()
-    for row, length in enumerate(lengths):
-        mine = np.flatnonzero(cut.row == row)
-        assert cut.begin[mine[0]] == indptr[row]
-        assert sizes[mine].sum() == length
-        assert len(mine) == max(1, -(-length // cuda_layout.SEGMENT))
-        slots = cut.slot[mine]
-        if len(mine) == 1:
-            assert slots == -1
-        else:
-            place = int(np.flatnonzero(cut.long_row == row)[0])
-            assert slots.tolist() == list(range(cut.long_begin[place], cut.long_begin[place + 1]))
-    assert cut.slots == (cut.slot >= 0).sum()
-
-
-@pytest.mark.parametrize(
-    ("k", "real", "half", "width"),
-    [
-        (1, "f4", False, 8),
-        (30, "f4", False, 32),
-        (50, "f4", False, 56),
-        (5, "f8", False, 8),
-        (50, "f4", True, 64),
-    ],
-)
-def test_rows_fill_sectors(k: int, real: str, half: bool, width: int) -> None:
-    assert Variant(k, np.dtype(real), half).width == width
-
-
-def test_signatures_are_read_off_the_sources() -> None:
-    signatures = Variant(5, np.dtype("f8"), half=False).signatures()
-    assert len(signatures) > 12
-    update = {parameter.name: parameter for parameter in signatures["gamma_update"]}
-    assert update["shape"] == Parameter("shape", np.dtype("f8"), is_pointer=True)
-    assert update["prior_shape"] == Parameter("prior_shape", np.dtype("f8"), is_pointer=False)
-    assert update["n"] == Parameter("n", np.dtype("i8"), is_pointer=False)
-    half = Variant(5, np.dtype("f4"), half=True).signatures()["allocate"]
-    assert [p.type for p in half if p.name in ("own", "out")] == [np.dtype("f2"), np.dtype("f4")]
-
-
-class FakeArray(SimpleNamespace):
-    """The attributes of a device array that a launch looks at."""
-
-    __cuda_array_interface__ = None
-
-
-def fake_array(dtype: str, shape: tuple[int, ...], strides: tuple[int, ...], at: int = 256) -> FakeArray:
-    kind = np.dtype(dtype)
-    pointer = SimpleNamespace(ptr=at)
-    size = int(np.prod(shape))
-    return FakeArray(
-        dtype=kind, ndim=len(shape), size=size, strides=strides, itemsize=kind.itemsize, data=pointer
-    )
-
-
-@pytest.mark.parametrize(
-    ("argument", "error", "message"),
-    [
-        (fake_array("f8", (3,), (8,)), TypeError, "x is an array of float32, not float64"),
-        (np.zeros(3, np.float32), TypeError, "x is an array of float32"),
-        (7, TypeError, "x is an array of float32, not int"),
-        (fake_array("f4", (3,), (8,)), ValueError, "strides"),
-        (fake_array("f4", (3, 5), (20, 4)), ValueError, r"strides \(20, 4\)"),
-        (fake_array("f4", (3, 5), (4, 32)), ValueError, r"strides \(4, 32\)"),
-        (fake_array("f4", (3, 5), (32, 4), at=264), ValueError, "multiple of 16"),
-    ],
-)
-def test_launch_refuses_arrays(argument: Any, error: type[Exception], message: str) -> None:
-    kernel = Kernel("f", _never, (Parameter("x", np.dtype("f4"), is_pointer=True),), width=8)
-    with pytest.raises(error, match=message):
-        kernel(1, 32, argument)
-
-
-@pytest.mark.parametrize(("kind", "number"), [("i4", 2**31), ("i4", 1.5), ("i4", -(2**31) - 1), ("u4", -1)])
-def test_launch_refuses_numbers_that_do_not_fit(kind: str, number: float) -> None:
-    kernel = Kernel("f", _never, (Parameter("n", np.dtype(kind), is_pointer=False),), width=8)
-    with pytest.raises(ValueError, match="does not fit"):
-        kernel(1, 32, number)
-
-
-def test_launch_counts_arguments_and_blocks() -> None:
-    kernel = Kernel("f", _never, (Parameter("n", np.dtype("i4"), is_pointer=False),), width=8)
-    with pytest.raises(TypeError, match="takes 1 arguments, not 2"):
-        kernel(1, 32, 1, 2)
-    with pytest.raises(ValueError, match="more than CUDA can launch"):
-        kernel(2**31, 32, 1)
-    kernel(0, 32, 1)  # nothing to do, and nothing launched
-
-
-def test_launch_makes_numbers_of_the_kernels_type() -> None:
-    got: list[Any] = []
-    parameters = (Parameter("n", np.dtype("i8"), False), Parameter("a", np.dtype("f8"), False))
-    Kernel("f", lambda *launch: got.extend(launch[2]), parameters, width=8)(1, 32, 7, 2)
-    assert [(type(number), number) for number in got] == [(np.int64, 7), (np.float64, 2.0)]
-
-
-def _never(*_: Any) -> None:
-    raise AssertionError("launched")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"precision": "mixed", "backend": "numpy"}, "precision='mixed' needs backend='cuda', not 'numpy'"),
-        ({"allocate": "cusparse", "backend": "openmp"}, "allocate='cusparse' needs backend='cuda'"),
-        ({"precision": "half"}, "precision='half' is unknown"),
-        ({"precision": "mixed", "use_float": False}, "needs use_float=True"),
-        ({"precision": "mixed", "allocate": "cusparse"}, "needs allocate='fused'"),
-    ],
-)
-def test_options_are_checked(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        HPF(**arguments)
-
+if "cuda" not in conftest.BACKENDS:
+    pytest.skip(f"cuda: {conftest.MISSING['cuda']}", allow_module_level=True)
 
 # -- the device --------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session", params=["float32", "float64"])
 def cuda(request: pytest.FixtureRequest) -> Any:
-    return conftest.make_or_skip("cuda", np.dtype(request.param))
+    return create("cuda", np.dtype(request.param))
 
 
 @pytest.fixture(scope="session")
 def cuda32() -> Any:
-    return conftest.make_or_skip("cuda", np.dtype(np.float32))
+    return create("cuda", np.dtype(np.float32))
 
 
 def random_counts(n: int = 60, m: int = 45, nnz: int = 700, seed: int = 0) -> sparse.csr_array:
@@ -450,7 +326,6 @@ def test_device_data_comes_to_other_backends(cuda32: Any, backend: str) -> None:
     import cupy as cp
 
     cupy_sparse = pytest.importorskip("cupyx.scipy.sparse")
-    conftest.make_or_skip(backend, np.dtype(np.float32))
     matrix = random_counts()
     given = cupy_sparse.csr_matrix(sparse.csr_matrix(matrix))
     assert_same_fit(fit(given, backend=backend), fit(matrix, backend=backend))

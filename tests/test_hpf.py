@@ -256,9 +256,9 @@ def test_predict_with_row_numbers(counts):
         model.topN(40)
 
 
-def test_predict_follows_the_fitted_model_and_not_later_settings(counts, usable_backend_name):
+def test_predict_follows_the_fitted_model_and_not_later_settings(counts, backend_name):
     for use_float in (True, False):
-        model = quick(use_float=use_float, backend=usable_backend_name).fit(counts)
+        model = quick(use_float=use_float, backend=backend_name).fit(counts)
         users, items = model.user_mapping_[:3], model.item_mapping_[:3]
         before, llk = model.predict(users, items), model.eval_llk(counts)
         model.use_float = not use_float
@@ -316,8 +316,8 @@ def test_topn_agrees_with_sorting(fitted, counts):
         assert fitted.topN(user, n=4, items_pool=pool).tolist() == [i for i in pool if i not in seen][:4]
 
 
-def test_topn_of_many_users_is_topn_of_each(counts, usable_backend_name):
-    fitted = quick(backend=usable_backend_name).fit(counts)
+def test_topn_of_many_users_is_topn_of_each(counts, backend_name):
+    fitted = quick(backend=backend_name).fit(counts)
     users = list(fitted.user_mapping_)
     for arguments in ({}, {"n": 3, "exclude_seen": False}, {"n": 2, "items_pool": fitted.item_mapping_[::2]}):
         want = [fitted.topN(user, **arguments).tolist() for user in users]
@@ -478,28 +478,28 @@ def test_seeds(counts):
 
 
 @pytest.mark.parametrize("schedule", ["joint", "alternating"])
-def test_two_runs_are_bit_identical(schedule, counts, usable_backend_name):
-    runs = [quick(backend=usable_backend_name, schedule=schedule).fit(counts) for _ in range(2)]
+def test_two_runs_are_bit_identical(schedule, counts, backend_name):
+    runs = [quick(backend=backend_name, schedule=schedule).fit(counts) for _ in range(2)]
     assert np.array_equal(runs[0].Theta, runs[1].Theta)
     assert np.array_equal(runs[0].history_.elbo, runs[1].history_.elbo)
 
 
-def test_fits_in_several_threads_at_once(usable_backend_name):
+def test_fits_in_several_threads_at_once(backend_name):
     frame = DATA["random_strings"]()
-    alone = quick(backend=usable_backend_name).fit(frame)
+    alone = quick(backend=backend_name).fit(frame)
     with ThreadPoolExecutor(3) as pool:
-        models = pool.map(lambda _: quick(backend=usable_backend_name).fit(frame), range(6))
+        models = pool.map(lambda _: quick(backend=backend_name).fit(frame), range(6))
     assert all(np.array_equal(model.Theta, alone.Theta) for model in models)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_forked_child_fits_too(usable_backend_name):
+def test_a_forked_child_fits_too(backend_name):
     """OpenMP's threads do not survive a fork; waiting for them would never end."""
     frame = DATA["online_retail"]()
-    parent = quick(backend=usable_backend_name, use_float=False).fit(frame)
+    parent = quick(backend=backend_name, use_float=False).fit(frame)
     with multiprocessing.get_context("fork").Pool(1) as pool:
-        fitting = pool.apply_async(quick(backend=usable_backend_name, use_float=False).fit, (frame,))
+        fitting = pool.apply_async(quick(backend=backend_name, use_float=False).fit, (frame,))
         assert relative_error(fitting.get(timeout=60).Theta, parent.Theta) < 1e-12
 
 

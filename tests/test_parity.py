@@ -25,9 +25,9 @@ def golden():
 
 
 @pytest.mark.parametrize("case", GOLDEN_CASES, ids=lambda case: "-".join(map(str, case)))
-def test_golden_figures(case, golden, usable_backend_name):
+def test_golden_figures(case, golden, backend_name):
     data, k, use_float, iterations = case
-    model = HPF(**parameters(k, use_float, iterations), backend=usable_backend_name).fit(DATA[data]())
+    model = HPF(**parameters(k, use_float, iterations), backend=backend_name).fit(DATA[data]())
     ours = {name: golden_rows(matrix) for name, matrix in matrices_of(model).items()}
     theirs = {name: golden["/".join(map(str, (*case, name)))] for name in MATRICES}
     assert_parity(ours, theirs, use_float, iterations)

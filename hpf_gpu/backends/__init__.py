@@ -48,17 +48,17 @@ def choose(
     dtype: np.dtype[Any] | type,
     threads: int | None = None,
     *,
-    among: Sequence[str] = NAMES,
+    among: Sequence[str] | None = None,
     **options: Any,
 ) -> Backend:
-    """Make the named backend, or for ``"auto"`` the best of ``among`` that works here; said once.
+    """Make the named backend, or for ``"auto"`` the best that works here, said once.
 
-    Who asks for an option of the cuda backend asks for that backend.
+    ``among`` limits ``"auto"`` to some names.  Who asks for an option of the cuda backend asks for it.
     """
     if name != "auto" or options:
         return create("cuda" if name == "auto" else name, dtype, threads, **options)
     passed_over = {}
-    for candidate in among:
+    for candidate in among or NAMES:
         try:
             backend = create(candidate, dtype, threads)
         except BackendUnavailable as error:
