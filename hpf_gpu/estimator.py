@@ -15,7 +15,7 @@ from .backends.protocol import Backend
 from .convergence import history_frame
 from .data import TrainingData, held_out_pairs, training_data
 from .inference import Fit, Schedule, fit
-from .likelihood import Objective, log_factorial_sum, pair_llk
+from .likelihood import Objective, pair_llk
 from .parameters import check_parameters, cuda_options, default_step_size, thread_count, whole_number
 from .progress import ProgressBar
 from .ranking import UserItems, items_of, recommend
@@ -261,9 +261,10 @@ class HPF:
             validation = held_out_pairs(val_set, data.users, data.items, dtype=dtype.type, name="val_set")
         seed = self._fresh_seed() if self.random_seed is None else int(self.random_seed)
 
-        objective = Objective(backend, log_factorial_sum(data.csr.data), bool(self.full_llk))
         with ProgressBar(self.maxiter, enabled=bool(self.verbose)) as progress:
             model = self._start(backend, data, validation, seed)
+            log_factorials = sum(backend.log_factorial_sum(block.counts) for block in model.blocks)
+            objective = Objective(backend, log_factorials, bool(self.full_llk))
             result = fit(backend, model, self._schedule(), objective, progress.report)
         self._keep(backend, data, result, seed)
         if result.interrupted:

@@ -101,6 +101,11 @@ def log_rate_sum(y: Matrix, theta: Matrix, beta: Matrix) -> float:
     return float(np.sum(y[u, i] * np.log(rate[u, i])))
 
 
+def log_factorial_sum(y: Matrix) -> float:
+    """Σ ln y! of counts (N, M)."""
+    return float(gammaln(y + 1).sum())
+
+
 def log_normalizer_sum(y: Matrix, log_theta: Matrix, log_beta: Matrix) -> float:
     """Σ y_ui ln Σ_k exp(E[ln θ_uk] + E[ln β_ik]) from counts (N, M), E[ln θ] (N, K), E[ln β] (M, K)."""
     return float(np.sum(y * logsumexp(log_theta[:, None, :] + log_beta[None, :, :], axis=2)))

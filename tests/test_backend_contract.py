@@ -23,6 +23,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
+from scipy.special import gammaln
 
 from hpf_gpu.backends import protocol
 from hpf_gpu.backends.protocol import Array, Backend, Factor, Host
@@ -637,6 +638,12 @@ def test_log_normalizer_sum(backend: Backend, case: Case, tolerance: Tolerance) 
     assert_near(got, want, tolerance.log_sums, abs(want) + float(case.y.sum()))
 
 
+def test_log_factorial_sum(backend: Backend, case: Case, tolerance: Tolerance) -> None:
+    want = oracle.log_factorial_sum(case.y)
+    got = backend.log_factorial_sum(backend.counts(case.csr(backend.dtype), case.k))
+    assert_near(got, want, tolerance.gamma_elbo, np.abs(gammaln(case.y + 1)).sum() + 1)
+
+
 @pytest.mark.parametrize("index", [np.int32, np.int64])
 def test_predict_pairs(backend: Backend, case: Case, tolerance: Tolerance, index: type) -> None:
     """Any pairs in any order, repeated ones included."""
@@ -788,6 +795,7 @@ def test_operations_repeat_and_leave_inputs_alone(backend: Backend, case: Case) 
         "log_normalizer_sum": lambda: (backend.log_normalizer_sum(counts, users, items),),
         "gamma_elbo": lambda: (backend.gamma_elbo(users, hyper_rate, 0.3, 0.3, 0.3),),
         "distance": lambda: (backend.distance(theta, users.shape),),
+        "log_factorial_sum": lambda: (backend.log_factorial_sum(counts),),
         "predict_pairs": lambda: (backend.predict_pairs(theta, beta, rows, columns),),
         "top_items": lambda: backend.top_items(theta, beta, 3, exclude),
     }

@@ -17,7 +17,7 @@ from .cuda_diagnosis import check_machine, find_fault
 from .cuda_input import Triplets, from_array, from_matrix, is_device_array, is_device_matrix, row_numbers
 from .cuda_launch import Kernel
 from .cuda_layout import MOST_NUMBER, Segmentation, bytes_of_fit, segmentation, strands_of
-from .cuda_source import FACTORS, SORTING, THREADS, TOP_PLACES, Variant, source
+from .cuda_source import COUNTS, FACTORS, THREADS, TOP_PLACES, Variant, source
 from .protocol import Adopted, Array, Factor, Host, NotEnoughMemory, SideName
 
 check_machine()
@@ -158,7 +158,7 @@ class CudaBackend:
         self._half, self._composed = precision == "mixed", allocate == "cusparse"
         self._device = cp.cuda.Device().id
         try:  # a GPU or a compiler that does not work is noticed here
-            self._sorting = _compiled(SORTING, Variant(1, self.dtype), self._device)
+            self._counting = _compiled(COUNTS, Variant(1, self.dtype), self._device)
         except Exception as error:
             raise find_fault(error) from error
 
@@ -227,7 +227,7 @@ class CudaBackend:
         begin = cp.append(cp.flatnonzero(is_new), nnz)
         if begin.size <= nnz:
             sums = cp.empty(begin.size - 1, self.dtype)
-            self._sorting["sum_runs"](-(-sums.size // 256), 256, begin, sums.size, value, sums)
+            self._counting["sum_runs"](-(-sums.size // 256), 256, begin, sums.size, value, sums)
             indptr = np.append(0, np.cumsum(is_new.get()))[indptr]
             column, value = column[begin[:-1]], sums
         return DeviceCsr(given.shape, indptr, column, value)
@@ -241,7 +241,7 @@ class CudaBackend:
         strands = strands_of(m, rows.count, nnz)
         counts, out_of_range = cp.zeros(m * strands, np.uint32), cp.zeros(1, np.int32)
         begin, row, segments, column, value = rows.nonzeros
-        self._sorting["count_columns"](strands, 256, begin, segments, column, m, counts, out_of_range)
+        self._counting["count_columns"](strands, 256, begin, segments, column, m, counts, out_of_range)
         if int(out_of_range[0]):
             raise ValueError(f"a column number of the counts lies outside the {m} columns")
         place = cp.cumsum(counts, dtype=np.int64)
@@ -249,7 +249,7 @@ class CudaBackend:
         indptr = np.append(place[::strands].get(), nnz)
         out_row, out_value = cp.empty(nnz, np.int32), cp.empty(nnz, self.dtype)
         row = row if own_row is None else None
-        self._sorting["scatter"](
+        self._counting["scatter"](
             *(strands, 32, begin, row, segments, column, value, own_row, place, out_row, out_value)
         )
         return indptr, out_row, out_value
@@ -389,6 +389,12 @@ class CudaBackend:
             *(*_warps(at.count), *at.nonzeros, users.exp_log, items.exp_log),
             *(users.log_scale, items.log_scale, *_gamma(users), *_gamma(items), sums),
         )
+        return float(sums.sum())
+
+    def log_factorial_sum(self, counts: DeviceCounts) -> float:
+        at = counts.users
+        sums = cp.empty(at.count)
+        self._counting["log_factorial_sums"](*_warps(at.count), at.segments.begin, at.count, at.value, sums)
         return float(sums.sum())
 
     def predict_pairs(self, theta: Array, beta: Array, rows: Host, columns: Host) -> Host:

@@ -12,7 +12,7 @@ import numpy as np
 
 #: Sources that depend on the number of factors, and those that do not.
 FACTORS = ("allocate.cu", "gamma.cu", "top_items.cu")
-SORTING = ("transpose.cu",)
+COUNTS = ("counts.cu",)
 _SECTOR = 32  # bytes that memory hands out at once
 
 THREADS = 128  # of a block whose warps take a segment each
@@ -85,7 +85,7 @@ class Variant:
         """Options for the compiler, without the architecture."""
         return ("--std=c++17", *(f"-D{name}={value}" for name, value in self.macros.items()))
 
-    def signatures(self, files: tuple[str, ...] = FACTORS + SORTING) -> dict[str, tuple[Parameter, ...]]:
+    def signatures(self, files: tuple[str, ...] = FACTORS + COUNTS) -> dict[str, tuple[Parameter, ...]]:
         """Parameters of every kernel in these sources, read off them."""
         types = _TYPES | {"Real": self.real, "Store": self.store}
         kernels = re.findall(
@@ -98,7 +98,7 @@ class Variant:
 
 
 @cache
-def source(files: tuple[str, ...] = FACTORS + SORTING) -> str:
+def source(files: tuple[str, ...] = FACTORS + COUNTS) -> str:
     """These sources as one translation unit, headers included in place.
 
     CuPy's cache of compiled kernels does not see a change in a header that is found by ``-I``.

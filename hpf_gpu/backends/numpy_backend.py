@@ -169,6 +169,10 @@ class NumpyBackend:
             log_rate[z] = logsumexp(self._log_phi(counts, z, users, items), axis=1)
         return float(np.dot(y, log_rate))
 
+    def log_factorial_sum(self, counts: NumpyCounts) -> float:
+        parts = (counts.csr.data[z].astype(np.float64) for z in _blocks(counts.nnz, 1))
+        return float(sum(gammaln(y + 1).sum() for y in parts))
+
     def predict_pairs(self, theta: Array, beta: Array, rows: Host, columns: Host) -> Host:
         rates = np.empty(len(rows), self.dtype)
         for z in _blocks(len(rows), theta.shape[1]):

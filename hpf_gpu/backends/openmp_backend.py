@@ -179,6 +179,9 @@ class OpenMPBackend:
             _openmp.log_normalizer_sum(counts.tiles, self._side(users), self._side(items), self.threads)
         )
 
+    def log_factorial_sum(self, counts: TiledCounts) -> float:
+        return float(_openmp.log_factorial_sum(counts.tiles, self.threads))
+
     def predict_pairs(self, theta: Array, beta: Array, rows: Host, columns: Host) -> Host:
         out = np.empty(len(rows), self.dtype)
         rows, columns = (np.ascontiguousarray(numbers, dtype=np.int64) for numbers in (rows, columns))

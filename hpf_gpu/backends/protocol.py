@@ -147,6 +147,9 @@ class Backend(Protocol):
     def log_normalizer_sum(self, counts: Counts, users: Factor, items: Factor) -> float:
         """Σ y_ui ln Σ_k exp(E[ln θ_uk] + E[ln β_ik]), the data term of the ELBO."""
 
+    def log_factorial_sum(self, counts: Counts) -> float:
+        """Σ ln y! over all counts, which need not be whole."""
+
     def gamma_elbo(
         self,
         factor: Factor,

@@ -541,6 +541,25 @@ double log_rate_sum(TilesView<T> tiles, int64_t k, int64_t stride, const T* a, c
 }
 
 template <class T>
+double log_factorial_sum(TilesView<T> tiles, int threads) {
+  constexpr int64_t in_chunk = 4096;
+  const int64_t nonzeros = tiles.tiles[tiles.row_blocks * tiles.column_blocks].first_nonzero;
+  const int64_t chunks = (nonzeros + in_chunk - 1) / in_chunk;
+  Scratch<double> partial(chunks);
+#pragma omp parallel for num_threads(threads_for(nonzeros, 1, threads)) schedule(static)
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    const int64_t begin = chunk * in_chunk, end = minimum(nonzeros, begin + in_chunk);
+    double total = 0;
+#pragma omp simd reduction(+ : total)
+    for (int64_t z = begin; z < end; ++z) total += log_gamma(double(tiles.value[z]) + 1.0);
+    partial.aligned[chunk] = total;
+  }
+  double total = 0;
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) total += partial.aligned[chunk];
+  return total;
+}
+
+template <class T>
 void predict_pairs(int64_t pairs, int64_t k, const T* theta, int64_t theta_stride, const T* beta, int64_t beta_stride,
                    const int64_t* rows, const int64_t* columns, T* out, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static) if (pairs > 10000)
@@ -556,8 +575,8 @@ void predict_pairs(int64_t pairs, int64_t k, const T* theta, int64_t theta_strid
 }  // namespace
 
 template <class T>
-constexpr Kernels<T> table = {gamma_update<T>, mean<T>,          gamma_entropy<T>, allocate<T>,
-                              log_rate_sum<T>, predict_pairs<T>, top_items<T>,     distance<T>};
+constexpr Kernels<T> table = {gamma_update<T>,      mean<T>,          gamma_entropy<T>, allocate<T>, log_rate_sum<T>,
+                              log_factorial_sum<T>, predict_pairs<T>, top_items<T>,     distance<T>};
 
 extern const Kernels<float> kernels_float;
 extern const Kernels<double> kernels_double;

@@ -45,6 +45,8 @@ struct Kernels {
   // Σ y ln(a_u·b_i); where factors are given, ln Σ_k exp(E[ln θ] + E[ln β]) with all scales.
   double (*log_rate_sum)(TilesView<T> tiles, int64_t k, int64_t stride, const T* a, const T* b, const Factor<T>* users,
                          const Factor<T>* items, int threads);
+  // Σ ln y!.
+  double (*log_factorial_sum)(TilesView<T> tiles, int threads);
   void (*predict_pairs)(int64_t pairs, int64_t k, const T* theta, int64_t theta_stride, const T* beta,
                         int64_t beta_stride, const int64_t* rows, const int64_t* columns, T* out, int threads);
   // The `length` best items of each of n users, columns and scores (N, length); of equal scores the lower

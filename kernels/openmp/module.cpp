@@ -289,6 +289,11 @@ void define(nb::module_& m, const char* counts_name, const char* side_name) {
       "counts"_a, "users"_a, "items"_a, "threads"_a, release);
 
   m.def(
+      "log_factorial_sum",
+      [](const Counts& counts, int threads) { return kernels<T>().log_factorial_sum(counts.view(), threads); },
+      "counts"_a, "threads"_a, release);
+
+  m.def(
       "predict_pairs",
       [](const Rows<T>& theta, const Rows<T>& beta, const Line<const int64_t>& rows, const Line<const int64_t>& columns,
          const Line<T>& out, int threads) {

@@ -1,3 +1,5 @@
+// What counts need once, whatever the number of factors.
+//
 // The same nonzeros by columns: a stable counting sort, so that the order never depends on chance.
 //
 // Segments are handed to C strands in order.  Each counts its columns; the running sum over columns,
@@ -73,4 +75,20 @@ extern "C" __global__ void __launch_bounds__(256) sum_runs(const long long* begi
   double sum = 0;
   for (long long z = begin[r]; z < begin[r + 1]; ++z) sum += double(value[z]);
   out[r] = Real(sum);
+}
+
+// Σ ln y! over each segment.
+extern "C" __global__ void __launch_bounds__(HPF_THREADS)
+    log_factorial_sums(const long long* segment_begin,  // (S + 1,)
+                       int segments,                    // S
+                       const Real* value,               // (Z,)
+                       double* out) {                   // (S,)
+  const long long segment = global_warp();
+  if (segment >= segments) return;
+  const int lane = threadIdx.x % warp;
+  double sum = 0;
+  for (long long z = segment_begin[segment] + lane; z < segment_begin[segment + 1]; z += warp)
+    sum += log_gamma(double(value[z]) + 1.0);
+  sum = sum_lanes<warp>(sum);
+  if (lane == 0) out[segment] = sum;
 }
