@@ -111,6 +111,14 @@ class TrainingData:
     items: Ids
 
     @property
+    def host_csr(self) -> sparse.csr_array:
+        """The counts (N, M) as scipy's CSR."""
+        if isinstance(self.csr, sparse.csr_array):
+            return self.csr
+        arrays = (on_host(self.csr.data), on_host(self.csr.indices), on_host(self.csr.indptr))
+        return sparse.csr_array(arrays, shape=self.csr.shape)
+
+    @property
     def seen(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """Which items each user has, as indptr (N + 1,) and item numbers (Z,) on the host."""
         return on_host(self.csr.indptr), on_host(self.csr.indices)
@@ -167,6 +175,16 @@ def held_out_pairs(data: Any, users: Ids, items: Ids, *, dtype: type, name: str)
     coo = sparse.coo_array((values[kept], (rows[kept], columns[kept])), shape=(users.size, items.size))
     canonical = _canonical(coo.tocsr())
     return Pairs(_row_of_each(canonical), canonical.indices, canonical.data)
+
+
+def row_batches(
+    csr: sparse.csr_array, size: int, rng: np.random.Generator
+) -> Iterator[tuple[NDArray[Any], sparse.csr_array]]:
+    """All rows in random batches of ``size``, the last one perhaps smaller: row numbers and their counts."""
+    shuffled = rng.permutation(csr.shape[0])
+    for start in range(0, len(shuffled), size):
+        rows = np.sort(shuffled[start : start + size])
+        yield rows, csr[rows]
 
 
 def on_host(data: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,20 @@ from numpy.typing import NDArray
 from . import backends
 from .backends.protocol import Backend
 from .convergence import history_frame
-from .data import TrainingData, held_out_pairs, training_data
+from .data import TrainingData, held_out_pairs, row_batches, training_data
 from .inference import Fit, Schedule, fit
 from .likelihood import Objective, pair_llk
-from .parameters import check_parameters, cuda_options, default_step_size, thread_count, whole_number
+from .parameters import (
+    check_parameters,
+    cuda_options,
+    default_step_size,
+    step_at,
+    thread_count,
+    whole_number,
+)
 from .progress import ProgressBar
 from .ranking import UserItems, items_of, recommend
+from .stochastic import Batch, Epochs, Local
 from .storage import write_csv_folder
 from .variational import Block, Model, Pairs, Posterior, Prior, draw_start_values, posterior_of, start_side
 
@@ -54,11 +63,15 @@ class HPF:
     stop_thr : float
         Threshold of ``stop_crit``.
     users_per_batch, items_per_batch : int or None
-        Batch sizes of stochastic fits, which this version does not have yet: None.
+        With either, the fit is stochastic [2]_: an iteration is an epoch, in which the users, or the
+        items, are gone through in random batches of this size with all their counts.  Each batch is
+        brought to rest and then moves the other side by a step.  With both, epochs of items and of
+        users take turns, items first.  An epoch does more than a full iteration, and takes longer.
     step_size : callable or None
-        Step size in [0, 1] of stochastic fits by iteration number from zero.
+        Step size in [0, 1] of stochastic fits by epoch number from zero, for every batch of the epoch:
+        1/√(epoch + 2) unless given, or None.  With hundreds of batches smaller steps are better.
     maxiter : int or None
-        Most iterations; None has no limit.
+        Most iterations, which are epochs in stochastic fits; None has no limit.
     use_float : bool
         float32 if True, else float64.  Sums, likelihoods and the ELBO are float64 always.
     reindex : bool
@@ -129,6 +142,8 @@ class HPF:
     ----------
     .. [1] P. Gopalan, J. M. Hofman, D. M. Blei: Scalable Recommendation with Hierarchical Poisson
        Factorization. UAI 2015.
+    .. [2] M. D. Hoffman, D. M. Blei, C. Wang, J. Paisley: Stochastic Variational Inference. Journal of
+       Machine Learning Research 14, 2013.
     """
 
     def __init__(
@@ -246,10 +261,6 @@ class HPF:
         Ctrl-C ends the fit with a warning and keeps the last finished iteration.
         """
         self._check_parameters()
-        if self.users_per_batch is not None or self.items_per_batch is not None:
-            raise NotImplementedError(
-                "this version has no stochastic fits: users_per_batch and items_per_batch must be None"
-            )
         if self.stop_crit == "val-llk" and val_set is None:
             raise ValueError("stop_crit='val-llk' needs held-out counts: fit(counts_df, val_set=...)")
         dtype = np.dtype(np.float32 if self.use_float else np.float64)
@@ -265,7 +276,8 @@ class HPF:
             model = self._start(backend, data, validation, seed)
             log_factorials = sum(backend.log_factorial_sum(block.counts) for block in model.blocks)
             objective = Objective(backend, log_factorials, bool(self.full_llk))
-            result = fit(backend, model, self._schedule(), objective, progress.report)
+            epochs = self._epochs(backend, data, seed)
+            result = fit(backend, model, self._schedule(), objective, progress.report, epochs)
         self._keep(backend, data, result, seed)
         if result.interrupted:
             warnings.warn(f"the fit was interrupted; iteration {result.iterations} is kept", stacklevel=2)
@@ -295,6 +307,22 @@ class HPF:
         users = start_side(backend, user_prior, start.user_shape, start.user_rate)
         items = start_side(backend, item_prior, start.item_shape, start.item_rate)
         return Model((Block(counts, users, validation),), items)
+
+    def _epochs(self, backend: Backend, data: TrainingData, seed: int) -> Epochs | None:
+        """What stochastic fits do in place of full iterations; None for full-batch fits."""
+        if self.users_per_batch is None and self.items_per_batch is None:
+            return None
+        rng, k = np.random.default_rng(seed), int(self.k)
+
+        def batches(csr: Any, size: int | None) -> tuple[Batch, ...]:
+            parts = () if size is None else row_batches(csr, int(size), rng)
+            return tuple(Batch(rows, backend.counts(part, k)) for rows, part in parts)
+
+        csr = data.host_csr
+        by_user = batches(csr, self.users_per_batch)
+        by_item = batches(csr.T.tocsr(), self.items_per_batch) if self.items_per_batch is not None else ()
+        how = Local(self.schedule == "alternating", bool(self.sum_exp_trick))
+        return Epochs(backend, by_user, by_item, partial(step_at, self.step_size), rng, how)
 
     def _keep(self, backend: Backend, data: TrainingData, result: Fit, seed: int) -> None:
         """Take everything that a fit leaves; the only place where fitted state is set."""

@@ -1,4 +1,4 @@
-"""Full-batch coordinate ascent: one loop for every backend, schedule and number of blocks."""
+"""Coordinate ascent: one loop for every backend, schedule and number of blocks, full-batch or stochastic."""
 
 from __future__ import annotations
 
@@ -70,10 +70,13 @@ def fit(
     schedule: Schedule,
     objective: Objective,
     report: Callable[[Check], None],
+    advance: Callable[[Model, int], Model] | None = None,
 ) -> Fit:
     """Iterate until the rule is met, ``maxiter`` is reached or the user interrupts.
 
     ``report`` hears of every iteration; its Check holds figures where they were due.
+    ``advance`` makes of a model and the number of iterations before it the next model; a full
+    iteration unless given.
     KeyboardInterrupt is passed on when no iteration has finished yet.
     """
     history: list[Check] = []
@@ -82,7 +85,8 @@ def fit(
     try:
         theta = _user_means(backend, model.blocks) if watches_theta else []
         while True:
-            model, iteration = iterate(backend, model, schedule), iteration + 1
+            model = advance(model, iteration) if advance else iterate(backend, model, schedule)
+            iteration += 1
             last = iteration == schedule.maxiter
             if not last and (schedule.check_every is None or iteration % schedule.check_every):
                 report(Check(iteration))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -140,9 +140,25 @@ def _check_step_size(step_size: Any) -> None:
     if not callable(step_size):
         raise TypeError(f"step_size must be a function of the iteration number, not {step_size!r}")
     for iteration in (0, 1):
-        try:
-            step = step_size(iteration)
-        except TypeError as error:
-            raise TypeError(f"step_size must take the iteration number alone: {error}") from error
-        if not 0 <= step <= 1:
-            raise ValueError(f"step_size({iteration}) is {step!r}; steps must lie between 0 and 1")
+        step_at(step_size, iteration)
+
+
+def step_at(step_size: Callable[[int], float] | None, iteration: int) -> float:
+    """The step of an iteration, from zero, as a float in [0, 1]; None stands for the default.
+
+    TypeError or ValueError if the function does not give one.
+    """
+    try:
+        step = (step_size or default_step_size)(iteration)
+    except TypeError as error:
+        raise TypeError(f"step_size must take the iteration number alone: {error}") from error
+    return checked_step(f"step_size({iteration})", step)
+
+
+def checked_step(name: str, step: Any) -> float:
+    """``step`` as a float in [0, 1]."""
+    if not _is_real(step):
+        raise TypeError(f"{name} is {step!r}; steps must be numbers between 0 and 1")
+    if not 0 <= step <= 1:
+        raise ValueError(f"{name} is {step!r}; steps must lie between 0 and 1")
+    return float(step)

@@ -112,10 +112,17 @@ def draw_start_values(
 def start_side(backend: Backend, prior: Prior, shape: Host, rate: Host) -> Side:
     """A side before its first update, with full matrices (N, K) for shape and rate."""
     n, k = shape.shape
-    factor, _, column_sums = backend.gamma_update(
-        backend.asarray(shape), 0.0, backend.asarray(rate), backend.asarray(np.zeros(k))
-    )
-    return Side(prior, factor, backend.asarray(np.full(n, prior.hyper_mean)), column_sums, spare=None)
+    hyper_rate = backend.asarray(np.full(n, prior.hyper_mean))
+    rates = (backend.asarray(rate), backend.asarray(np.zeros(k)))
+    return side_of(backend, prior, backend.asarray(shape), rates, hyper_rate)
+
+
+def side_of(
+    backend: Backend, prior: Prior, shape: Array, rates: tuple[Array, Array], hyper_rate: Array
+) -> Side:
+    """A side with shape (N, K), which is consumed, rates of rows and columns, and rate (N,) of q(ξ)."""
+    factor, _, column_sums = backend.gamma_update(shape, 0.0, *rates)
+    return Side(prior, factor, hyper_rate, column_sums, spare=None)
 
 
 def update_side(backend: Backend, side: Side, statistic: Array, other_sums: Array) -> Side:
@@ -132,6 +139,30 @@ def update_side(backend: Backend, side: Side, statistic: Array, other_sums: Arra
         out=None if side.spare is None else side.spare.exp_log,
     )
     return Side(side.prior, factor, side.prior.hyper_rate + row_sums, column_sums, spare=side.factor)
+
+
+def blend_side(
+    backend: Backend, side: Side, statistic: Array, other_sums: Array, *, scale: float, step: float
+) -> Side:
+    """Move q(θ) by ``step`` towards what :func:`update_side` would make of a sample; then q(ξ).
+
+    ``statistic`` (N, K) and ``other_sums`` (K,) are of a sample of which there are ``scale`` as many on
+    the other side.  The prior is counted once.  A step of 1 with the whole for a sample is the full update.
+    q(ξ) depends on data through q(θ) alone, so it is always at its optimum.
+    """
+    old, kept = side.factor, 1.0 - step
+    hyper_shape = side.prior.posterior_hyper_shape(statistic.shape[1])
+    statistic *= step * scale
+    if kept:
+        statistic += old.shape * kept
+    factor, row_sums, column_sums = backend.gamma_update(
+        statistic,
+        step * side.prior.shape,
+        (hyper_shape / side.hyper_rate)[:, None] * step + old.rate_rows * kept,
+        other_sums * (step * scale) + old.rate_columns * kept,
+        out=None if side.spare is None else side.spare.exp_log,
+    )
+    return Side(side.prior, factor, side.prior.hyper_rate + row_sums, column_sums, spare=old)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ N users, M items, K factors.  Every array is float64 unless a start value is rou
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -287,3 +287,74 @@ def fit(
         eta = Gamma(eta.shape, c_prime / d_prime + beta.row_sums)
         states.append(state())
     return states
+
+
+# -- stochastic updates ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Half:
+    """One side in a stochastic fit.  Its rates are kept as the sum that they are."""
+
+    shape: Matrix  # (N, K)
+    row_rate: Vector  # (N,) E[ξ]
+    column_rate: Vector  # (K,) Σ E[β]
+    hyper_rate: Vector  # (N,)
+    prior_shape: float
+    prior_hyper_shape: float
+    prior_hyper_rate: float
+
+    @property
+    def gamma(self) -> Gamma:
+        return Gamma(self.shape, self.row_rate[:, None] + self.column_rate)
+
+    @property
+    def expected_hyper(self) -> Vector:
+        return (self.prior_hyper_shape + self.shape.shape[1] * self.prior_shape) / self.hyper_rate
+
+    def with_optimal_hyper(self) -> Half:
+        """q(ξ) at its optimum."""
+        return replace(self, hyper_rate=self.prior_hyper_rate + self.gamma.row_sums)
+
+
+def stochastic_epoch(
+    y: Matrix,  # (N, M)
+    own: Half,  # N rows
+    other: Half,  # M rows
+    batches: list[NDArray[np.int64]],
+    steps: int,
+    rho: float,
+    schedule: Literal["joint", "alternating"],
+) -> tuple[Half, Half]:
+    """Stochastic variational inference (Hoffman et al. 2013), batch by batch.
+
+    The rows of a batch are updated ``steps`` times; then every parameter of the other side becomes
+    (1 − ρ) of itself and ρ of what the batch, taken N/B times, would make of it.
+    """
+    shape, row_rate = own.shape.copy(), own.row_rate.copy()
+    for rows in batches:
+        column_rate = other.gamma.column_sums
+        part = replace(
+            own, shape=own.shape[rows], row_rate=own.row_rate[rows], hyper_rate=own.hyper_rate[rows]
+        )
+        for _ in range(steps):
+            z = expected_z(y[rows], part.gamma.expected_log, other.gamma.expected_log)  # (B, M, K)
+            part = replace(
+                part,
+                shape=own.prior_shape + z.sum(axis=1),
+                row_rate=part.expected_hyper,
+                column_rate=column_rate,
+            ).with_optimal_hyper()
+        if schedule == "alternating":
+            z = expected_z(y[rows], part.gamma.expected_log, other.gamma.expected_log)
+        many = len(y) / len(rows)
+        other = replace(
+            other,
+            shape=(1 - rho) * other.shape + rho * (other.prior_shape + many * z.sum(axis=0)),
+            row_rate=(1 - rho) * other.row_rate + rho * other.expected_hyper,
+            column_rate=(1 - rho) * other.column_rate + rho * many * part.gamma.column_sums,
+        ).with_optimal_hyper()
+        shape[rows], row_rate[rows] = part.shape, part.row_rate
+    # Every row ends with the column rates of the last batch.
+    own = replace(own, shape=shape, row_rate=row_rate, column_rate=column_rate)
+    return own.with_optimal_hyper(), other

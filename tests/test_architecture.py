@@ -33,6 +33,7 @@ ALLOWED = {
     "variational": {"backends.protocol"},
     "likelihood": {"backends.protocol", "convergence", "variational"},
     "inference": {"backends.protocol", "convergence", "likelihood", "variational"},
+    "stochastic": {"backends.protocol", "variational"},
     "data": {"backends.protocol", "variational"},
     "parameters": {"convergence"},
     "progress": {"convergence"},
@@ -41,7 +42,7 @@ ALLOWED = {
     "plot": {"metrics"},
     "estimator": {
         "backends", "backends.protocol", "convergence", "data", "inference", "likelihood", "parameters",
-        "progress", "ranking", "storage", "variational",
+        "progress", "ranking", "stochastic", "storage", "variational",
     },
     "demo": {"", "datasets", "estimator", "metrics", "plot"},
     "doctor": {

@@ -416,6 +416,29 @@ def test_array_arithmetic(backend: Backend) -> None:
     assert float((v * v).sum()) == 21.0
     m += backend.asarray(matrix)
     assert_same(backend.asnumpy(m), 2 * matrix)
+    m *= 0.5
+    m += m * 0.25
+    assert_same(backend.asnumpy(m), 1.25 * matrix)
+
+
+@pytest.mark.parametrize("shape", [(7,), (7, 1), (7, 3), (7, 32), (7, 200)])
+@pytest.mark.parametrize("numbers", [[5, 0, 3], [2], [], list(range(7))], ids=len)
+def test_rows(backend: Backend, shape: tuple[int, ...], numbers: list[int]) -> None:
+    """Selected rows are a copy, laid out as operations take them; assigned ones leave the others alone."""
+    host, rows = np.arange(1.0, math.prod(shape) + 1).reshape(shape), np.array(numbers, np.int64)
+    array = backend.asarray(host)
+    selected = backend.select_rows(array, rows)
+    assert_same(backend.asnumpy(selected), host[rows])
+    assert backend.asnumpy(selected).dtype == backend.asnumpy(array).dtype
+    if len(shape) == 2 and numbers:
+        assert backend.distance(selected, backend.asarray(host[rows])) == 0
+        selected *= 2.0
+        assert_same(backend.asnumpy(array), host)
+    target, values = backend.asarray(host), np.full((len(rows), *shape[1:]), -1.0)
+    backend.assign_rows(target, rows, backend.asarray(values))
+    want = host.copy()
+    want[rows] = values
+    assert_same(backend.asnumpy(target), want)
 
 
 @pytest.mark.parametrize("index", [np.int32, np.int64])
@@ -796,6 +819,7 @@ def test_operations_repeat_and_leave_inputs_alone(backend: Backend, case: Case) 
         "gamma_elbo": lambda: (backend.gamma_elbo(users, hyper_rate, 0.3, 0.3, 0.3),),
         "distance": lambda: (backend.distance(theta, users.shape),),
         "log_factorial_sum": lambda: (backend.log_factorial_sum(counts),),
+        "select_rows": lambda: on_host(backend, (backend.select_rows(users.exp_log, rows),)),
         "predict_pairs": lambda: (backend.predict_pairs(theta, beta, rows, columns),),
         "top_items": lambda: backend.top_items(theta, beta, 3, exclude),
     }

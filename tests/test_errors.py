@@ -305,11 +305,6 @@ def test_an_unavailable_backend_travels_between_processes():
     assert str(BackendUnavailable("no card")) == "no card"
 
 
-def test_stochastic_fits_are_refused_until_they_exist():
-    with pytest.raises(NotImplementedError, match="users_per_batch"):
-        HPF(users_per_batch=10, verbose=False).fit(frame())
-
-
 def test_val_set():
     with pytest.raises(ValueError, match=r"val_set=\.\.\."):
         HPF(stop_crit="val-llk", verbose=False).fit(frame())

@@ -194,6 +194,17 @@ class CudaBackend:
             return host.astype(np.float32) / np.float32(16384)
         return host
 
+    def select_rows(self, array: Array, rows: Host) -> Array:
+        selected = array[cp.array(rows, dtype=np.int64)]
+        if array.ndim == 1:
+            return selected
+        padded = self._empty(len(rows), array.shape[1], array.dtype)
+        padded[...] = selected
+        return padded
+
+    def assign_rows(self, array: Array, rows: Host, values: Array) -> None:
+        array[cp.array(rows, dtype=np.int64)] = values
+
     def counts(self, csr: Any, k: int) -> DeviceCounts:
         shape = (int(csr.shape[0]), int(csr.shape[1]))
         if max(shape) > MOST_NUMBER:

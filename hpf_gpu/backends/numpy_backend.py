@@ -66,6 +66,12 @@ class NumpyBackend:
     def asnumpy(self, array: Array) -> Host:
         return np.array(array, order="C")
 
+    def select_rows(self, array: Array, rows: Host) -> Array:
+        return array[rows]
+
+    def assign_rows(self, array: Array, rows: Host, values: Array) -> None:
+        array[rows] = values
+
     def counts(self, csr: Any, k: int) -> NumpyCounts:
         return NumpyCounts(sparse.csr_array(csr, dtype=self.dtype))
 

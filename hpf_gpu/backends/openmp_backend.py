@@ -92,6 +92,16 @@ class OpenMPBackend:
     def asnumpy(self, array: Array) -> Host:
         return np.array(array, order="C")
 
+    def select_rows(self, array: Array, rows: Host) -> Array:
+        if array.ndim == 1:
+            return array[rows]
+        selected = self._empty(len(rows), array.shape[1])
+        selected[...] = array[rows]
+        return selected
+
+    def assign_rows(self, array: Array, rows: Host, values: Array) -> None:
+        array[rows] = values
+
     def counts(self, csr: Any, k: int) -> TiledCounts:
         data = np.ascontiguousarray(csr.data, dtype=self.dtype)
         index = np.promote_types(csr.indptr.dtype, csr.indices.dtype)

@@ -14,8 +14,8 @@ from typing import Any, Literal, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-#: An array in the backend's own memory.  Vectors support ``+``, ``*`` and ``/``, matrices ``+=``;
-#: everything else goes through the operations below.
+#: An array in the backend's own memory.  Vectors support ``+``, ``*`` and ``/``, matrices ``+=`` and, with
+#: a number, ``*`` and ``*=``; everything else goes through the operations below.
 Array: TypeAlias = Any
 #: A count matrix (N, M) in the backend's own layout, made by :meth:`Backend.counts`.  It has
 #: ``shape`` and ``nnz``.
@@ -95,6 +95,12 @@ class Backend(Protocol):
 
     def asnumpy(self, array: Array) -> Host:
         """Copy an array out, C-contiguous."""
+
+    def select_rows(self, array: Array, rows: Host) -> Array:
+        """Copy of the rows with these numbers (B,) of a matrix (N, K) or a vector (N,)."""
+
+    def assign_rows(self, array: Array, rows: Host, values: Array) -> None:
+        """Overwrite the rows with these different numbers (B,) with ``values``, (B, K) or (B,)."""
 
     def counts(self, csr: Any, k: int) -> Counts:
         """Take a canonical scipy CSR matrix (N, M) in, laid out for models of ``k`` factors.
