@@ -496,6 +496,8 @@ def test_fits_in_several_threads_at_once(backend_name):
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_child_fits_too(backend_name):
     """OpenMP's threads do not survive a fork; waiting for them would never end."""
+    if backend_name == "cuda":
+        pytest.skip("CUDA itself does not survive a fork: test_cuda.py has what a child is told")
     frame = DATA["online_retail"]()
     parent = quick(backend=backend_name, use_float=False).fit(frame)
     with multiprocessing.get_context("fork").Pool(1) as pool:
