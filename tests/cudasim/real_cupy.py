@@ -6,9 +6,11 @@ events, pinned memory.  Simulated: allocation, copies, the order of streams, com
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from . import arguments, compilation, cusparse_stand_in, device, stubs, toolchain
@@ -52,6 +54,23 @@ def install(flavour: str | None = None) -> None:
 def check() -> None:
     """Run everything that was submitted to the simulated device; raise what failed unseen."""
     _device().check()
+
+
+@contextlib.contextmanager
+def stream_order(order: str, seed: int = 0) -> Iterator[None]:
+    """Run what is submitted to streams at once ("eager"), late ("lazy") or at any time ("random").
+
+    Outside, the environment variable HPF_CUDASIM_STREAMS chooses, and HPF_CUDASIM_SEED among random orders.
+    """
+    streams = _device().streams
+    before = streams.order
+    streams.synchronize_all()
+    streams.set_order(order, seed)
+    try:
+        yield
+        check()
+    finally:
+        streams.set_order(before, seed)
 
 
 def _device() -> device.Device:
