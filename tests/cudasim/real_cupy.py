@@ -17,7 +17,7 @@ from . import arguments, compilation, cusparse_stand_in, device, stubs, toolchai
 from .errors import SimulationError, Unsupported
 
 #: Versions of cupy-cuda13x and cupy-cuda12x that the simulator was tried with.
-PROVED_ON = ("14.2.0",)
+PROVED_ON = ("14.1.0", "14.1.1", "14.2.0")
 
 _installed: tuple[str, device.Device] | None = None
 
