@@ -39,9 +39,12 @@ ALLOWED = {
     "ranking": {"backends.protocol"},
     "metrics": {"backends.numpy_backend"},
     "plot": {"metrics"},
+    "fitted": {
+        "backends", "backends.protocol", "data", "likelihood", "parameters", "ranking", "variational",
+    },
     "estimator": {
-        "backends", "backends.protocol", "convergence", "data", "inference", "likelihood", "parameters",
-        "progress", "ranking", "storage", "variational",
+        "backends", "backends.protocol", "convergence", "data", "fitted", "inference", "likelihood",
+        "parameters", "progress", "storage", "variational",
     },
     "demo": {"", "datasets", "estimator", "metrics", "plot"},
     "doctor": {
