@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from . import backends
 from .backends.protocol import Backend
-from .data import Ids, held_out_pairs
+from .data import held_out_pairs
+from .ids import Ids
 from .likelihood import pair_llk
 from .parameters import thread_count, whole_number
 from .ranking import UserItems, items_of, recommend

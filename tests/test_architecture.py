@@ -33,14 +33,14 @@ ALLOWED = {
     "variational": {"backends.protocol"},
     "likelihood": {"backends.protocol", "convergence", "variational"},
     "inference": {"backends.protocol", "convergence", "likelihood", "variational"},
-    "data": {"backends.protocol", "variational"},
+    "data": {"backends.protocol", "ids", "variational"},
     "parameters": {"convergence"},
     "progress": {"convergence"},
     "ranking": {"backends.protocol"},
     "metrics": {"backends.numpy_backend"},
     "plot": {"metrics"},
     "fitted": {
-        "backends", "backends.protocol", "data", "likelihood", "parameters", "ranking", "variational",
+        "backends", "backends.protocol", "data", "ids", "likelihood", "parameters", "ranking", "variational",
     },
     "estimator": {
         "backends", "backends.protocol", "convergence", "data", "fitted", "inference", "likelihood",
