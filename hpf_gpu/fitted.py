@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from .likelihood import pair_llk
 from .parameters import thread_count, whole_number
 from .ranking import UserItems, items_of, recommend
 from .variational import Posterior
+
+_WORTH_A_GPU = 1000  # users to rank for, before the model is copied there
 
 
 class FittedModel:
@@ -90,14 +93,15 @@ class FittedModel:
         -----
         For many users this takes some tens of MB beside the result and the users' part of the model,
         never a matrix of users and items.  Of equal scores the item that comes first in the rows of
-        Beta comes first.
+        Beta comes first.  A model that was fitted on a GPU ranks there for many users, if it can.
         """
         self._check_fitted()
         n = whole_number("n", n, 1)
         rows = self._user_ids.known(user)
         exclude = self._seen_by(rows) if exclude_seen else None
         pool = None if items_pool is None else self._pool(items_pool)
-        best = recommend(self._host_backend(), self.Theta[rows], self.Beta, n, exclude=exclude, pool=pool)
+        backend, theta = self._ranking_backend(len(rows)), self.Theta[rows]
+        best = recommend(backend, theta, self.Beta, n, exclude=exclude, pool=pool)
         return self._item_ids.labels(best[best >= 0] if self._user_ids.is_single(user) else best)
 
     def eval_llk(self, input_df: Any, full_llk: bool = False) -> dict[str, Any]:
@@ -124,8 +128,15 @@ class FittedModel:
 
     def _host_backend(self) -> Backend:
         """What predicts: the model is on the host, in the precision that it was fitted in."""
-        name, among = ("numpy" if self.backend_ == "numpy" else "auto"), backends.ON_HOST
-        return backends.choose(name, self.Theta.dtype, thread_count(self.ncores), among=among)
+        return self._backend_among(backends.ON_HOST)
+
+    def _ranking_backend(self, users: int) -> Backend:
+        on_gpu = self.backend_ == "cuda" and users >= _WORTH_A_GPU
+        return self._backend_among(backends.NAMES if on_gpu else backends.ON_HOST)
+
+    def _backend_among(self, names: Sequence[str]) -> Backend:
+        name = "numpy" if self.backend_ == "numpy" else "auto"
+        return backends.choose(name, self.Theta.dtype, thread_count(self.ncores), among=names)
 
     def _seen_by(self, rows: NDArray[Any]) -> UserItems:
         if self._seen is None:

@@ -29,6 +29,8 @@ def recommend(
     if pool is not None:
         exclude = None if exclude is None else _places_in(pool, len(beta), exclude)
         beta = beta[pool]
+    if backend.name == "cuda":
+        theta, beta = backend.asarray(theta), backend.asarray(beta)
     best, _ = backend.top_items(theta, beta, min(n, len(beta)), exclude)
     return best if pool is None else np.where(best < 0, -1, pool[best])
 
