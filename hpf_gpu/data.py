@@ -86,6 +86,70 @@ def held_out_pairs(data: Any, users: Ids, items: Ids, *, dtype: type, name: str)
     return Pairs(_row_of_each(canonical), canonical.indices, canonical.data)
 
 
+@dataclass(frozen=True)
+class NewRows:
+    """Canonical counts of new users by the items of a model, or of new items by its users."""
+
+    csr: sparse.csr_array  # (B, M)
+    ids: Ids  # of the B rows
+
+
+def new_rows(data: Any, kind: str, known: Ids, *, dtype: type, name: str) -> NewRows:
+    """Counts of new rows of a ``kind``, "user" or "item", by the known ids of the other side.
+
+    Rows are in order of first appearance; those of a matrix keep their numbers.  Counts of unknown ids
+    are left out with a warning; ValueError if none is left.
+    """
+    data = on_host(data)
+    if sparse.issparse(data):
+        given = _checked_matrix(data, dtype)
+        given = given if kind == "user" else given.T.tocsr()
+        rows, columns, values = _row_of_each(given), given.indices, given.data
+        ids = Ids(None, given.shape[0], kind)
+    else:
+        users, items, counts = _triplets(data, COLUMNS, name)
+        values = _checked_counts(counts, dtype)
+        row_ids, columns = (users, items) if kind == "user" else (items, users)
+        rows, ids = encode(row_ids, kind, reindex=True)
+    codes = known.codes(columns)
+    unknown, zero = codes < 0, values == 0
+    if zero.any():
+        _warn_zeros(int(zero.sum()), f"left out of {name}", stacklevel=5)
+    if unknown.all():
+        raise ValueError(f"{name} has no {known.kind} that was in the training data")
+    if unknown.any():
+        left_out = f"{int(unknown.sum())} counts of {name} were left out: their {known.kind}s"
+        warnings.warn(f"{left_out} were not in the training data", stacklevel=4)
+    kept = ~(unknown | zero)
+    if not kept.any():
+        raise ValueError(f"{name} has no count above zero of {known.kind}s that were in the training data")
+    coo = sparse.coo_array((values[kept], (rows[kept], codes[kept])), shape=(ids.size, known.size))
+    csr = _canonical(coo.tocsr())
+    empty = int((np.diff(csr.indptr) == 0).sum())
+    if empty:
+        warnings.warn(
+            f"{empty} new {kind}s have no count that can be used; they get the factors of a {kind} "
+            "without counts",
+            stacklevel=4,
+        )
+    return NewRows(csr, ids)
+
+
+def one_user(data: Any, user_id: Any, *, name: str) -> pd.DataFrame:
+    """Counts of one user by item, as a frame with her id."""
+    data = on_host(data)
+    if sparse.issparse(data):
+        csr = _checked_matrix(data, np.float64)
+        if csr.shape[0] != 1:
+            raise ValueError(
+                f"{name} has {csr.shape[0]} rows; the counts of one user are a matrix of one row"
+            )
+        items, counts = csr.indices, csr.data
+    else:
+        items, counts = _triplets(data, COLUMNS[1:], name)
+    return pd.DataFrame({"UserId": [user_id] * len(counts), "ItemId": items, "Count": counts})
+
+
 def on_host(data: Any) -> Any:
     """An array or sparse matrix of CuPy as NumPy's or SciPy's; anything else as it is."""
     return data.get() if type(data).__module__.partition(".")[0] in ("cupy", "cupyx") else data
@@ -198,5 +262,6 @@ def _canonical(csr: sparse.csr_array, drop_zeros: bool = False) -> sparse.csr_ar
     return csr
 
 
-def _warn_zeros(how_many: int, what: str) -> None:
-    warnings.warn(f"{how_many} counts of zero were {what}: pairs that are absent count as zero", stacklevel=4)
+def _warn_zeros(how_many: int, what: str, stacklevel: int = 4) -> None:
+    message = f"{how_many} counts of zero were {what}: pairs that are absent count as zero"
+    warnings.warn(message, stacklevel=stacklevel)

@@ -9,20 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from . import backends
 from .backends.protocol import Backend
 from .convergence import history_frame
 from .data import TrainingData, held_out_pairs, training_data
-from .fitted import FittedModel
+from .folding import FoldingModel
 from .inference import Fit, Schedule, fit
 from .likelihood import Objective
-from .parameters import check_parameters, cuda_options, default_step_size, thread_count
+from .parameters import check_parameters, default_step_size
 from .progress import ProgressBar
 from .storage import write_csv_folder
 from .variational import Block, Model, Pairs, Prior, draw_start_values, posterior_of, start_side
 
 
-class HPF(FittedModel):
+class HPF(FoldingModel):
     """Hierarchical Poisson factorization of sparse counts, by mean-field variational inference.
 
     The count of user u and item i is modelled as ``y_ui ~ Poisson(θ_u·β_i)`` with
@@ -252,8 +251,7 @@ class HPF(FittedModel):
         if self.stop_crit == "val-llk" and val_set is None:
             raise ValueError("stop_crit='val-llk' needs held-out counts: fit(counts_df, val_set=...)")
         dtype = np.dtype(np.float32 if self.use_float else np.float64)
-        options = cuda_options(vars(self))
-        backend = backends.choose(self.backend, dtype, thread_count(self.ncores), **options)
+        backend = self._working_backend(dtype, self.ncores)
         data = training_data(counts_df, backend=backend, reindex=bool(self.reindex))
         validation = None
         if val_set is not None:

@@ -14,7 +14,7 @@ from .backends.protocol import Backend
 from .data import held_out_pairs
 from .ids import Ids
 from .likelihood import pair_llk
-from .parameters import thread_count, whole_number
+from .parameters import cuda_options, thread_count, whole_number
 from .ranking import UserItems, items_of, recommend
 from .variational import Posterior
 
@@ -27,10 +27,12 @@ class FittedModel:
     :class:`hpf_gpu.HPF` describes the public attributes.
     """
 
+    backend: str
     ncores: Any
     produce_dicts: Any
 
     is_fitted: bool
+    nusers: int | None
     Theta: Any
     Beta: Any
     backend_: str
@@ -125,6 +127,10 @@ class FittedModel:
         pairs = held_out_pairs(input_df, self._user_ids, self._item_ids, dtype=dtype, name="input_df")
         llk = pair_llk(self._host_backend(), self.Theta, self.Beta, pairs, full_llk=bool(full_llk))
         return {"llk": llk, "nobs": len(pairs.values)}
+
+    def _working_backend(self, dtype: np.dtype[Any], ncores: Any) -> Backend:
+        """What fits and folds in: the backend that was asked for."""
+        return backends.choose(self.backend, dtype, thread_count(ncores), **cuda_options(vars(self)))
 
     def _host_backend(self) -> Backend:
         """What predicts: the model is on the host, in the precision that it was fitted in."""

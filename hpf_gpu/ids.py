@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import numbers
 from collections.abc import Hashable, Iterable, Iterator
 from functools import cached_property
@@ -27,6 +28,11 @@ class Ids:
     def _index(self) -> pd.Index:
         # The dtype keeps tuples from turning into a MultiIndex.
         return pd.Index(_column(self.values), tupleize_cols=False)
+
+    @property
+    def index(self) -> pd.Index:
+        """The ids as labels (size,)."""
+        return pd.RangeIndex(self.size) if self.values is None else self._index
 
     @cached_property
     def rows(self) -> dict[Any, int] | None:
@@ -69,11 +75,40 @@ class Ids:
         ids = self._listed(given)
         codes = self.codes(ids)
         if (codes < 0).any():
-            unknown = list(dict.fromkeys(map(shown, ids[codes < 0])))
-            some = f"{self.kind}{'s' * (len(unknown) > 1)} {', '.join(unknown[:_NAMED])}"
-            more = f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
-            raise ValueError(f"{some}{more} {'were' if len(unknown) > 1 else 'was'} not in the training data")
+            raise ValueError(f"{self._named(ids[codes < 0], 'was', 'were')} not in the training data")
         return codes
+
+    def with_new(self, ids: pd.Index) -> tuple[NDArray[np.int64], Ids]:
+        """Row numbers of distinct new ids (B,), and all ids together; ValueError if one is there already."""
+        known = ids[self.codes(ids) >= 0]
+        if len(known):
+            named = self._named(known, "is", "are")
+            raise ValueError(f"{named} in the model already; update_existing=True replaces what it knows")
+        rows = np.arange(self.size, self.size + len(ids))
+        if self.values is not None:
+            return rows, Ids(self._joined(ids), self.size + len(ids), self.kind)
+        longer = Ids(None, self.size + len(ids), self.kind)
+        codes = longer.codes(ids)
+        if not np.array_equal(np.sort(codes), rows):
+            numbered = f"{self.kind}s of this model are row numbers"
+            raise ValueError(f"{numbered}, and the next is {self.size}, not {shown(ids[0])}")
+        return codes, longer
+
+    def _joined(self, ids: pd.Index) -> NDArray[Any]:
+        """All ids in the type of those that are there, or as objects where it cannot hold the new ones."""
+        new = ids.infer_objects()
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            cast = new.astype(self._index.dtype)
+            if (cast == new).all():
+                return _as_values(self._index.append(cast))
+        return _objects([*self._index, *new])
+
+    def _named(self, ids: Iterable[Any], singular: str, plural: str) -> str:
+        """Some ids as the subject of a message: "users 'ann', 'bob', 'eve' and 2 more were"."""
+        distinct = list(dict.fromkeys(map(shown, ids)))
+        many = len(distinct) > 1
+        more = f" and {len(distinct) - _NAMED} more" if len(distinct) > _NAMED else ""
+        return f"{self.kind}{'s' * many} {', '.join(distinct[:_NAMED])}{more} {plural if many else singular}"
 
     def _listed(self, given: Any) -> NDArray[Any]:
         """One id or many as an array, (1,) or (n,)."""

@@ -42,9 +42,12 @@ ALLOWED = {
     "fitted": {
         "backends", "backends.protocol", "data", "ids", "likelihood", "parameters", "ranking", "variational",
     },
+    "folding": {
+        "backends.protocol", "data", "fitted", "inference", "parameters", "ranking", "variational",
+    },
     "estimator": {
-        "backends", "backends.protocol", "convergence", "data", "fitted", "inference", "likelihood",
-        "parameters", "progress", "storage", "variational",
+        "backends.protocol", "convergence", "data", "folding", "inference", "likelihood", "parameters",
+        "progress", "storage", "variational",
     },
     "demo": {"", "datasets", "estimator", "metrics", "plot"},
     "doctor": {
