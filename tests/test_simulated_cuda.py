@@ -44,7 +44,10 @@ LEGS = {
     "lazy streams": Leg("fast", SMALL, streams="lazy", seed=1),
     "random streams": Leg("fast", SMALL, streams="random", seed=2),
     "asan": Leg("asan", FEW),
-    "tsan": Leg("tsan", FEW, seed=3),
+    # CuPy's own kernel behind flatnonzero has a race, so no data from the device; ranking takes minutes.
+    "tsan": Leg(
+        "tsan", "(allocate or gamma_update or log_ or pairs or by_items or any_sign) and not float64", seed=3
+    ),
 }
 
 
@@ -54,7 +57,8 @@ def test_leg(name: str) -> None:
     try:
         environment = cudasim.environment(leg.flavour)
     except cudasim.Unsupported as error:
-        pytest.skip(str(error))
+        required = "cudasim" in os.environ.get("HPF_GPU_REQUIRE", "").split(",")
+        (pytest.fail if required else pytest.skip)(str(error))
     environment |= {
         "HPF_CUDASIM_STREAMS": leg.streams,
         "HPF_CUDASIM_SEED": str(leg.seed),
