@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from . import arguments, compilation, cusparse_stand_in, device, stubs, toolchain
+from . import arguments, compilation, cusparse_stand_in, device, driver, stubs, toolchain
 from .errors import SimulationError, Unsupported
 
 #: Versions of cupy-cuda13x and cupy-cuda12x that the simulator was tried with.
@@ -102,11 +102,12 @@ def _cupy_version() -> str | None:
 def _replace_cuda(simulated: device.Device) -> None:
     # These carry a CUDA runtime of their own.
     os.environ["CUPY_ACCELERATORS"] = ""
-    from cupy_backends.cuda.api import driver, runtime
+    from cupy_backends.cuda.api import driver as cuda_driver
+    from cupy_backends.cuda.api import runtime as cuda_runtime
 
-    functions = device.Runtime(simulated, runtime.PointerAttributes)
-    stubs.replace(runtime, device.methods(functions, "_ensure_context"))
-    stubs.replace(driver, device.methods(device.Driver(simulated)))
+    functions = device.Runtime(simulated, cuda_runtime.PointerAttributes)
+    stubs.replace(cuda_runtime, device.methods(functions, "_ensure_context"))
+    stubs.replace(cuda_driver, device.methods(driver.Driver(simulated)))
 
 
 def _adapt_cupy(simulated: device.Device, flavour: str) -> None:
