@@ -213,6 +213,23 @@ def test_array_freed_while_another_stream_uses_it(cp, waits):
                 other.synchronize()
 
 
+def test_an_error_met_while_freeing_is_raised_by_the_next_call(cp, monkeypatch):
+    """A destructor cannot raise it."""
+    from cudasim import real_cupy
+
+    x = cp.zeros(4)
+
+    def fail(*_):
+        raise cudasim.SimulationError("met while freeing")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(real_cupy._device().streams, "submit", fail)
+        del x
+    with pytest.raises(cudasim.SimulationError, match="met while freeing"):
+        cp.asarray(np.ones(4))
+    assert cp.asarray(np.ones(4)).get().sum() == 4
+
+
 # ---- CuPy ----
 
 

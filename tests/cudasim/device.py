@@ -66,6 +66,10 @@ class Device:
     def check(self) -> None:
         """Run all that was submitted; raise the first error that nobody has seen."""
         self.streams.synchronize_all()
+        self.raise_unseen()
+
+    def raise_unseen(self) -> None:
+        """Raise the first error that nobody has seen, as CUDA does from the call that comes next."""
         if self.errors:
             errors, self.errors = self.errors, []
             raise errors[0]
@@ -184,6 +188,7 @@ class Runtime:
         streams.finish(streams.submit(0, self._copy(target, source, size)))
 
     def memcpyAsync(self, target, source, size, kind, stream):
+        self._device.raise_unseen()
         operation = self._device.streams.submit(stream, self._copy(target, source, size))
         if self._device.allocations.find(target) is None:
             self._device.streams.finish(operation)  # CUDA waits if the target is ordinary host memory
@@ -223,6 +228,7 @@ class Runtime:
 
     def streamSynchronize(self, stream):
         self._device.streams.synchronize(stream)
+        self._device.raise_unseen()
 
     def streamQuery(self, stream):
         return 0 if self._device.streams.is_done(stream) else NOT_READY

@@ -62,6 +62,7 @@ class Driver:
             self._functions[function].dynamic_shared_limit = value
 
     def launchKernel(self, function, gx, gy, gz, bx, by, bz, shared, stream, parameters, extra):
+        self._device.raise_unseen()
         kernel = self._functions[function]
         addresses, values = _copy_parameters(kernel.module.signature(kernel.name), parameters)
 
