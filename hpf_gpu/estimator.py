@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from .data import TrainingData, held_out_pairs, training_data
 from .folding import FoldingModel
 from .inference import Fit, Schedule, fit
 from .likelihood import Objective
+from .model_file import load_model, save_model
 from .parameters import check_parameters, default_step_size
 from .progress import ProgressBar
 from .storage import write_csv_folder
@@ -77,11 +79,13 @@ class HPF(FoldingModel):
     keep_data : bool
         Whether to remember which items each user had, so that ``topN`` can leave them out.
     save_folder : str or None
-        Folder (it must exist) to write all parameters to as CSV, as hpfrec does.
+        Folder (it must exist) to write all parameters to as CSV, as hpfrec does.  For a file to load
+        again see :meth:`save`.
     produce_dicts : bool
         Whether ``user_dict_`` and ``item_dict_`` are offered; they are built when first asked for.
     keep_all_objs : bool
         Whether to keep shapes and rates (``Gamma_shp`` ... ``t_rte``) beside ``Theta`` and ``Beta``.
+        Folding in new users or items needs them.
     sum_exp_trick : bool
         Whether to compute φ of every count by the max-shifted log-sum-exp.  Those that need it
         get it anyway; True is slower and at most a rounding error different.
@@ -110,6 +114,8 @@ class HPF(FoldingModel):
         Parameters of q(θ) and q(β).  Rates are built at each access.
     k_rte, t_rte : array (nusers, 1), array (nitems, 1)
         Rates of q(ξ) and q(η).
+    seen : array (Z,)
+        Item numbers that each user has had, user after user; with ``keep_data=True``.
     is_fitted : bool
     niter : int
         Iterations run.
@@ -268,9 +274,12 @@ class HPF(FoldingModel):
             warnings.warn(f"the fit was interrupted; iteration {result.iterations} is kept", stacklevel=2)
         return self
 
+    def _parameters(self) -> dict[str, Any]:
+        """The parameters as they are now: users change attributes after construction."""
+        return {name: getattr(self, name) for name in inspect.signature(HPF).parameters}
+
     def _check_parameters(self) -> None:
-        """Check them as they are now: users change attributes after construction."""
-        check_parameters({name: getattr(self, name) for name in inspect.signature(HPF).parameters})
+        check_parameters(self._parameters())
 
     def _schedule(self) -> Schedule:
         informs = self.stop_crit != "maxiter" or self.verbose
@@ -301,7 +310,7 @@ class HPF(FoldingModel):
         self.nusers, self.nitems = data.csr.shape
         self._user_ids, self._item_ids = data.users, data.items
         self._posteriors = None
-        if self.keep_all_objs:
+        if self.keep_all_objs or self.save_folder is not None:
             self._posteriors = (posterior_of(backend, users), posterior_of(backend, items))
         self._seen = data.seen if self.keep_data else None
         self.history_ = history_frame(result.history, self.stop_crit)
@@ -311,7 +320,68 @@ class HPF(FoldingModel):
         self.is_fitted = True
         if self.save_folder is not None:
             write_csv_folder(self.save_folder, self)
+            self._posteriors = self._posteriors if self.keep_all_objs else None
 
     @staticmethod
     def _fresh_seed() -> int:
         return int(np.random.default_rng().integers(1, 2**31))
+
+    # -- files ---------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the fitted model to one safetensors file, which :meth:`load` reads on any machine.
+
+        Parameters
+        ----------
+        path : str or path-like
+            File to write.  One that is there is replaced when the new one is complete.
+
+        Raises
+        ------
+        ValueError
+            If the model is not fitted.
+        TypeError
+            If ids are neither numbers, texts, bytes, NumPy's dates nor tuples of these.
+        OSError
+            If the file cannot be written; one that was there is then as it was.
+
+        Notes
+        -----
+        Two parameters are not written and None after :meth:`load`: ``save_folder``, which belongs to this
+        machine, and, with a warning, a ``step_size`` of your own.
+        """
+        self._check_fitted()
+        if self.step_size not in (None, default_step_size):
+            warnings.warn("step_size is a function of your own and is not saved", stacklevel=2)
+        save_model(path, self, self._parameters())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> HPF:
+        """Read a model that :meth:`save` wrote.
+
+        Parameters
+        ----------
+        path : str or path-like
+            File to read.  Nothing in it is ever executed.
+
+        Returns
+        -------
+        HPF
+            A fitted model that answers as the one that was saved.
+
+        Raises
+        ------
+        ModelFileError
+            If the file is damaged, no model, or written by a newer version.  It is a ValueError.
+        OSError
+            If the file cannot be read.
+
+        Notes
+        -----
+        The backend that fitted it need not be there: predictions run on the host.  Where ``backend`` names
+        one that is missing, set it to ``'auto'`` before the next fit or fold-in.
+        """
+        parameters, state = load_model(path, inspect.signature(HPF).parameters)
+        model = cls(**parameters)
+        vars(model).update(state)
+        return model

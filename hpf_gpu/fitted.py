@@ -190,6 +190,14 @@ class FittedModel:
     user_dict, item_dict = user_dict_, item_dict_
 
     @property
+    def seen(self) -> NDArray[Any]:
+        """Item numbers that each user has had, user after user, (Z,)."""
+        if not self.is_fitted or self._seen is None:
+            # AttributeError, so that hasattr tells whether they are there.
+            raise AttributeError("the items that users had are kept by fit with keep_data=True")
+        return self._seen[1]
+
+    @property
     def Gamma_shp(self) -> NDArray[Any]:
         """Shapes of q(θ), (nusers, k)."""
         return self._posterior(0).shape

@@ -15,7 +15,7 @@ PACKAGE = Path(hpf_gpu.__file__).parent
 
 #: Modules of the package that each module may import; what is not listed may import nothing of it.
 ALLOWED = {
-    "__init__": {"backends.protocol", "estimator"},
+    "__init__": {"backends.protocol", "estimator", "model_file"},
     "backends.__init__": {
         "backends.protocol", "backends.cuda_backend", "backends.openmp_backend", "backends.numpy_backend",
     },
@@ -45,9 +45,10 @@ ALLOWED = {
     "folding": {
         "backends.protocol", "data", "fitted", "inference", "parameters", "ranking", "variational",
     },
+    "model_file": {"", "ids", "parameters", "variational"},
     "estimator": {
-        "backends.protocol", "convergence", "data", "folding", "inference", "likelihood", "parameters",
-        "progress", "storage", "variational",
+        "backends.protocol", "convergence", "data", "folding", "inference", "likelihood", "model_file",
+        "parameters", "progress", "storage", "variational",
     },
     "demo": {"", "datasets", "estimator", "metrics", "plot"},
     "doctor": {

@@ -618,8 +618,10 @@ def test_progress_goes_to_standard_error(counts, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_save_folder(counts, tmp_path):
-    model = quick(save_folder=tmp_path, use_float=False).fit(counts)
+@pytest.mark.parametrize("keep_all_objs", [True, False])
+def test_save_folder(keep_all_objs, counts, tmp_path):
+    model = quick(save_folder=tmp_path, use_float=False, keep_all_objs=keep_all_objs).fit(counts)
+    assert hasattr(model, "Gamma_shp") is keep_all_objs
     files = {path.name for path in tmp_path.iterdir()}
     assert files == {
         "Theta", "Beta", "Gamma_shp", "Gamma_rte", "Lambda_shp", "Lambda_rte", "kappa_rte", "tau_rte",

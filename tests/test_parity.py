@@ -69,6 +69,24 @@ def test_fold_in_against_hpfrec():
     assert (np.max(errors, axis=1) < 1e-4).mean() > 0.9
 
 
+@pytest.mark.parametrize("keep_all_objs", [True, False])
+def test_save_folder_is_hpfrecs(keep_all_objs, tmp_path):
+    """The same files; texts to the letter, numbers to the last of their ten decimals."""
+    hpfrec = pytest.importorskip("hpfrec", reason="hpfrec is not installed (extra 'parity')")
+    arguments = parameters(5, False, 10) | {"keep_all_objs": keep_all_objs}
+    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
+    for module, folder in ((hpfrec, theirs), (hpf_gpu, ours)):
+        folder.mkdir()
+        module.HPF(**arguments, save_folder=str(folder)).fit(DATA["random_strings"]())
+    assert sorted(file.name for file in ours.iterdir()) == sorted(file.name for file in theirs.iterdir())
+    for file in theirs.iterdir():
+        if file.suffix:
+            assert (ours / file.name).read_text() == file.read_text()
+        else:
+            got, want = (np.loadtxt(folder / file.name, delimiter=",") for folder in (ours, theirs))
+            assert np.allclose(got, want, rtol=0, atol=1.1e-10), file.name
+
+
 @pytest.mark.parametrize("use_float", [False, True], ids=["float64", "float32"])
 @pytest.mark.parametrize("k", [5, 30, 64])
 def test_against_hpfrec_for_long(k, use_float):
