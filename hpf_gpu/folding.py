@@ -253,10 +253,13 @@ class FoldingModel(FittedModel):
         rows, users = (users.known(ids), users) if update_existing else users.with_new(ids)
         theta, (of_users, of_items) = put_rows(self.Theta, rows, folded.mean), self._known_posteriors()
         of_users = of_users.with_rows(rows, posterior_of(folded.backend, folded.rows), theta)
-        if self._seen is not None:
-            self._seen = with_items(self._seen, rows, (folded.given.csr.indptr, folded.given.csr.indices))
-        self.Theta, self._posteriors = theta, (of_users, of_items)
-        self._user_ids, self.nusers = users, users.size
+        seen, csr = self._seen, folded.given.csr
+        if seen is not None:
+            seen = with_items(seen, rows, (csr.indptr, csr.indices))
+        # All in one step: an interrupt cannot leave half of it.
+        vars(self).update(
+            Theta=theta, nusers=users.size, _user_ids=users, _posteriors=(of_users, of_items), _seen=seen
+        )
 
     def _known_posteriors(self) -> tuple[Posterior, Posterior]:
         self._check_fitted()
