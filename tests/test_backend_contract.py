@@ -275,7 +275,7 @@ ALL_CASES = (
 #: Cases made for the tiles of the openmp backend: minutes in a simulator.
 LARGE = ("wide", "tall")
 
-#: What is left under a sanitizer, which is many times slower: few nonzeros, rows of several segments, underflow.
+#: What is left under a sanitizer, many times slower: few nonzeros, rows of several segments, underflow.
 FEW = ("K=5", "one user", "one nonzero", "no nonzero", "start values, K=1", "nearly disjoint")
 
 CASES = {
