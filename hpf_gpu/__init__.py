@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .backends.protocol import BackendUnavailable, NotEnoughMemory
     from .estimator import HPF
+    from .model_file import ModelFileError
 else:
     # Imported when asked for: `hpf-gpu doctor` has to speak where NumPy or pandas is broken.
     _HOMES = {
         "HPF": ".estimator",
         "BackendUnavailable": ".backends.protocol",
+        "ModelFileError": ".model_file",
         "NotEnoughMemory": ".backends.protocol",
     }
 
@@ -26,4 +28,4 @@ try:
 except PackageNotFoundError:  # running from a source tree that was never installed
     __version__ = "0+unknown"
 
-__all__ = ["HPF", "BackendUnavailable", "NotEnoughMemory", "__version__"]
+__all__ = ["HPF", "BackendUnavailable", "ModelFileError", "NotEnoughMemory", "__version__"]

@@ -1,12 +1,10 @@
-"""From the user's data to counts and ids.  Every error in user data is raised here."""
+"""From the user's data to counts.  Every error in user data is raised here."""
 
 from __future__ import annotations
 
-import numbers
 import warnings
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,91 +13,10 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from .backends.protocol import Backend
+from .ids import Ids, encode, narrow, shown
 from .variational import Pairs
 
 COLUMNS = ("UserId", "ItemId", "Count")
-_NAMED = 3  # of many unknown ids in a message
-_BLOCK = 1 << 18  # rows that are worked on at once
-
-
-class Ids:
-    """The ids of one side in row order; ``values=None`` stands for the row numbers themselves."""
-
-    def __init__(self, values: NDArray[Any] | None, size: int, kind: str) -> None:
-        self.values = values  # (size,)
-        self.size = size
-        self.kind = kind  # "user" or "item", for messages
-
-    @cached_property
-    def _index(self) -> pd.Index:
-        # The dtype keeps tuples from turning into a MultiIndex.
-        return pd.Index(_column(self.values), tupleize_cols=False)
-
-    @cached_property
-    def rows(self) -> dict[Any, int] | None:
-        """Row number of each id; None if ids are row numbers."""
-        return None if self.values is None else dict(zip(self._index, range(self.size), strict=True))
-
-    @cached_property
-    def _has_tuples(self) -> bool:
-        values = self.values
-        return values is not None and values.dtype == object and any(isinstance(v, tuple) for v in values)
-
-    def is_single(self, ids: Any) -> bool:
-        """Whether ``ids`` is one id rather than a collection of them."""
-        if isinstance(ids, tuple):
-            return self._has_tuples
-        if isinstance(ids, np.ndarray):
-            return ids.ndim == 0
-        return isinstance(ids, Hashable) and not isinstance(ids, (Iterator, range))
-
-    def codes(self, ids: Any) -> NDArray[np.int64]:
-        """Row numbers of many ids (n,); −1 where an id is unknown."""
-        column = _column(ids)
-        if self.values is not None:
-            codes: NDArray[np.int64] = self._index.get_indexer(pd.Index(column, tupleize_cols=False))
-            return codes
-        if column.dtype == object:
-            return np.array([self._number(value) for value in column], dtype=np.int64)
-        if column.dtype.kind not in "iufb":
-            return np.full(len(column), -1, dtype=np.int64)
-        with np.errstate(invalid="ignore"):
-            valid = (column >= 0) & (column < self.size) & (column == np.floor(column))
-        return np.where(valid, np.where(valid, column, 0).astype(np.int64), -1)
-
-    def codes_of(self, given: Any) -> NDArray[np.int64]:
-        """Row numbers of one id or of many, (1,) or (n,); −1 where an id is unknown."""
-        return self.codes(self._listed(given))
-
-    def known(self, given: Any) -> NDArray[np.int64]:
-        """Row numbers of one id or of many, (1,) or (n,); ValueError if one is unknown."""
-        ids = self._listed(given)
-        codes = self.codes(ids)
-        if (codes < 0).any():
-            unknown = list(dict.fromkeys(map(_shown, ids[codes < 0])))
-            some = f"{self.kind}{'s' * (len(unknown) > 1)} {', '.join(unknown[:_NAMED])}"
-            more = f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
-            raise ValueError(f"{some}{more} {'were' if len(unknown) > 1 else 'was'} not in the training data")
-        return codes
-
-    def _listed(self, given: Any) -> NDArray[Any]:
-        """One id or many as an array, (1,) or (n,)."""
-        if not self.is_single(given):
-            return _column(given)
-        return _column([given[()] if isinstance(given, np.ndarray) else given])
-
-    def _number(self, value: Any) -> int:
-        within: bool = _is_number(value) and 0 <= value < self.size
-        return int(value) if within and float(value).is_integer() else -1
-
-    def labels(self, codes: NDArray[Any]) -> NDArray[Any]:
-        """Ids of row numbers, in the same shape; where some are −1, objects with None in their places."""
-        labels = codes if self.values is None else self.values[codes]
-        if (codes >= 0).all():
-            return labels
-        labels = _objects(labels.reshape(-1)).reshape(codes.shape)
-        labels[codes < 0] = None
-        return labels
 
 
 @dataclass(frozen=True)
@@ -145,8 +62,8 @@ def training_data(data: Any, *, backend: Backend, reindex: bool) -> TrainingData
         users, items, counts = users[positive], items[positive], counts[positive]
     if len(counts) == 0:
         raise ValueError("counts_df has no count above zero: there is nothing to fit")
-    user_codes, user_ids = _encode(users, "user", reindex)
-    item_codes, item_ids = _encode(items, "item", reindex)
+    user_codes, user_ids = encode(users, "user", reindex)
+    item_codes, item_ids = encode(items, "item", reindex)
     del users, items
     shape = (user_ids.size, item_ids.size)
     csr = sparse.coo_array((counts, (user_codes, item_codes)), shape=shape).tocsr()
@@ -187,109 +104,73 @@ def row_batches(
         yield rows, csr[rows]
 
 
+@dataclass(frozen=True)
+class NewRows:
+    """Canonical counts of new users by the items of a model, or of new items by its users."""
+
+    csr: sparse.csr_array  # (B, M)
+    ids: Ids  # of the B rows
+
+
+def new_rows(data: Any, kind: str, known: Ids, *, dtype: type, name: str) -> NewRows:
+    """Counts of new rows of a ``kind``, "user" or "item", by the known ids of the other side.
+
+    Rows are in order of first appearance; those of a matrix keep their numbers.  Counts of unknown ids
+    are left out with a warning; ValueError if none is left.
+    """
+    data = on_host(data)
+    if sparse.issparse(data):
+        given = _checked_matrix(data, dtype)
+        given = given if kind == "user" else given.T.tocsr()
+        rows, columns, values = _row_of_each(given), given.indices, given.data
+        ids = Ids(None, given.shape[0], kind)
+    else:
+        users, items, counts = _triplets(data, COLUMNS, name)
+        values = _checked_counts(counts, dtype)
+        row_ids, columns = (users, items) if kind == "user" else (items, users)
+        rows, ids = encode(row_ids, kind, reindex=True)
+    codes = known.codes(columns)
+    unknown, zero = codes < 0, values == 0
+    if zero.any():
+        _warn_zeros(int(zero.sum()), f"left out of {name}", stacklevel=5)
+    if unknown.all():
+        raise ValueError(f"{name} has no {known.kind} that was in the training data")
+    if unknown.any():
+        left_out = f"{int(unknown.sum())} counts of {name} were left out: their {known.kind}s"
+        warnings.warn(f"{left_out} were not in the training data", stacklevel=4)
+    kept = ~(unknown | zero)
+    if not kept.any():
+        raise ValueError(f"{name} has no count above zero of {known.kind}s that were in the training data")
+    coo = sparse.coo_array((values[kept], (rows[kept], codes[kept])), shape=(ids.size, known.size))
+    csr = _canonical(coo.tocsr())
+    empty = int((np.diff(csr.indptr) == 0).sum())
+    if empty:
+        warnings.warn(
+            f"{empty} new {kind}s have no count that can be used; they get the factors of a {kind} "
+            "without counts",
+            stacklevel=4,
+        )
+    return NewRows(csr, ids)
+
+
+def one_user(data: Any, user_id: Any, *, name: str) -> pd.DataFrame:
+    """Counts of one user by item, as a frame with her id."""
+    data = on_host(data)
+    if sparse.issparse(data):
+        csr = _checked_matrix(data, np.float64)
+        if csr.shape[0] != 1:
+            raise ValueError(
+                f"{name} has {csr.shape[0]} rows; the counts of one user are a matrix of one row"
+            )
+        items, counts = csr.indices, csr.data
+    else:
+        items, counts = _triplets(data, COLUMNS[1:], name)
+    return pd.DataFrame({"UserId": [user_id] * len(counts), "ItemId": items, "Count": counts})
+
+
 def on_host(data: Any) -> Any:
     """An array or sparse matrix of CuPy as NumPy's or SciPy's; anything else as it is."""
     return data.get() if type(data).__module__.partition(".")[0] in ("cupy", "cupyx") else data
-
-
-# -- ids ---------------------------------------------------------------------------------------
-
-
-def _encode(column: pd.Series, kind: str, reindex: bool) -> tuple[NDArray[Any], Ids]:
-    """Row numbers (Z,) in order of first appearance, and the ids behind them."""
-    if not reindex:
-        codes = _row_numbers(column, kind)
-        return codes, Ids(None, int(codes.max()) + 1, kind)
-    if isinstance(column.dtype, np.dtype) and column.dtype.kind in "iu":
-        encoded = _encode_by_table(column.to_numpy())
-        if encoded is not None:
-            return encoded[0], Ids(encoded[1], len(encoded[1]), kind)
-    try:
-        codes, values = pd.factorize(column)
-    except TypeError as error:
-        raise TypeError(f"{kind} ids must be hashable: {error}") from error
-    missing = np.flatnonzero(codes < 0)
-    if len(missing):
-        raise ValueError(
-            f"{len(missing)} {kind} ids are missing, the first in row {_shown(column.index[missing[0]])}"
-        )
-    return _narrow(codes, len(values)), Ids(_as_values(values), len(values), kind)
-
-
-def _encode_by_table(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]] | None:
-    """What pandas.factorize does, for integers of a range not much wider than they are many.
-
-    A table over the range replaces the hash: 0.6 of the time, and 0.3 to 0.5 of the memory (measured at
-    2.0M and 17.5M rows).  None if the range is too wide.
-    """
-    low, high = int(values.min()), int(values.max())
-    if high - low > 4 * len(values) + 1000 or high > np.iinfo(np.int64).max:
-        return None
-    blocks = [slice(start, start + _BLOCK) for start in range(0, len(values), _BLOCK)]
-    first_row = np.full(high - low + 1, len(values))
-    for block in reversed(blocks):  # and each block backwards: what is written last stays
-        places = (values[block].astype(np.int64) - low)[::-1]
-        first_row[places] = np.arange(block.start + len(places), block.start, -1) - 1
-    present = np.flatnonzero(first_row < len(values))
-    in_order = present[np.argsort(first_row[present])]
-    code = _narrow(first_row, len(in_order))
-    code[in_order] = np.arange(len(in_order))
-    codes = np.empty(len(values), dtype=code.dtype)
-    for block in blocks:
-        codes[block] = code[values[block].astype(np.int64) - low]
-    return codes, (in_order + low).astype(values.dtype)
-
-
-def _row_numbers(column: pd.Series, kind: str) -> NDArray[Any]:
-    """Ids that are row numbers already (reindex=False), checked one by one."""
-    advice = f"with reindex=False {kind} ids must be whole numbers from 0; reindex=True takes any"
-    if column.isna().any():
-        raise ValueError(f"{int(column.isna().sum())} {kind} ids are missing; {advice}")
-    values = np.asarray(column)
-    if values.dtype.kind not in "iufb":
-        strange = [value for value in values if not _is_number(value)]
-        if strange or values.dtype != object:
-            first = strange[0] if strange else values[0]
-            raise ValueError(f"{kind} id {_shown(first)} is not a number; {advice}")
-        endless = [value for value in values if not -(2**63) <= value < 2**63]
-        if endless:
-            raise ValueError(f"{kind} id {_shown(endless[0])} is not a row number; {advice}")
-        values = values.astype(np.float64)
-    bad = (values < 0) | (values != np.floor(values)) | (values > np.iinfo(np.int64).max // 2)
-    if bad.any():
-        raise ValueError(f"{kind} id {_shown(values[np.argmax(bad)])} is not a row number; {advice}")
-    largest = int(values.max())
-    if largest > 100 * len(values) + 1_000_000:
-        raise ValueError(f"{kind} id {largest} would make a factor matrix of {largest + 1} rows; {advice}")
-    return _narrow(values, largest + 1)
-
-
-def _narrow(codes: NDArray[Any], size: int) -> NDArray[Any]:
-    return codes.astype(np.int32 if size <= np.iinfo(np.int32).max else np.int64)
-
-
-def _as_values(values: Any) -> NDArray[Any]:
-    """Unique ids as a NumPy array; tuples stay objects, extension types become objects or numbers."""
-    if isinstance(values, np.ndarray):
-        return values
-    array = np.asarray(values)
-    return array if array.ndim == 1 else _objects(values)
-
-
-def _column(ids: Any) -> NDArray[Any]:
-    """Many ids as an array (n,), without turning 1 into '1' or a tuple into a row."""
-    if isinstance(ids, (np.ndarray, pd.Series, pd.Index, pd.api.extensions.ExtensionArray)):
-        array = np.asarray(ids).reshape(-1)
-        # pandas has no index of float16.
-        return array.astype(np.float32) if array.dtype == np.float16 else array
-    return _objects(ids)
-
-
-def _objects(ids: Iterable[Hashable]) -> NDArray[Any]:
-    given = list(ids)
-    array = np.empty(len(given), dtype=object)
-    array[:] = given
-    return array
 
 
 # -- counts ------------------------------------------------------------------------------------
@@ -348,7 +229,7 @@ def _checked_matrix(data: Any, dtype: type) -> Any:
                 raise ValueError(f"this sparse matrix of shape {data.shape} has an index outside its shape")
         counts = _checked_counts(pd.Series(given.data), dtype)
         csr = sparse.coo_array((counts, (given.row, given.col)), shape=data.shape).tocsr()
-    columns = csr.indices if csr.nnz > np.iinfo(np.int32).max else _narrow(csr.indices, csr.shape[1])
+    columns = csr.indices if csr.nnz > np.iinfo(np.int32).max else narrow(csr.indices, csr.shape[1])
     return sparse.csr_array((csr.data, columns, csr.indptr.astype(columns.dtype)), shape=csr.shape)
 
 
@@ -363,7 +244,7 @@ def _checked_counts(column: pd.Series, dtype: type) -> NDArray[Any]:
         numeric = pd.to_numeric(column, errors="coerce") if textual else column.where(column.isna())
         wrong = numeric.isna() & column.notna()
         if wrong.any():
-            raise ValueError(f"count {_shown(column[wrong].iloc[0])} is not a number")
+            raise ValueError(f"count {shown(column[wrong].iloc[0])} is not a number")
     with np.errstate(over="ignore"):
         values: NDArray[Any] = numeric.to_numpy(dtype=dtype, na_value=np.nan, copy=True)
     # Two reductions see whether all is well; only if not is the culprit looked for.
@@ -374,7 +255,7 @@ def _checked_counts(column: pd.Series, dtype: type) -> NDArray[Any]:
     bad = ~((exact >= 0) & np.isfinite(exact))
     if bad.any():
         row = int(np.argmax(bad))
-        where = f"count {_shown(column.iloc[row])} in row {_shown(column.index[row])}"
+        where = f"count {shown(column.iloc[row])} in row {shown(column.index[row])}"
         raise ValueError(f"{where} cannot be used: counts are finite and not negative")
     raise ValueError(
         f"the counts add up to {exact.sum():.3g}, and {np.dtype(dtype)} holds {limit:.3g} at most"
@@ -399,14 +280,6 @@ def _canonical(csr: sparse.csr_array, drop_zeros: bool = False) -> sparse.csr_ar
     return csr
 
 
-def _warn_zeros(how_many: int, what: str) -> None:
-    warnings.warn(f"{how_many} counts of zero were {what}: pairs that are absent count as zero", stacklevel=4)
-
-
-def _shown(value: Any) -> str:
-    """A value for a message: -2, not np.int64(-2)."""
-    return repr(value.item() if isinstance(value, np.generic) else value)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real)
+def _warn_zeros(how_many: int, what: str, stacklevel: int = 4) -> None:
+    message = f"{how_many} counts of zero were {what}: pairs that are absent count as zero"
+    warnings.warn(message, stacklevel=stacklevel)

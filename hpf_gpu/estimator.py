@@ -3,36 +3,29 @@
 from __future__ import annotations
 
 import inspect
+import os
 import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from . import backends
 from .backends.protocol import Backend
 from .convergence import history_frame
 from .data import TrainingData, held_out_pairs, row_batches, training_data
+from .folding import FoldingModel
 from .inference import Fit, Schedule, fit
-from .likelihood import Objective, pair_llk
-from .parameters import (
-    check_parameters,
-    cuda_options,
-    default_step_size,
-    step_at,
-    thread_count,
-    whole_number,
-)
+from .likelihood import Objective
+from .model_file import load_model, save_model
+from .parameters import check_parameters, default_step_size, step_at
 from .progress import ProgressBar
-from .ranking import UserItems, items_of, recommend
 from .stochastic import Batch, Epochs, Local
 from .storage import write_csv_folder
-from .variational import Block, Model, Pairs, Posterior, Prior, draw_start_values, posterior_of, start_side
+from .variational import Block, Model, Pairs, Prior, draw_start_values, posterior_of, start_side
 
 
-class HPF:
+class HPF(FoldingModel):
     """Hierarchical Poisson factorization of sparse counts, by mean-field variational inference.
 
     The count of user u and item i is modelled as ``y_ui ~ Poisson(θ_u·β_i)`` with
@@ -92,11 +85,13 @@ class HPF:
     keep_data : bool
         Whether to remember which items each user had, so that ``topN`` can leave them out.
     save_folder : str or None
-        Folder (it must exist) to write all parameters to as CSV, as hpfrec does.
+        Folder (it must exist) to write all parameters to as CSV, as hpfrec does.  For a file to load
+        again see :meth:`save`.
     produce_dicts : bool
         Whether ``user_dict_`` and ``item_dict_`` are offered; they are built when first asked for.
     keep_all_objs : bool
         Whether to keep shapes and rates (``Gamma_shp`` ... ``t_rte``) beside ``Theta`` and ``Beta``.
+        Folding in new users or items needs them.
     sum_exp_trick : bool
         Whether to compute φ of every count by the max-shifted log-sum-exp.  Those that need it
         get it anyway; True is slower and at most a rounding error different.
@@ -125,6 +120,8 @@ class HPF:
         Parameters of q(θ) and q(β).  Rates are built at each access.
     k_rte, t_rte : array (nusers, 1), array (nitems, 1)
         Rates of q(ξ) and q(η).
+    seen : array (Z,)
+        Item numbers that each user has had, user after user; with ``keep_data=True``.
     is_fitted : bool
     niter : int
         Iterations run.
@@ -264,8 +261,7 @@ class HPF:
         if self.stop_crit == "val-llk" and val_set is None:
             raise ValueError("stop_crit='val-llk' needs held-out counts: fit(counts_df, val_set=...)")
         dtype = np.dtype(np.float32 if self.use_float else np.float64)
-        options = cuda_options(vars(self))
-        backend = backends.choose(self.backend, dtype, thread_count(self.ncores), **options)
+        backend = self._working_backend(dtype, self.ncores)
         data = training_data(counts_df, backend=backend, reindex=bool(self.reindex))
         validation = None
         if val_set is not None:
@@ -283,9 +279,12 @@ class HPF:
             warnings.warn(f"the fit was interrupted; iteration {result.iterations} is kept", stacklevel=2)
         return self
 
+    def _parameters(self) -> dict[str, Any]:
+        """The parameters as they are now: users change attributes after construction."""
+        return {name: getattr(self, name) for name in inspect.signature(HPF).parameters}
+
     def _check_parameters(self) -> None:
-        """Check them as they are now: users change attributes after construction."""
-        check_parameters({name: getattr(self, name) for name in inspect.signature(HPF).parameters})
+        check_parameters(self._parameters())
 
     def _schedule(self) -> Schedule:
         informs = self.stop_crit != "maxiter" or self.verbose
@@ -331,8 +330,8 @@ class HPF:
         self.Beta = backend.asnumpy(backend.mean(items.factor))
         self.nusers, self.nitems = data.csr.shape
         self._user_ids, self._item_ids = data.users, data.items
-        self._posteriors: tuple[Posterior, Posterior] | None = None
-        if self.keep_all_objs:
+        self._posteriors = None
+        if self.keep_all_objs or self.save_folder is not None:
             self._posteriors = (posterior_of(backend, users), posterior_of(backend, items))
         self._seen = data.seen if self.keep_data else None
         self.history_ = history_frame(result.history, self.stop_crit)
@@ -342,181 +341,68 @@ class HPF:
         self.is_fitted = True
         if self.save_folder is not None:
             write_csv_folder(self.save_folder, self)
+            self._posteriors = self._posteriors if self.keep_all_objs else None
 
     @staticmethod
     def _fresh_seed() -> int:
         return int(np.random.default_rng().integers(1, 2**31))
 
-    # -- using the model -----------------------------------------------------------------------
+    # -- files ---------------------------------------------------------------------------------
 
-    def predict(self, user: Any, item: Any) -> Any:
-        """Expected counts θ_u·β_i.
-
-        Parameters
-        ----------
-        user, item : one id, or array-like (n,) of ids
-            Pairs; one id on either side is paired with all of the other.
-
-        Returns
-        -------
-        float or array (n,)
-            NaN where the user or the item was not in the training data.
-        """
-        self._check_fitted()
-        single = self._user_ids.is_single(user) and self._item_ids.is_single(item)
-        rows, columns = self._user_ids.codes_of(user), self._item_ids.codes_of(item)
-        if len(rows) != len(columns) and 1 not in (len(rows), len(columns)):
-            raise ValueError(f"{len(rows)} users and {len(columns)} items cannot be paired")
-        rows, columns = np.broadcast_arrays(rows, columns)
-        known = (rows >= 0) & (columns >= 0)
-        rates = np.full(len(rows), np.nan, dtype=self.Theta.dtype)
-        rates[known] = self._host_backend().predict_pairs(self.Theta, self.Beta, rows[known], columns[known])
-        return rates[0] if single else rates
-
-    def topN(self, user: Any, n: int = 10, exclude_seen: bool = True, items_pool: Any = None) -> NDArray[Any]:
-        """The items with the highest expected counts for one user or for each of many, best first.
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the fitted model to one safetensors file, which :meth:`load` reads on any machine.
 
         Parameters
         ----------
-        user : id, or array-like (B,) of ids
-            Users of the training data.
-        n : int
-            How many; fewer come back if fewer are left.
-        exclude_seen : bool
-            Whether to leave out the items that the user had in the training data.
-        items_pool : array-like of ids, optional
-            Items to choose from, for all users.  Unknown ones are left out with a warning.
-
-        Returns
-        -------
-        array (n,), or for many users array (B, n)
-            Item ids.  For one user the array is shorter if fewer than ``n`` items are left.  For many
-            it is narrower if there are fewer than ``n`` items to choose from at all; rows of users with
-            still fewer left end in None, and the array is then one of objects.
+        path : str or path-like
+            File to write.  One that is there is replaced when the new one is complete.
 
         Raises
         ------
         ValueError
-            If a user or the whole pool is unknown, or ``exclude_seen`` with ``keep_data=False``.
+            If the model is not fitted.
+        TypeError
+            If ids are neither numbers, texts, bytes, NumPy's dates nor tuples of these.
+        OSError
+            If the file cannot be written; one that was there is then as it was.
 
         Notes
         -----
-        For many users this takes some tens of MB beside the result and the users' part of the model,
-        never a matrix of users and items.  Of equal scores the item that comes first in the rows of
-        Beta comes first.
+        Two parameters are not written and None after :meth:`load`: ``save_folder``, which belongs to this
+        machine, and, with a warning, a ``step_size`` of your own.
         """
         self._check_fitted()
-        n = whole_number("n", n, 1)
-        rows = self._user_ids.known(user)
-        exclude = self._seen_by(rows) if exclude_seen else None
-        pool = None if items_pool is None else self._pool(items_pool)
-        best = recommend(self._host_backend(), self.Theta[rows], self.Beta, n, exclude=exclude, pool=pool)
-        return self._item_ids.labels(best[best >= 0] if self._user_ids.is_single(user) else best)
+        if self.step_size not in (None, default_step_size):
+            warnings.warn("step_size is a function of your own and is not saved", stacklevel=2)
+        save_model(path, self, self._parameters())
 
-    def eval_llk(self, input_df: Any, full_llk: bool = False) -> dict[str, Any]:
-        """Poisson log-likelihood of the given counts alone, in float64.
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> HPF:
+        """Read a model that :meth:`save` wrote.
 
         Parameters
         ----------
-        input_df : same forms as for ``fit``
-            Users and items that were not in the training data are left out; zeros are left out
-            with a warning.
-        full_llk : bool
-            Whether to include −Σ ln y!.
+        path : str or path-like
+            File to read.  Nothing in it is ever executed.
 
         Returns
         -------
-        dict
-            ``llk``, and ``nobs``: how many pairs it is the sum of.
+        HPF
+            A fitted model that answers as the one that was saved.
+
+        Raises
+        ------
+        ModelFileError
+            If the file is damaged, no model, or written by a newer version.  It is a ValueError.
+        OSError
+            If the file cannot be read.
+
+        Notes
+        -----
+        The backend that fitted it need not be there: predictions run on the host.  Where ``backend`` names
+        one that is missing, set it to ``'auto'`` before the next fit or fold-in.
         """
-        self._check_fitted()
-        dtype = self.Theta.dtype.type
-        pairs = held_out_pairs(input_df, self._user_ids, self._item_ids, dtype=dtype, name="input_df")
-        llk = pair_llk(self._host_backend(), self.Theta, self.Beta, pairs, full_llk=bool(full_llk))
-        return {"llk": llk, "nobs": len(pairs.values)}
-
-    def _host_backend(self) -> Backend:
-        """What predicts: the model is on the host, in the precision that it was fitted in."""
-        name, among = ("numpy" if self.backend_ == "numpy" else "auto"), backends.ON_HOST
-        return backends.choose(name, self.Theta.dtype, thread_count(self.ncores), among=among)
-
-    def _seen_by(self, rows: NDArray[Any]) -> UserItems:
-        if self._seen is None:
-            raise ValueError("exclude_seen needs the training data, which keep_data=False has dropped")
-        return items_of(rows, self._seen)
-
-    def _pool(self, items_pool: Any) -> NDArray[Any]:
-        codes = self._item_ids.codes(items_pool)
-        if len(codes) == 0:
-            raise ValueError("items_pool is empty: there is nothing to recommend")
-        unknown = int((codes < 0).sum())
-        if unknown == len(codes):
-            raise ValueError("none of the items in items_pool was in the training data")
-        if unknown:
-            warnings.warn(f"{unknown} items of items_pool were not in the training data", stacklevel=3)
-        return np.unique(codes[codes >= 0])
-
-    def _check_fitted(self) -> None:
-        if not self.is_fitted:
-            raise ValueError("this HPF has not been fitted yet: call fit first")
-
-    # -- attributes that are views of the fitted state -------------------------------------------
-
-    @property
-    def user_mapping_(self) -> Any:
-        """Id of each row of Theta, (nusers,)."""
-        return self._user_ids.values if self.is_fitted else None
-
-    @property
-    def item_mapping_(self) -> Any:
-        """Id of each row of Beta, (nitems,)."""
-        return self._item_ids.values if self.is_fitted else None
-
-    @property
-    def user_dict_(self) -> dict[Any, int] | None:
-        """Row of Theta of each user id."""
-        return self._user_ids.rows if self.is_fitted and self.produce_dicts else None
-
-    @property
-    def item_dict_(self) -> dict[Any, int] | None:
-        """Row of Beta of each item id."""
-        return self._item_ids.rows if self.is_fitted and self.produce_dicts else None
-
-    user_mapping, item_mapping = user_mapping_, item_mapping_
-    user_dict, item_dict = user_dict_, item_dict_
-
-    @property
-    def Gamma_shp(self) -> NDArray[Any]:
-        """Shapes of q(θ), (nusers, k)."""
-        return self._posterior(0).shape
-
-    @property
-    def Gamma_rte(self) -> NDArray[Any]:
-        """Rates of q(θ), (nusers, k), built at each access."""
-        return self._posterior(0).rate
-
-    @property
-    def Lambda_shp(self) -> NDArray[Any]:
-        """Shapes of q(β), (nitems, k)."""
-        return self._posterior(1).shape
-
-    @property
-    def Lambda_rte(self) -> NDArray[Any]:
-        """Rates of q(β), (nitems, k), built at each access."""
-        return self._posterior(1).rate
-
-    @property
-    def k_rte(self) -> NDArray[Any]:
-        """Rates of q(ξ), (nusers, 1)."""
-        return self._posterior(0).hyper_rate[:, None].astype(self.Theta.dtype)
-
-    @property
-    def t_rte(self) -> NDArray[Any]:
-        """Rates of q(η), (nitems, 1)."""
-        return self._posterior(1).hyper_rate[:, None].astype(self.Beta.dtype)
-
-    def _posterior(self, side: int) -> Posterior:
-        if not self.is_fitted or self._posteriors is None:
-            # AttributeError, so that hasattr tells whether shapes and rates are there.
-            raise AttributeError("shapes and rates exist after fit with keep_all_objs=True")
-        return self._posteriors[side]
+        parameters, state = load_model(path, inspect.signature(HPF).parameters)
+        model = cls(**parameters)
+        vars(model).update(state)
+        return model

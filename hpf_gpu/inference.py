@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from .backends.protocol import Array, Backend, SideName
+from .backends.protocol import Array, Backend, Counts, SideName
 from .convergence import Check, has_converged
 from .likelihood import Objective, user_sums
 from .variational import Block, Model, Side, update_side
@@ -110,6 +110,35 @@ def fit(
         check = objective.check(model, iteration)
         history.append(replace(check, seconds=time.perf_counter() - started))
     return Fit(model, history, iteration, interrupted)
+
+
+def fold_in(
+    backend: Backend,
+    counts: Counts,  # (N, M)
+    new: Side,  # N rows at their start values
+    frozen: Side,  # M rows
+    *,
+    maxiter: int,
+    stop_thr: float,
+    exact_phi: bool = False,
+) -> Side:
+    """Coordinate ascent on q(θ) and q(ξ) of new users given q(β), which stays as it is.
+
+    Items are folded in by the same function, with their counts as rows and the users frozen.  Ends when
+    the root mean square over the rows of ‖E[θ_n] − E[θ_n] before‖ is below ``stop_thr``: for one row
+    hpfrec's rule.
+    """
+    theta = backend.mean(new.factor)
+    threshold = stop_thr * math.sqrt(counts.shape[0])
+    for _ in range(maxiter):
+        statistic, _ = backend.allocate(
+            counts, new.factor, frozen.factor, side="users", exact=exact_phi, out=(_spare_shape(new), None)
+        )
+        new = update_side(backend, new, statistic, frozen.column_sums)
+        before, theta = theta, backend.mean(new.factor)
+        if backend.distance(theta, before) < threshold:
+            break
+    return new
 
 
 def _spare_shape(side: Side) -> Array | None:

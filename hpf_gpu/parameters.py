@@ -45,9 +45,7 @@ def check_parameters(given: Mapping[str, Any]) -> None:
         _check_real(name, given[name])
         if not _LEAST <= given[name] <= _MOST:
             raise ValueError(f"{name}={given[name]!r} must lie between {_LEAST:g} and {_MOST:g}")
-    _check_real("stop_thr", given["stop_thr"])
-    if not 0 < given["stop_thr"] < math.inf:
-        raise ValueError(f"stop_thr={given['stop_thr']!r} must be above zero and finite")
+    positive_number("stop_thr", given["stop_thr"])
     for name in _OPTIONAL_COUNTS:
         if given[name] is not None:
             _check_whole(name, given[name], 1)
@@ -104,6 +102,14 @@ def whole_number(name: str, value: Any, least: int) -> int:
     """``value`` as int; 10.0 and numpy.int64(10) count as whole, True and 10.5 do not."""
     _check_whole(name, value, least)
     return int(value)
+
+
+def positive_number(name: str, value: Any) -> float:
+    """``value`` as float, which must be above zero and finite."""
+    _check_real(name, value)
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name}={value!r} must be above zero and finite")
+    return float(value)
 
 
 def _is_real(value: Any) -> bool:

@@ -29,6 +29,8 @@ def recommend(
     if pool is not None:
         exclude = None if exclude is None else _places_in(pool, len(beta), exclude)
         beta = beta[pool]
+    if backend.name == "cuda":
+        theta, beta = backend.asarray(theta), backend.asarray(beta)
     best, _ = backend.top_items(theta, beta, min(n, len(beta)), exclude)
     return best if pool is None else np.where(best < 0, -1, pool[best])
 
@@ -40,6 +42,22 @@ def items_of(users: NDArray[Any], items: UserItems) -> UserItems:
     starts = _indptr(sizes)
     places = np.arange(starts[-1]) + np.repeat(indptr[users] - starts[:-1], sizes)
     return starts, indices[places]
+
+
+def with_items(items: UserItems, rows: NDArray[Any], new: UserItems) -> UserItems:
+    """The items after those of some users (B,) were replaced; row numbers behind the end add users."""
+    indptr, indices = items
+    sizes = np.zeros(max(len(indptr) - 1, int(rows.max()) + 1), dtype=np.int64)
+    sizes[: len(indptr) - 1] = np.diff(indptr)
+    replaced = np.zeros(len(sizes), dtype=bool)
+    replaced[rows] = True
+    kept = indices[~np.repeat(replaced, sizes)]
+    sizes[rows] = np.diff(new[0])
+    result = np.empty(int(sizes.sum()), dtype=indices.dtype)
+    from_new = np.repeat(replaced, sizes)
+    result[~from_new] = kept
+    result[from_new] = items_of(np.argsort(rows), new)[1]
+    return _indptr(sizes), result
 
 
 def _places_in(pool: NDArray[Any], n_items: int, items: UserItems) -> UserItems:

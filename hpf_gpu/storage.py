@@ -1,4 +1,4 @@
-"""Models on disk."""
+"""The folder of CSV files that hpfrec writes."""
 
 from __future__ import annotations
 

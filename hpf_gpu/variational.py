@@ -112,17 +112,10 @@ def draw_start_values(
 def start_side(backend: Backend, prior: Prior, shape: Host, rate: Host) -> Side:
     """A side before its first update, with full matrices (N, K) for shape and rate."""
     n, k = shape.shape
-    hyper_rate = backend.asarray(np.full(n, prior.hyper_mean))
-    rates = (backend.asarray(rate), backend.asarray(np.zeros(k)))
-    return side_of(backend, prior, backend.asarray(shape), rates, hyper_rate)
-
-
-def side_of(
-    backend: Backend, prior: Prior, shape: Array, rates: tuple[Array, Array], hyper_rate: Array
-) -> Side:
-    """A side with shape (N, K), which is consumed, rates of rows and columns, and rate (N,) of q(ξ)."""
-    factor, _, column_sums = backend.gamma_update(shape, 0.0, *rates)
-    return Side(prior, factor, hyper_rate, column_sums, spare=None)
+    factor, _, column_sums = backend.gamma_update(
+        backend.asarray(shape), 0.0, backend.asarray(rate), backend.asarray(np.zeros(k))
+    )
+    return Side(prior, factor, backend.asarray(np.full(n, prior.hyper_mean)), column_sums, spare=None)
 
 
 def update_side(backend: Backend, side: Side, statistic: Array, other_sums: Array) -> Side:
@@ -165,14 +158,26 @@ def blend_side(
     return Side(side.prior, factor, side.prior.hyper_rate + row_sums, column_sums, spare=old)
 
 
+def level_side(backend: Backend, prior: Prior, n: int, k: int) -> Side:
+    """A side at the start values of a fit without their noise, for rows that are folded in.
+
+    The frozen side tells the factors apart.  All rows start alike, so a row's result does not depend on
+    its place among the others.
+    """
+    level = np.broadcast_to(backend.dtype.type(prior.hyper_shape), (n, k))
+    return start_side(backend, prior, level, level)
+
+
 @dataclass(frozen=True)
 class Posterior:
     """A fitted side on the host: what is kept of q(θ) and q(ξ) after the backend is gone."""
 
+    prior: Prior
     shape: Host  # (N, K)
-    rate_rows: Host  # (N, 1) float64
+    rate_rows: Host  # (N, 1) float64, or (N, K) once rows were folded in
     rate_columns: Host  # (K,) float64
     hyper_rate: Host  # (N,) float64
+    column_sums: Host  # (K,) float64, Σ_n E[θ_nk]
 
     @property
     def rate(self) -> Host:
@@ -180,9 +185,46 @@ class Posterior:
         rate: Host = (self.rate_rows + self.rate_columns).astype(self.shape.dtype)
         return rate
 
+    def with_rows(self, rows: Host, new: Posterior, mean: Host) -> Posterior:
+        """The side after other rows took the places ``rows`` (B,), some of them behind its end.
+
+        ``mean`` (N', K) is E[θ] of the result.  Rows of the fit and new ones have different
+        ``rate_columns``, so rates become a full matrix.
+        """
+        return Posterior(
+            self.prior,
+            shape=put_rows(self.shape, rows, new.shape),
+            rate_rows=put_rows(self.rate, rows, new.rate),
+            rate_columns=np.zeros_like(self.rate_columns),
+            hyper_rate=put_rows(self.hyper_rate, rows, new.hyper_rate),
+            column_sums=mean.sum(axis=0, dtype=np.float64),
+        )
+
+
+def put_rows(array: Host, rows: Host, new: Host) -> Host:
+    """A copy with new rows at the places ``rows`` (B,); places behind the end make it longer."""
+    size = max(len(array), int(rows.max()) + 1)
+    result = np.empty((size, *array.shape[1:]), array.dtype)
+    result[: len(array)] = array
+    result[rows] = new
+    return result
+
 
 def posterior_of(backend: Backend, side: Side) -> Posterior:
     """Bring one side to the host."""
     factor = side.factor
-    arrays = (factor.shape, factor.rate_rows, factor.rate_columns, side.hyper_rate)
-    return Posterior(*(backend.asnumpy(array) for array in arrays))
+    arrays = (factor.shape, factor.rate_rows, factor.rate_columns, side.hyper_rate, side.column_sums)
+    return Posterior(side.prior, *(backend.asnumpy(array) for array in arrays))
+
+
+def frozen_side(backend: Backend, posterior: Posterior, rows: Host) -> Side:
+    """Some rows (B,) of a fitted side in the backend's memory, with the column sums of all."""
+    rates, matrix = posterior.rate_rows[rows], posterior.rate_rows.shape[1] > 1
+    factor, _, _ = backend.gamma_update(
+        backend.asarray(posterior.shape[rows]),
+        0.0,
+        backend.asarray(rates) if matrix else backend.asarray(rates[:, 0])[:, None],
+        backend.asarray(posterior.rate_columns),
+    )
+    hyper_rate, sums = (backend.asarray(x) for x in (posterior.hyper_rate[rows], posterior.column_sums))
+    return Side(posterior.prior, factor, hyper_rate, sums, spare=None)

@@ -289,6 +289,27 @@ def fit(
     return states
 
 
+def fold_in(
+    y: Matrix,  # (N, M)
+    beta: Gamma,  # (M, K)
+    a: float,
+    a_prime: float,
+    b_prime: float,
+    iterations: int,
+) -> list[tuple[Gamma, Gamma]]:
+    """θ (N, K) and ξ (N,) of new rows at their start values, then after each iteration with q(β) frozen."""
+    n, k = y.shape[0], beta.shape.shape[1]
+    theta = Gamma(np.full((n, k), a_prime), np.full((n, k), a_prime))
+    xi = Gamma(np.full(n, a_prime + k * a), np.full(n, b_prime))
+    states = [(theta, xi)]
+    for _ in range(iterations):
+        z = expected_z(y, theta.expected_log, beta.expected_log)
+        theta = Gamma(a + z.sum(axis=1), xi.mean[:, None] + beta.column_sums)
+        xi = Gamma(xi.shape, a_prime / b_prime + theta.row_sums)
+        states.append((theta, xi))
+    return states
+
+
 # -- stochastic updates ------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ PACKAGE = Path(hpf_gpu.__file__).parent
 
 #: Modules of the package that each module may import; what is not listed may import nothing of it.
 ALLOWED = {
-    "__init__": {"backends.protocol", "estimator"},
+    "__init__": {"backends.protocol", "estimator", "model_file"},
     "backends.__init__": {
         "backends.protocol", "backends.cuda_backend", "backends.openmp_backend", "backends.numpy_backend",
     },
@@ -34,15 +34,22 @@ ALLOWED = {
     "likelihood": {"backends.protocol", "convergence", "variational"},
     "inference": {"backends.protocol", "convergence", "likelihood", "variational"},
     "stochastic": {"backends.protocol", "variational"},
-    "data": {"backends.protocol", "variational"},
+    "data": {"backends.protocol", "ids", "variational"},
     "parameters": {"convergence"},
     "progress": {"convergence"},
     "ranking": {"backends.protocol"},
     "metrics": {"backends.numpy_backend"},
     "plot": {"metrics"},
+    "fitted": {
+        "backends", "backends.protocol", "data", "ids", "likelihood", "parameters", "ranking", "variational",
+    },
+    "folding": {
+        "backends.protocol", "data", "fitted", "inference", "parameters", "ranking", "variational",
+    },
+    "model_file": {"", "ids", "parameters", "variational"},
     "estimator": {
-        "backends", "backends.protocol", "convergence", "data", "inference", "likelihood", "parameters",
-        "progress", "ranking", "stochastic", "storage", "variational",
+        "backends.protocol", "convergence", "data", "folding", "inference", "likelihood", "model_file",
+        "parameters", "progress", "stochastic", "storage", "variational",
     },
     "demo": {"", "datasets", "estimator", "metrics", "plot"},
     "doctor": {

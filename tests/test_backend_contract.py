@@ -254,7 +254,7 @@ def _make_case(name: str) -> Case:
     return Case(name, _counts(rng, 23, 31, 130), users, items)
 
 
-CASES = (
+ALL_CASES = (
     *(f"K={k}" for k in FACTORS),
     "one user",
     "one item",
@@ -271,6 +271,19 @@ CASES = (
     "disjoint",
     "nearly disjoint",
 )
+
+#: Cases made for the tiles of the openmp backend: minutes in a simulator.
+LARGE = ("wide", "tall")
+
+#: What is left under a sanitizer, many times slower: few nonzeros, rows of several segments, underflow.
+FEW = ("K=5", "one user", "one nonzero", "no nonzero", "start values, K=1", "nearly disjoint")
+
+CASES = {
+    None: ALL_CASES,
+    "fast": tuple(name for name in ALL_CASES if name not in LARGE),
+    "asan": FEW,
+    "tsan": ("K=5", "nearly disjoint"),
+}[conftest.SIMULATED]
 
 
 @pytest.fixture(scope="session", params=CASES, ids=lambda name: name.replace(" ", "-"))

@@ -5,6 +5,7 @@ Runs on a GPU, and without one in the legs of test_simulated_cuda.py.
 
 from __future__ import annotations
 
+import multiprocessing
 import pickle
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import test_backend_contract as contract
 from parity import MATRICES, relative_error
 from scipy import sparse
 
-from hpf_gpu import HPF, NotEnoughMemory
+from hpf_gpu import HPF, BackendUnavailable, NotEnoughMemory
 from hpf_gpu.backends import create, cuda_layout
 from hpf_gpu.backends.cuda_source import Variant
 from hpf_gpu.inference import iterate
@@ -109,6 +110,25 @@ def test_any_stream(cuda32: Any) -> None:
         streamed = fitted()
     for a, b in zip(plain, streamed, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_forked_child_is_told(cuda32: Any) -> None:
+    fork = multiprocessing.get_context("fork")
+    with fork.Pool(1) as pool, pytest.raises(BackendUnavailable, match="does not survive"):
+        pool.apply(create, ("cuda", np.float32))
+
+
+def test_many_users_are_ranked_on_the_device(cuda32: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hpf_gpu import fitted
+    from hpf_gpu.backends.cuda_backend import CudaBackend
+
+    model, called = fit(random_counts()), []
+    one_by_one = [model.topN(user, 5) for user in range(60)]
+    rank = CudaBackend.top_items
+    monkeypatch.setattr(CudaBackend, "top_items", lambda *a: called.append(1) or rank(*a))
+    monkeypatch.setattr(fitted, "_WORTH_A_GPU", 60)
+    np.testing.assert_array_equal(model.topN(np.arange(60), 5), one_by_one)
+    assert called
 
 
 # -- memory ------------------------------------------------------------------------------------

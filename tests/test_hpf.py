@@ -496,6 +496,8 @@ def test_fits_in_several_threads_at_once(backend_name):
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_child_fits_too(backend_name):
     """OpenMP's threads do not survive a fork; waiting for them would never end."""
+    if backend_name == "cuda":
+        pytest.skip("CUDA itself does not survive a fork: test_cuda.py has what a child is told")
     frame = DATA["online_retail"]()
     parent = quick(backend=backend_name, use_float=False).fit(frame)
     with multiprocessing.get_context("fork").Pool(1) as pool:
@@ -616,8 +618,10 @@ def test_progress_goes_to_standard_error(counts, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_save_folder(counts, tmp_path):
-    model = quick(save_folder=tmp_path, use_float=False).fit(counts)
+@pytest.mark.parametrize("keep_all_objs", [True, False])
+def test_save_folder(keep_all_objs, counts, tmp_path):
+    model = quick(save_folder=tmp_path, use_float=False, keep_all_objs=keep_all_objs).fit(counts)
+    assert hasattr(model, "Gamma_shp") is keep_all_objs
     files = {path.name for path in tmp_path.iterdir()}
     assert files == {
         "Theta", "Beta", "Gamma_shp", "Gamma_rte", "Lambda_shp", "Lambda_rte", "kappa_rte", "tau_rte",

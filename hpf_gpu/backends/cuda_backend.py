@@ -6,6 +6,7 @@ in the likelihoods, the transfers and the predictions, never within an iteration
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from .cuda_input import Triplets, from_array, from_matrix, is_device_array, is_d
 from .cuda_launch import Kernel
 from .cuda_layout import MOST_NUMBER, Segmentation, bytes_of_fit, segmentation, strands_of
 from .cuda_source import COUNTS, FACTORS, THREADS, TOP_PLACES, Variant, source
-from .protocol import Adopted, Array, Factor, Host, NotEnoughMemory, SideName
+from .protocol import Adopted, Array, BackendUnavailable, Factor, Host, NotEnoughMemory, SideName
 
 check_machine()
 try:
@@ -31,6 +32,17 @@ except Exception as error:
 _MOST_FACTORS = 1024
 _AT_ONCE = 1 << 22  # pairs, or places of a ranking, on their way to the host
 
+_in_forked_child = False
+
+
+def _remember_fork() -> None:
+    global _in_forked_child
+    _in_forked_child = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_remember_fork)
+
 Allocation = Literal["fused", "cusparse"]
 
 
@@ -41,8 +53,12 @@ Allocation = Literal["fused", "cusparse"]
 def _compiled(files: tuple[str, ...], variant: Variant, device: int) -> dict[str, Kernel]:
     """The kernels of these sources for one variant; what CuPy compiles it keeps on disk."""
     module = cp.RawModule(code=source(files), options=variant.options)
+    try:
+        functions = {name: module.get_function(name) for name in variant.signatures(files)}
+    except Exception as error:
+        raise find_fault(error) from error
     return {
-        name: Kernel(name, module.get_function(name), parameters, variant.width)
+        name: Kernel(name, functions[name], parameters, variant.width)
         for name, parameters in variant.signatures(files).items()
     }
 
@@ -154,13 +170,16 @@ class CudaBackend:
     def __init__(
         self, dtype: np.dtype[Any], *, precision: str = "full", allocate: Allocation = "fused"
     ) -> None:
+        if _in_forked_child:
+            raise BackendUnavailable(
+                "CUDA was in use when this process was forked, and does not survive that",
+                remedy="start processes by multiprocessing's 'spawn', or take backend='openmp' in them",
+            )
         self.dtype = np.dtype(dtype)
         self._half, self._composed = precision == "mixed", allocate == "cusparse"
         self._device = cp.cuda.Device().id
-        try:  # a GPU or a compiler that does not work is noticed here
-            self._counting = _compiled(COUNTS, Variant(1, self.dtype), self._device)
-        except Exception as error:
-            raise find_fault(error) from error
+        # A GPU or a compiler that does not work is noticed here.
+        self._counting = _compiled(COUNTS, Variant(1, self.dtype), self._device)
 
     def describe(self) -> str:
         precision = "half precision in float32" if self._half else str(self.dtype)
@@ -462,7 +481,8 @@ def _row_blocks(n: int) -> int:
 
 def _rates(rate_rows: Array) -> tuple[Array | None, Array | None]:
     """``rate_rows`` as (vector, None), or as (None, matrix) where it holds start values."""
-    if rate_rows.dtype == np.float64 and rate_rows.shape[1] == 1 and rate_rows.flags.c_contiguous:
+    # Strides tell a vector from a padded matrix with K = 1, even of one row.
+    if rate_rows.dtype == np.float64 and rate_rows.shape[1] == 1 and rate_rows.strides[0] == 8:
         return rate_rows[:, 0], None
     return None, rate_rows
 

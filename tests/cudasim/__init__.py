@@ -11,7 +11,7 @@ from __future__ import annotations
 from .compilation import build
 from .errors import CompileError, SimulationError, Unsupported
 from .module import Module
-from .real_cupy import PROVED_ON, check, install
+from .real_cupy import PROVED_ON, check, install, stream_order
 from .toolchain import FLAVOURS, environment
 
 __all__ = [
@@ -25,4 +25,5 @@ __all__ = [
     "check",
     "environment",
     "install",
+    "stream_order",
 ]

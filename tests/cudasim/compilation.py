@@ -55,8 +55,8 @@ def build(
     loaded = runtime(flavour)
     # The source itself is there for g++ to quote.
     files = {"translated.cpp": _translate(source, names, filename), Path(filename).name: source}
-    flags = [*toolchain.COMMON_FLAGS, *chosen.kernel_flags, f"-I{INCLUDE}", *_passed_on(options)]
-    library = cached("kernel", files, [*flags, *_shared(chosen), "translated.cpp", str(loaded.library)])
+    flags = [*toolchain.COMMON_FLAGS, *chosen.kernel_flags, "-shared", f"-I{INCLUDE}", *_passed_on(options)]
+    library = cached("kernel", files, [*flags, "translated.cpp", str(loaded.library)])
     return Module(library, names, loaded)
 
 
@@ -104,15 +104,15 @@ def _passed_on(options: Iterable[str]) -> list[str]:
 def runtime(flavour: str) -> Runtime:
     """Return the runtime that executes kernels of a flavour; there is one of each in a process."""
     chosen = toolchain.require(flavour)
-    # Compiled without the sanitizer, which would see fibres as one thread; linked with it.
-    flags = ["-O2", *toolchain.COMMON_FLAGS, f"-I{INCLUDE}", *chosen.runtime_flags, *_shared(chosen)]
+    if chosen.preload and toolchain.flavour_of_process() != flavour:
+        raise RuntimeError(
+            f"start this process with `python -m cudasim {flavour}` to run kernels as {flavour}"
+        )
+    # Not compiled with the sanitizer, which would take the switching of stacks for a fault.
+    flags = ["-O2", *toolchain.COMMON_FLAGS, "-shared", f"-I{INCLUDE}", *chosen.runtime_flags]
     sources = [str(path) for path in RUNTIME_SOURCES]
     content = [path.read_text(encoding="utf-8") for path in [*RUNTIME_SOURCES, *HEADERS]]
     return Runtime(cached("runtime", {}, [*flags, *sources], content))
-
-
-def _shared(chosen: toolchain.Flavour) -> list[str]:
-    return ["-shared", *chosen.link_flags]
 
 
 def cached(

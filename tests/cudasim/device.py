@@ -1,20 +1,20 @@
-"""The simulated device: the functions of CUDA's runtime and driver that CuPy calls.
+"""The simulated device, and the functions of CUDA's runtime that CuPy calls.
 
-Methods have the names and arguments of CuPy's wrappers (``cupy_backends.cuda.api``), and replace them.
+Methods of ``Runtime`` have the names and arguments of ``cupy_backends.cuda.api.runtime``, and replace its
+functions.
 """
 
 from __future__ import annotations
 
 import atexit
-import bisect
 import ctypes
 import itertools
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from . import module
+from .allocations import Allocation, Allocations
 from .errors import SimulationError
 from .streams import EAGER, Streams
 
@@ -38,43 +38,6 @@ ATTRIBUTES = {
 }
 
 UNREGISTERED, PINNED, ON_DEVICE = 0, 1, 2  # cudaMemoryType
-
-# Function attributes (CUfunction_attribute).
-MAX_THREADS_PER_BLOCK, NUM_REGS, MAX_DYNAMIC_SHARED = 0, 4, 8
-
-
-@dataclass
-class Allocation:
-    """Memory of the device, or pinned memory of the host."""
-
-    address: int
-    size: int
-    pinned: bool
-    stream: int = 0
-    freed: bool = False
-
-
-class Allocations:
-    """Which allocation an address lies in."""
-
-    def __init__(self) -> None:
-        self._starts: list[int] = []
-        self._by_start: dict[int, Allocation] = {}
-
-    def add(self, allocation: Allocation) -> None:
-        bisect.insort(self._starts, allocation.address)
-        self._by_start[allocation.address] = allocation
-
-    def remove(self, address: int) -> Allocation:
-        self._starts.remove(address)
-        return self._by_start.pop(address)
-
-    def find(self, address: int) -> Allocation | None:
-        position = bisect.bisect_right(self._starts, address) - 1
-        if position < 0:
-            return None
-        found = self._by_start[self._starts[position]]
-        return found if address < found.address + max(found.size, 1) else None
 
 
 class Device:
@@ -103,6 +66,10 @@ class Device:
     def check(self) -> None:
         """Run all that was submitted; raise the first error that nobody has seen."""
         self.streams.synchronize_all()
+        self.raise_unseen()
+
+    def raise_unseen(self) -> None:
+        """Raise the first error that nobody has seen, as CUDA does from the call that comes next."""
         if self.errors:
             errors, self.errors = self.errors, []
             raise errors[0]
@@ -221,6 +188,7 @@ class Runtime:
         streams.finish(streams.submit(0, self._copy(target, source, size)))
 
     def memcpyAsync(self, target, source, size, kind, stream):
+        self._device.raise_unseen()
         operation = self._device.streams.submit(stream, self._copy(target, source, size))
         if self._device.allocations.find(target) is None:
             self._device.streams.finish(operation)  # CUDA waits if the target is ordinary host memory
@@ -260,6 +228,7 @@ class Runtime:
 
     def streamSynchronize(self, stream):
         self._device.streams.synchronize(stream)
+        self._device.raise_unseen()
 
     def streamQuery(self, stream):
         return 0 if self._device.streams.is_done(stream) else NOT_READY
@@ -302,75 +271,6 @@ def _read(source, size, ends):
 def _write(target, data, ends):
     _alive(ends)
     ctypes.memmove(target, data, len(data))
-
-
-@dataclass
-class Function:
-    """A kernel as the driver knows it."""
-
-    module: module.Module
-    name: str
-    dynamic_shared_limit: int = module.DYNAMIC_SHARED_LIMIT
-
-
-class Driver:
-    """In place of cupy_backends.cuda.api.driver."""
-
-    def __init__(self, device: Device) -> None:
-        self._device = device
-        self._modules: dict[int, module.Module] = {}
-        self._functions: dict[int, Function] = {}
-
-    def get_build_version(self):
-        return VERSION
-
-    def moduleLoadData(self, image):
-        handle = self._device.handle()
-        self._modules[handle] = self._device.modules[image]
-        return handle
-
-    def moduleUnload(self, handle):
-        pass
-
-    def moduleGetFunction(self, handle, name):
-        loaded = self._modules[handle]
-        loaded.signature(name)  # raises if there is no such kernel
-        function = self._device.handle()
-        self._functions[function] = Function(loaded, name)
-        return function
-
-    def funcGetAttribute(self, attribute, function):
-        limit = self._functions[function].dynamic_shared_limit
-        return {MAX_THREADS_PER_BLOCK: module.MAX_THREADS, NUM_REGS: 32, MAX_DYNAMIC_SHARED: limit}.get(
-            attribute, 0
-        )
-
-    def funcSetAttribute(self, function, attribute, value):
-        if attribute == MAX_DYNAMIC_SHARED:
-            self._functions[function].dynamic_shared_limit = value
-
-    def launchKernel(self, function, gx, gy, gz, bx, by, bz, shared, stream, parameters, extra):
-        kernel = self._functions[function]
-        addresses, values = _copy_parameters(kernel.module.signature(kernel.name), parameters)
-
-        def run(values=values):  # they live as long as this does
-            kernel.module.launch_packed(
-                kernel.name, (gx, gy, gz), (bx, by, bz), addresses, shared, kernel.dynamic_shared_limit
-            )
-
-        self._device.streams.submit(stream, run)
-
-
-def _copy_parameters(signature: tuple[str, ...], parameters: int) -> tuple[list[int], Any]:
-    """Copy a launch's parameters, as CUDA does at the launch."""
-    if not signature:
-        return [], None
-    sources = (ctypes.c_void_p * len(signature)).from_address(parameters)
-    values = []
-    for code, source in zip(signature, sources, strict=True):
-        size = 8 if code.startswith("*") else int(code[1:])
-        values.append(ctypes.create_string_buffer(ctypes.string_at(source, size), max(size, 16)))
-    return [ctypes.addressof(value) for value in values], values
 
 
 def methods(instance: object, *private: str) -> dict[str, Callable[..., Any]]:

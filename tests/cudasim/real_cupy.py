@@ -6,16 +6,18 @@ events, pinned memory.  Simulated: allocation, copies, the order of streams, com
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
-from . import arguments, compilation, cusparse_stand_in, device, stubs, toolchain
+from . import arguments, compilation, cusparse_stand_in, device, driver, stubs, toolchain
 from .errors import SimulationError, Unsupported
 
 #: Versions of cupy-cuda13x and cupy-cuda12x that the simulator was tried with.
-PROVED_ON = ("14.2.0",)
+PROVED_ON = ("14.1.0", "14.1.1", "14.2.0")
 
 _installed: tuple[str, device.Device] | None = None
 
@@ -54,6 +56,23 @@ def check() -> None:
     _device().check()
 
 
+@contextlib.contextmanager
+def stream_order(order: str, seed: int = 0) -> Iterator[None]:
+    """Run what is submitted to streams at once ("eager"), late ("lazy") or at any time ("random").
+
+    Outside, the environment variable HPF_CUDASIM_STREAMS chooses, and HPF_CUDASIM_SEED among random orders.
+    """
+    streams = _device().streams
+    before = streams.order
+    streams.synchronize_all()
+    streams.set_order(order, seed)
+    try:
+        yield
+        check()
+    finally:
+        streams.set_order(before, seed)
+
+
 def _device() -> device.Device:
     if _installed is None:
         raise RuntimeError("call cudasim.install() first")
@@ -83,11 +102,12 @@ def _cupy_version() -> str | None:
 def _replace_cuda(simulated: device.Device) -> None:
     # These carry a CUDA runtime of their own.
     os.environ["CUPY_ACCELERATORS"] = ""
-    from cupy_backends.cuda.api import driver, runtime
+    from cupy_backends.cuda.api import driver as cuda_driver
+    from cupy_backends.cuda.api import runtime as cuda_runtime
 
-    functions = device.Runtime(simulated, runtime.PointerAttributes)
-    stubs.replace(runtime, device.methods(functions, "_ensure_context"))
-    stubs.replace(driver, device.methods(device.Driver(simulated)))
+    functions = device.Runtime(simulated, cuda_runtime.PointerAttributes)
+    stubs.replace(cuda_runtime, device.methods(functions, "_ensure_context"))
+    stubs.replace(cuda_driver, device.methods(driver.Driver(simulated)))
 
 
 def _adapt_cupy(simulated: device.Device, flavour: str) -> None:

@@ -30,13 +30,17 @@ class Streams:
     """Runs operations when it must (lazy), at once (eager), or at a random moment between (random)."""
 
     def __init__(self, order: str, seed: int) -> None:
+        self.set_order(order, seed)
+        self._last: dict[int, Operation] = {}  # of each stream
+        self._non_blocking: set[int] = set()
+        self._events: dict[int, Operation] = {}
+
+    def set_order(self, order: str, seed: int) -> None:
+        """Choose when operations run from here on."""
         if order not in ORDERS:
             raise ValueError(f"no stream order {order!r}: use one of {', '.join(ORDERS)}")
         self.order = order
         self._random = random.Random(seed)
-        self._last: dict[int, Operation] = {}  # of each stream
-        self._non_blocking: set[int] = set()
-        self._events: dict[int, Operation] = {}
 
     def created(self, stream: int, flags: int) -> None:
         """Take note of a new stream."""
@@ -52,9 +56,12 @@ class Streams:
         if self.order == EAGER:
             self.finish(operation)
         elif self.order == RANDOM:
-            while self._random.random() < 0.5:
-                self.finish(self._random.choice(list(self._last.values())))
+            while (left := self._pending()) and self._random.random() < 0.5:
+                self.finish(self._random.choice(left))
         return operation
+
+    def _pending(self) -> list[Operation]:
+        return [last for last in self._last.values() if not last.done]
 
     def _across(self, stream: int) -> list[Operation | None]:
         """Return what the default stream orders."""

@@ -23,7 +23,6 @@ class Flavour:
 
     kernel_flags: tuple[str, ...]
     runtime_flags: tuple[str, ...] = ()
-    link_flags: tuple[str, ...] = ()
     preload: tuple[str, ...] = ()  # libraries that must be in the process before Python is
     options: tuple[tuple[str, str], ...] = ()  # environment variables
 
@@ -37,7 +36,6 @@ FLAVOURS = {
             *("-fno-sanitize-recover=undefined", "-fsanitize-sections=cudasim_shared"),
         ),
         runtime_flags=("-DCUDASIM_ASAN",),
-        link_flags=("-fsanitize=address,undefined",),
         preload=("libasan.so", "libubsan.so", "libstdc++.so"),
         # Python's own memory lives to the end.  Fibres have no use for stacks kept aside.
         options=(("ASAN_OPTIONS", "detect_leaks=0:detect_stack_use_after_return=0"),),
@@ -45,10 +43,13 @@ FLAVOURS = {
     "tsan": Flavour(
         kernel_flags=("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=thread"),
         runtime_flags=("-DCUDASIM_TSAN",),
-        link_flags=("-fsanitize=thread",),
         preload=("libtsan.so",),
         # OpenBLAS's threads are not compiled with TSan, which would misunderstand them.
-        options=(("TSAN_OPTIONS", "exitcode=66"), ("OPENBLAS_NUM_THREADS", "1"), ("OMP_NUM_THREADS", "1")),
+        options=(
+            ("TSAN_OPTIONS", "exitcode=66:atexit_sleep_ms=0"),
+            ("OPENBLAS_NUM_THREADS", "1"),
+            ("OMP_NUM_THREADS", "1"),
+        ),
     ),
 }
 

@@ -50,7 +50,7 @@ Warp warps[max_threads / warp_size];
 ReadyQueue ready;
 int thread_count, running, at_barrier;
 
-char barrier_token, fence_token, start_token, end_token;  // addresses that TSan ties an order to
+char fence_token, start_token, end_token;
 
 // ---- whose turn it is ----
 
@@ -219,7 +219,7 @@ void start_thread(int number, uint3 block) {
   fibre.number = number;
   fibre.lane = number % warp_size;
   fibre.warp = &warps[number / warp_size];
-  if (fibre.lane == 0) *fibre.warp = {0, 0, 0};
+  if (fibre.lane == 0) *fibre.warp = {0, 0};
   fibre.warp->live |= 1u << fibre.lane;
   prepare(fibre, thread_main);
   ready.push(&fibre);
@@ -283,10 +283,10 @@ void syncthreads(const Place& place) {
   Fibre& self = *current_fibre();
   self.place = place;
   self.state = State::at_barrier;
-  sanitizer::release(&barrier_token);
+  sanitizer::release(&threads->block_token);
   if (++at_barrier == running) release_barrier(place);
   give_turn();
-  sanitizer::acquire(&barrier_token);
+  sanitizer::acquire(&threads->block_token);
 }
 
 uint64_t collective(Collective kind, unsigned mask, uint64_t value, int argument, int width, const Place& place) {
@@ -304,13 +304,14 @@ uint64_t collective(Collective kind, unsigned mask, uint64_t value, int argument
   self.argument = argument;
   self.width = width;
   self.warp->waiting |= 1u << self.lane;
+  Fibre& first_lane = *(&self - self.lane);
   // Of all collectives only __syncwarp orders memory; shuffles and votes do not.
-  if (kind == Collective::syncwarp) sanitizer::release(&self.warp->token);
+  if (kind == Collective::syncwarp) sanitizer::release(&first_lane.warp_token);
   if (!complete_collective(self)) {
     self.state = State::in_collective;
     give_turn();
   }
-  if (kind == Collective::syncwarp) sanitizer::acquire(&self.warp->token);
+  if (kind == Collective::syncwarp) sanitizer::acquire(&first_lane.warp_token);
   return self.result;
 }
 
@@ -338,6 +339,7 @@ void report(const char* format, ...) {
 }
 
 void abandon_block() {
+  sanitizer::release(&end_token);
   leave_for(host);
 }
 

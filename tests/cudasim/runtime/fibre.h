@@ -11,7 +11,6 @@ enum class State : uint8_t { ready, at_barrier, in_collective, done };
 
 struct Warp {
   unsigned live, waiting;  // lanes, as masks
-  char token;              // stands for this warp's __syncwarp in TSan's view
 };
 
 struct Fibre : Thread {
@@ -31,6 +30,9 @@ struct Fibre : Thread {
   size_t stack_size;
   void* asan_frames;  // ASan's and TSan's own records of the fibre
   void* tsan_fibre;
+  // TSan learns of an order of memory accesses as one of releases and acquisitions of an address.
+  // These stand for the barriers of the block and of the warp whose first thread this is.
+  char block_token, warp_token;
 };
 
 extern Fibre host;  // the context that launch() was called in

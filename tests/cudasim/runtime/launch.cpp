@@ -105,8 +105,8 @@ bool accept(const Launch& how) {
 }
 
 void renew(char* begin, char* end) {
-  poison(begin, end);
   sanitizer::new_memory(begin, static_cast<size_t>(end - begin));
+  poison(begin, end);
 }
 
 uint3 block_at(uint64_t position) {

@@ -52,9 +52,14 @@ void poison(char* begin, char* end) {
 
 }  // namespace cudasim
 
-// ASan's own allocator has redzones that are exact to the byte.
+// The sanitizers know of malloc: ASan's redzones are exact to the byte, and TSan tells where memory
+// that threads race for was allocated.
+#if defined(CUDASIM_ASAN) || defined(CUDASIM_TSAN)
+#define CUDASIM_MALLOC
+#endif
+
 extern "C" __attribute__((visibility("default"))) void* cudasim_allocate(size_t size) {
-#ifdef CUDASIM_ASAN
+#ifdef CUDASIM_MALLOC
   void* memory = nullptr;
   if (posix_memalign(&memory, 256, size ? size : 1)) return nullptr;
   return std::memset(memory, 0xff, size);
@@ -64,7 +69,7 @@ extern "C" __attribute__((visibility("default"))) void* cudasim_allocate(size_t 
 }
 
 extern "C" __attribute__((visibility("default"))) void cudasim_free(void* memory, [[maybe_unused]] size_t size) {
-#ifdef CUDASIM_ASAN
+#ifdef CUDASIM_MALLOC
   std::free(memory);
 #else
   cudasim::free_guarded(static_cast<char*>(memory), size);

@@ -83,7 +83,8 @@ inline void fence_off(char*, size_t, size_t) {}
 #ifdef CUDASIM_TSAN
 
 // The Java interface is TSan's only way to forget who accessed a piece of memory that stays where it
-// is; so all of memory is declared to be Java's heap.
+// is; so all of memory is declared to be Java's heap.  The price: TSan searches a report's address for
+// ever if it was neither allocated by malloc nor is shared memory.
 inline void start() {
   static bool started = false;
   if (!started) __tsan_java_init(4096, 0x7ffffffff000);

@@ -1,0 +1,237 @@
+"""Ids of users and items, of any hashable type, and the rows that they stand for."""
+
+from __future__ import annotations
+
+import contextlib
+import numbers
+from collections.abc import Hashable, Iterable, Iterator
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+_NAMED = 3  # of many unknown ids in a message
+_BLOCK = 1 << 18  # rows that are worked on at once
+
+
+class Ids:
+    """The ids of one side in row order; ``values=None`` stands for the row numbers themselves."""
+
+    def __init__(self, values: NDArray[Any] | None, size: int, kind: str) -> None:
+        self.values = values  # (size,)
+        self.size = size
+        self.kind = kind  # "user" or "item", for messages
+
+    @cached_property
+    def _index(self) -> pd.Index:
+        # The dtype keeps tuples from turning into a MultiIndex.
+        return pd.Index(_column(self.values), tupleize_cols=False)
+
+    @property
+    def index(self) -> pd.Index:
+        """The ids as labels (size,)."""
+        return pd.RangeIndex(self.size) if self.values is None else self._index
+
+    @cached_property
+    def rows(self) -> dict[Any, int] | None:
+        """Row number of each id; None if ids are row numbers."""
+        return None if self.values is None else dict(zip(self._index, range(self.size), strict=True))
+
+    @cached_property
+    def _has_tuples(self) -> bool:
+        values = self.values
+        return values is not None and values.dtype == object and any(isinstance(v, tuple) for v in values)
+
+    def is_single(self, ids: Any) -> bool:
+        """Whether ``ids`` is one id rather than a collection of them."""
+        if isinstance(ids, tuple):
+            return self._has_tuples
+        if isinstance(ids, np.ndarray):
+            return ids.ndim == 0
+        return isinstance(ids, Hashable) and not isinstance(ids, (Iterator, range))
+
+    def codes(self, ids: Any) -> NDArray[np.int64]:
+        """Row numbers of many ids (n,); −1 where an id is unknown."""
+        column = _column(ids)
+        if self.values is not None:
+            codes: NDArray[np.int64] = self._index.get_indexer(pd.Index(column, tupleize_cols=False))
+            return codes
+        if column.dtype == object:
+            return np.array([self._number(value) for value in column], dtype=np.int64)
+        if column.dtype.kind not in "iufb":
+            return np.full(len(column), -1, dtype=np.int64)
+        with np.errstate(invalid="ignore"):
+            valid = (column >= 0) & (column < self.size) & (column == np.floor(column))
+        return np.where(valid, np.where(valid, column, 0).astype(np.int64), -1)
+
+    def codes_of(self, given: Any) -> NDArray[np.int64]:
+        """Row numbers of one id or of many, (1,) or (n,); −1 where an id is unknown."""
+        return self.codes(self._listed(given))
+
+    def known(self, given: Any) -> NDArray[np.int64]:
+        """Row numbers of one id or of many, (1,) or (n,); ValueError if one is unknown."""
+        ids = self._listed(given)
+        codes = self.codes(ids)
+        if (codes < 0).any():
+            raise ValueError(f"{self._named(ids[codes < 0], 'was', 'were')} not in the training data")
+        return codes
+
+    def with_new(self, ids: pd.Index) -> tuple[NDArray[np.int64], Ids]:
+        """Row numbers of distinct new ids (B,), and all ids together; ValueError if one is there already."""
+        known = ids[self.codes(ids) >= 0]
+        if len(known):
+            named = self._named(known, "is", "are")
+            raise ValueError(f"{named} in the model already; update_existing=True replaces what it knows")
+        rows = np.arange(self.size, self.size + len(ids))
+        if self.values is not None:
+            return rows, Ids(self._joined(ids), self.size + len(ids), self.kind)
+        longer = Ids(None, self.size + len(ids), self.kind)
+        codes = longer.codes(ids)
+        if not np.array_equal(np.sort(codes), rows):
+            numbered = f"{self.kind}s of this model are row numbers"
+            raise ValueError(f"{numbered}, and the next is {self.size}, not {shown(ids[0])}")
+        return codes, longer
+
+    def _joined(self, ids: pd.Index) -> NDArray[Any]:
+        """All ids in the type of those that are there, or as objects where it cannot hold the new ones."""
+        new = ids.infer_objects()
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            cast = new.astype(self._index.dtype)
+            if (cast == new).all():
+                return _as_values(self._index.append(cast))
+        return _objects([*self._index, *new])
+
+    def _named(self, ids: Iterable[Any], singular: str, plural: str) -> str:
+        """Some ids as the subject of a message: "users 'ann', 'bob', 'eve' and 2 more were"."""
+        distinct = list(dict.fromkeys(map(shown, ids)))
+        many = len(distinct) > 1
+        more = f" and {len(distinct) - _NAMED} more" if len(distinct) > _NAMED else ""
+        return f"{self.kind}{'s' * many} {', '.join(distinct[:_NAMED])}{more} {plural if many else singular}"
+
+    def _listed(self, given: Any) -> NDArray[Any]:
+        """One id or many as an array, (1,) or (n,)."""
+        if not self.is_single(given):
+            return _column(given)
+        return _column([given[()] if isinstance(given, np.ndarray) else given])
+
+    def _number(self, value: Any) -> int:
+        within: bool = _is_number(value) and 0 <= value < self.size
+        return int(value) if within and float(value).is_integer() else -1
+
+    def labels(self, codes: NDArray[Any]) -> NDArray[Any]:
+        """Ids of row numbers, in the same shape; where some are −1, objects with None in their places."""
+        labels = codes if self.values is None else self.values[codes]
+        if (codes >= 0).all():
+            return labels
+        labels = _objects(labels.reshape(-1)).reshape(codes.shape)
+        labels[codes < 0] = None
+        return labels
+
+
+def encode(column: pd.Series, kind: str, reindex: bool) -> tuple[NDArray[Any], Ids]:
+    """Row numbers (Z,) in order of first appearance, and the ids behind them."""
+    if not reindex:
+        codes = _row_numbers(column, kind)
+        return codes, Ids(None, int(codes.max()) + 1, kind)
+    if isinstance(column.dtype, np.dtype) and column.dtype.kind in "iu":
+        encoded = _encode_by_table(column.to_numpy())
+        if encoded is not None:
+            return encoded[0], Ids(encoded[1], len(encoded[1]), kind)
+    try:
+        codes, values = pd.factorize(column)
+    except TypeError as error:
+        raise TypeError(f"{kind} ids must be hashable: {error}") from error
+    missing = np.flatnonzero(codes < 0)
+    if len(missing):
+        raise ValueError(
+            f"{len(missing)} {kind} ids are missing, the first in row {shown(column.index[missing[0]])}"
+        )
+    return narrow(codes, len(values)), Ids(_as_values(values), len(values), kind)
+
+
+def _encode_by_table(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]] | None:
+    """What pandas.factorize does, for integers of a range not much wider than they are many.
+
+    A table over the range replaces the hash: 0.6 of the time, and 0.3 to 0.5 of the memory (measured at
+    2.0M and 17.5M rows).  None if the range is too wide.
+    """
+    low, high = int(values.min()), int(values.max())
+    if high - low > 4 * len(values) + 1000 or high > np.iinfo(np.int64).max:
+        return None
+    blocks = [slice(start, start + _BLOCK) for start in range(0, len(values), _BLOCK)]
+    first_row = np.full(high - low + 1, len(values))
+    for block in reversed(blocks):  # and each block backwards: what is written last stays
+        places = (values[block].astype(np.int64) - low)[::-1]
+        first_row[places] = np.arange(block.start + len(places), block.start, -1) - 1
+    present = np.flatnonzero(first_row < len(values))
+    in_order = present[np.argsort(first_row[present])]
+    code = narrow(first_row, len(in_order))
+    code[in_order] = np.arange(len(in_order))
+    codes = np.empty(len(values), dtype=code.dtype)
+    for block in blocks:
+        codes[block] = code[values[block].astype(np.int64) - low]
+    return codes, (in_order + low).astype(values.dtype)
+
+
+def _row_numbers(column: pd.Series, kind: str) -> NDArray[Any]:
+    """Ids that are row numbers already (reindex=False), checked one by one."""
+    advice = f"with reindex=False {kind} ids must be whole numbers from 0; reindex=True takes any"
+    if column.isna().any():
+        raise ValueError(f"{int(column.isna().sum())} {kind} ids are missing; {advice}")
+    values = np.asarray(column)
+    if values.dtype.kind not in "iufb":
+        strange = [value for value in values if not _is_number(value)]
+        if strange or values.dtype != object:
+            first = strange[0] if strange else values[0]
+            raise ValueError(f"{kind} id {shown(first)} is not a number; {advice}")
+        endless = [value for value in values if not -(2**63) <= value < 2**63]
+        if endless:
+            raise ValueError(f"{kind} id {shown(endless[0])} is not a row number; {advice}")
+        values = values.astype(np.float64)
+    bad = (values < 0) | (values != np.floor(values)) | (values > np.iinfo(np.int64).max // 2)
+    if bad.any():
+        raise ValueError(f"{kind} id {shown(values[np.argmax(bad)])} is not a row number; {advice}")
+    largest = int(values.max())
+    if largest > 100 * len(values) + 1_000_000:
+        raise ValueError(f"{kind} id {largest} would make a factor matrix of {largest + 1} rows; {advice}")
+    return narrow(values, largest + 1)
+
+
+def narrow(codes: NDArray[Any], size: int) -> NDArray[Any]:
+    """Row numbers in 32 bits where these hold ``size`` rows."""
+    return codes.astype(np.int32 if size <= np.iinfo(np.int32).max else np.int64)
+
+
+def _as_values(values: Any) -> NDArray[Any]:
+    """Unique ids as a NumPy array; tuples stay objects, extension types become objects or numbers."""
+    if isinstance(values, np.ndarray):
+        return values
+    array = np.asarray(values)
+    return array if array.ndim == 1 else _objects(values)
+
+
+def _column(ids: Any) -> NDArray[Any]:
+    """Many ids as an array (n,), without turning 1 into '1' or a tuple into a row."""
+    if isinstance(ids, (np.ndarray, pd.Series, pd.Index, pd.api.extensions.ExtensionArray)):
+        array = np.asarray(ids).reshape(-1)
+        # pandas has no index of float16.
+        return array.astype(np.float32) if array.dtype == np.float16 else array
+    return _objects(ids)
+
+
+def _objects(ids: Iterable[Hashable]) -> NDArray[Any]:
+    given = list(ids)
+    array = np.empty(len(given), dtype=object)
+    array[:] = given
+    return array
+
+
+def shown(value: Any) -> str:
+    """A value for a message: -2, not np.int64(-2)."""
+    return repr(value.item() if isinstance(value, np.generic) else value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real)

@@ -1,0 +1,247 @@
+"""A fitted model in one file: arrays as safetensors, all else as JSON in the file's metadata.
+
+``Theta``, ``Beta``; ``user.*`` and ``item.*``: ids, and the shapes and rates if they were kept;
+``seen.*``: the items that each user has had; ``history.*``: a column each.  The metadata has ``hpf_gpu``, a
+JSON object, and ``crc32``, a checksum of it and of all arrays.
+"""
+
+from __future__ import annotations
+
+import json
+import numbers
+import os
+import uuid
+import zlib
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from . import __version__
+from .ids import Ids
+from .parameters import default_step_size
+from .variational import Posterior, Prior
+
+FORMAT = 1
+_UPDATE = "update hpf_gpu"
+_DEFAULT = "default"  # stands for the function default_step_size
+_SIDES = ("user", "item")
+_ARRAYS = tuple(field.name for field in fields(Posterior) if field.name != "prior")
+_SCALARS = ("niter", "train_llk", "random_seed_", "backend_")
+_NUMBERS = {
+    np.dtype(name) for name in ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
+}
+
+Tensors = dict[str, NDArray[Any]]
+
+
+class ModelFileError(ValueError):
+    """A file that holds no model which this version can load; the message names it and says why."""
+
+
+# -- writing -----------------------------------------------------------------------------------
+
+
+def save_model(path: str | os.PathLike[str], model: Any, parameters: Mapping[str, Any]) -> None:
+    """Write a fitted HPF; a file that is there is replaced when the new one is complete."""
+    tensors: Tensors = {"Theta": model.Theta, "Beta": model.Beta}
+    header: dict[str, Any] = {name: getattr(model, name) for name in _SCALARS}
+    header |= {"format": FORMAT, "version": __version__, "parameters": _plain(parameters), "ids": {}}
+    for side, ids in zip(_SIDES, (model._user_ids, model._item_ids), strict=True):
+        encoding, array = _encoded(ids)
+        header["ids"][side] = encoding
+        if array is not None:
+            tensors[f"{side}.ids"] = array
+    if model._posteriors is not None:
+        header["priors"] = {}
+        for side, posterior in zip(_SIDES, model._posteriors, strict=True):
+            header["priors"][side] = asdict(posterior.prior)
+            tensors |= {f"{side}.{name}": getattr(posterior, name) for name in _ARRAYS}
+    if model._seen is not None:
+        tensors["seen.indptr"], tensors["seen.indices"] = model._seen
+    tensors |= {f"history.{name}": column.to_numpy() for name, column in model.history_.items()}
+    header["history"] = list(model.history_.columns)
+    tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    text = json.dumps(header)
+    _write(path, tensors, {"hpf_gpu": text, "crc32": _checksum(text, tensors)})
+
+
+def _write(path: str | os.PathLike[str], tensors: Tensors, metadata: dict[str, str]) -> None:
+    """Write beside the target, then rename: nobody ever sees half a file."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    target = Path(path).expanduser()
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{target.parent} is not an existing folder")
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # that of any new file; safetensors shuts everybody else out
+        save_file(tensors, temporary, metadata=metadata)
+        temporary.chmod(mode)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except SafetensorError as error:
+        raise OSError(f"{target} could not be written: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _checksum(text: str, tensors: Tensors) -> str:
+    """CRC-32 of the header and of every array with its name, type and shape."""
+    crc = zlib.crc32(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        little = np.ascontiguousarray(tensor, dtype=tensor.dtype.newbyteorder("<"))
+        crc = zlib.crc32(f"{name} {tensor.dtype.name} {tensor.shape}".encode(), crc)
+        crc = zlib.crc32(little.reshape(-1).view(np.uint8).data, crc)
+    return f"{crc:08x}"
+
+
+def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters as JSON has them, but for ``save_folder``: truth values, numbers, texts and None."""
+    plain: dict[str, Any] = {}
+    for name, value in parameters.items():
+        if name == "step_size":
+            plain[name] = _DEFAULT if value is default_step_size else None
+        elif value is None or isinstance(value, str):
+            plain[name] = value
+        elif isinstance(value, (bool, np.bool_)):
+            plain[name] = bool(value)
+        elif name != "save_folder":
+            plain[name] = int(value) if isinstance(value, numbers.Integral) else float(value)
+    return plain | {"save_folder": None}
+
+
+# -- ids ---------------------------------------------------------------------------------------
+
+
+def _encoded(ids: Ids) -> tuple[str, NDArray[Any] | None]:
+    """How ids are written: as they are, dates as integers, objects as a JSON text in UTF-8."""
+    values = ids.values
+    if values is None:
+        return "rows", None
+    if values.dtype.newbyteorder("=") in _NUMBERS:
+        return "array", values
+    if values.dtype.kind in "mM":
+        return values.dtype.str, values.view(np.int64)
+    # Unescaped, because JSON makes one character of two escaped surrogates.
+    text = json.dumps([_plain_id(value, ids.kind) for value in values.tolist()], ensure_ascii=False)
+    return "json", np.frombuffer(text.encode(errors="surrogatepass"), dtype=np.uint8)
+
+
+def _decoded(encoding: str, array: NDArray[Any] | None, size: int, kind: str) -> Ids:
+    if array is None:
+        return Ids(None, size, kind)
+    if encoding == "json":
+        values = np.empty(size, dtype=object)
+        values[:] = [_id_of(value) for value in json.loads(array.tobytes().decode(errors="surrogatepass"))]
+        return Ids(values, size, kind)
+    return Ids(array if encoding == "array" else array.view(encoding), size, kind)
+
+
+def _plain_id(value: Any, kind: str) -> Any:
+    if isinstance(value, (np.bool_, np.integer, np.floating, np.str_, np.bytes_)):
+        value = value.item()
+    if type(value) in (str, int, float, bool):
+        return value
+    if type(value) is bytes:
+        return {"bytes": value.decode("latin-1")}
+    if type(value) is tuple:
+        return {"tuple": [_plain_id(part, kind) for part in value]}
+    raise TypeError(
+        f"{kind} id {value!r} is a {type(value).__name__}: a model file can hold numbers, texts, bytes, "
+        "NumPy's dates and tuples of these; pickle the model, or fit with texts as ids"
+    )
+
+
+def _id_of(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    if "bytes" in value:
+        return value["bytes"].encode("latin-1")
+    return tuple(_id_of(part) for part in value["tuple"])
+
+
+# -- reading -----------------------------------------------------------------------------------
+
+
+def load_model(path: str | os.PathLike[str], known: Collection[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parameters, which must be ``known``, and fitted state of a model that :func:`save_model` wrote."""
+    source = Path(path).expanduser()
+    header, tensors = _read(source)
+    try:
+        parameters = header["parameters"]
+        unknown = parameters.keys() - set(known)
+        if unknown:
+            names = ", ".join(sorted(unknown))
+            raise ModelFileError(
+                f"{source} has parameters that this version does not know: {names}; {_UPDATE}"
+            )
+        if parameters["step_size"] == _DEFAULT:
+            parameters["step_size"] = default_step_size
+        return parameters, _state(header, tensors)
+    except ModelFileError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelFileError(f"{source} contradicts itself: {error!r}") from error
+
+
+def _read(source: Path) -> tuple[dict[str, Any], Tensors]:
+    """The header and all arrays, once their checksum is known to be right."""
+    from safetensors import SafetensorError, safe_open
+
+    with open(source, "rb"):  # errors of the file system come from here, with the name
+        pass
+    try:
+        with safe_open(source, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            if "hpf_gpu" not in metadata:
+                raise ModelFileError(f"{source} is a safetensors file, but not a model of hpf_gpu")
+            text = metadata["hpf_gpu"]
+            header = _header(source, text)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ModelFileError(f"{source} is damaged, or no model of hpf_gpu: {error}") from error
+    if _checksum(text, tensors) != metadata.get("crc32"):
+        raise ModelFileError(f"{source} is damaged: its checksum is not that of its contents")
+    return header, tensors
+
+
+def _header(source: Path, text: str) -> dict[str, Any]:
+    try:
+        header = json.loads(text)
+        newer = int(header["format"]) > FORMAT
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelFileError(f"{source} is damaged: its header cannot be read ({error!r})") from error
+    if newer:
+        written = f"{source} has format {header['format']}, written by hpf_gpu {header.get('version')}"
+        raise ModelFileError(f"{written}; this version reads formats up to {FORMAT}; {_UPDATE}")
+    return dict(header)
+
+
+def _state(header: dict[str, Any], tensors: Tensors) -> dict[str, Any]:
+    theta, beta = tensors["Theta"], tensors["Beta"]
+    state: dict[str, Any] = {name: header[name] for name in _SCALARS}
+    state |= {"Theta": theta, "Beta": beta, "nusers": len(theta), "nitems": len(beta), "is_fitted": True}
+    for side, size in zip(_SIDES, (len(theta), len(beta)), strict=True):
+        ids = _decoded(header["ids"][side], tensors.get(f"{side}.ids"), size, side)
+        if ids.values is not None and len(ids.values) != size:
+            raise ValueError(f"{len(ids.values)} {side} ids for {size} rows")
+        state[f"_{side}_ids"] = ids
+    state["_posteriors"] = None
+    if "priors" in header:
+        state["_posteriors"] = tuple(
+            Posterior(Prior(**header["priors"][side]), *(tensors[f"{side}.{name}"] for name in _ARRAYS))
+            for side in _SIDES
+        )
+    state["_seen"] = None
+    if "seen.indptr" in tensors:
+        state["_seen"] = (tensors["seen.indptr"], tensors["seen.indices"])
+    columns = {name: tensors[f"history.{name}"] for name in header["history"]}
+    return state | {"history_": pd.DataFrame(columns, columns=header["history"])}

@@ -1,0 +1,324 @@
+"""The real CuPy over simulated CUDA; test_cudasim.py runs this in processes made for it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.sparse
+
+import cudasim
+
+FEATURES = Path(__file__).with_name("features.cu").read_text(encoding="utf-8")
+ORDERS = [("eager", 0), ("lazy", 0), *(("random", seed) for seed in range(4))]
+
+
+@pytest.fixture(scope="module")
+def cp():
+    """The real CuPy."""
+    try:
+        cudasim.install()
+    except cudasim.Unsupported as error:
+        pytest.skip(str(error))
+    import cupy
+
+    return cupy
+
+
+# ---- launches ----
+
+
+def split_rows(csr, length):
+    """Rows and bounds of segments of at most `length` nonzeros."""
+    rows = np.repeat(np.arange(csr.shape[0]), -(-np.diff(csr.indptr) // length))
+    first = np.concatenate([csr.indptr[row] + np.arange(0, end - csr.indptr[row], length)
+                            for row, end in enumerate(csr.indptr[1:])])  # fmt: skip
+    return rows.astype(np.int32), np.append(first, csr.nnz).astype(np.int64)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_sparse_kernel_through_cupy(cp, dtype, seed, monkeypatch):
+    monkeypatch.setenv("HPF_CUDASIM_SEED", str(seed))
+    k, rng = 30, np.random.default_rng(0)
+    csr = scipy.sparse.random(40, 50, 0.4, "csr", dtype=dtype, rng=rng)
+    dense = rng.random((50, k)).astype(dtype)
+    rows, bounds = split_rows(csr, 8)
+    assert np.bincount(rows).max() > 1
+    real = {np.float32: "float", np.float64: "double"}[dtype]
+    options = ("--std=c++17", f"-DREAL={real}", f"-DK={k}")
+    kernel = cp.RawModule(code=FEATURES, options=options).get_function("csr_times_dense")
+    out = cp.zeros((40, k), dtype)
+    arguments = (rows, bounds, np.int32(len(rows)), csr.indices, csr.data, dense)
+    kernel(
+        (-(-len(rows) // 4),),
+        (128,),
+        (*(cp.asarray(value) if value.ndim else value for value in arguments), out),
+    )
+    expected = csr.astype(np.float64) @ dense.astype(np.float64)
+    # Measured: 2.4e-7 and 4.4e-16.
+    np.testing.assert_allclose(out.get(), expected, rtol={np.float32: 1e-6, np.float64: 2e-15}[dtype])
+
+
+SCALE = """
+extern "C" __global__ void scale(const float* x, float factor, long long n, float* out) {
+  const long long i = threadIdx.x;
+  if (i < n) out[i] = factor * x[i];
+}
+"""
+
+
+def test_arguments_are_held_against_the_signature(cp):
+    kernel = cp.RawModule(code=SCALE).get_function("scale")
+    x, out = cp.ones(4, np.float32), cp.zeros(4, np.float32)
+    kernel((1,), (4,), (x, np.float32(2), np.int64(4), out))
+    assert out.get().tolist() == [2, 2, 2, 2]
+    for arguments, complaint in [
+        ((x, 2.0, np.int64(4), out), "parameter 1 is f4, the argument a Python float"),
+        ((x, np.float64(2), np.int64(4), out), "parameter 1 is f4, the argument a scalar f8"),
+        ((x, np.float32(2), np.int32(4), out), "parameter 2 is i8, the argument a scalar i4"),
+        ((x, np.float32(2), np.int64(4), out.astype(np.float64)), "parameter 3 is .f4, .* an array of f8"),
+        ((x, np.float32(2), np.int64(4), cp.zeros(8, np.float32)[::2]), "not C-contiguous"),
+        ((x, np.float32(2), np.int64(4)), "3 arguments for 4 parameters"),
+    ]:
+        with pytest.raises(TypeError, match=f"^scale: .*{complaint}"):
+            kernel((1,), (4,), arguments)
+
+
+def test_without_that_check_a_wrong_scalar_goes_unseen(cp):
+    checked = cp.RawModule(code=SCALE).get_function("scale")
+    x, out = cp.ones(4, np.float32), cp.zeros(4, np.float32)
+    vars(checked)["_kernel"]((1,), (4,), (x, 2.0, np.int64(4), out))
+    assert out.get().tolist() == [0, 0, 0, 0]
+
+
+def test_a_fault_names_kernel_line_and_thread(cp):
+    kernel = cp.RawModule(code=SCALE).get_function("scale")
+    with pytest.raises(cudasim.SimulationError, match=r"^scale: kernel\.cu:4: .* thread \(4, 0, 0\)"):
+        kernel((1,), (8,), (cp.ones(4, np.float32), np.float32(2), np.int64(8), cp.zeros(8, np.float32)))
+    assert cp.ones(3).sum().get() == 3  # and the device is as good as new
+
+
+def test_an_unknown_kernel_is_an_error(cp):
+    with pytest.raises(cudasim.SimulationError, match="no kernel 'scala' among scale"):
+        cp.RawModule(code=SCALE).get_function("scala")
+
+
+# ---- streams ----
+
+ADD_ONE = 'extern "C" __global__ void add_one(float* x) { x[threadIdx.x] += 1; }'
+
+
+@pytest.mark.parametrize("order", ORDERS, ids=str)
+@pytest.mark.parametrize("waits", [True, False])
+def test_missing_event(cp, order, waits):
+    """Eager order never shows it; random order does for some seeds."""
+    kernel = cp.RawModule(code=ADD_ONE).get_function("add_one")
+    first, second = cp.cuda.Stream(non_blocking=True), cp.cuda.Stream(non_blocking=True)
+    with cudasim.stream_order(*order):
+        x = cp.zeros(32, np.float32)
+        cp.cuda.get_current_stream().synchronize()
+        with first:
+            kernel((1,), (32,), (x,))
+        if waits:
+            second.wait_event(first.record())
+        with second:
+            result = x.get()[0]
+    assert result == {"eager": 1, "lazy": int(waits), "random": 1 if waits else result}[order[0]]
+
+
+def test_a_random_order_shows_a_missing_event(cp):
+    kernel = cp.RawModule(code=ADD_ONE).get_function("add_one")
+    seen = set()
+    for seed in range(8):
+        first, second = cp.cuda.Stream(non_blocking=True), cp.cuda.Stream(non_blocking=True)
+        with cudasim.stream_order("random", seed):
+            x = cp.zeros(32, np.float32)
+            cp.cuda.get_current_stream().synchronize()
+            with first:
+                kernel((1,), (32,), (x,))
+            with second:
+                seen.add(int(x.get()[0]))
+    assert seen == {0, 1}
+
+
+def copy_from_pinned(cp, mistake):
+    """Copy ones to the device from pinned memory, which then changes or goes away."""
+    import cupyx
+
+    stream = cp.cuda.Stream(non_blocking=True)
+    pinned = cupyx.empty_pinned(1000, np.float32)
+    pinned[:] = 1
+    x = cp.empty(1000, np.float32)
+    x.set(pinned, stream)
+    if mistake is None:
+        stream.synchronize()
+    if mistake == "freed":
+        del pinned
+    else:
+        pinned[:] = 2
+    stream.synchronize()
+    return x.get()[0]
+
+
+@pytest.mark.parametrize("order", ORDERS, ids=str)
+def test_pinned_memory_after_a_synchronization(cp, order):
+    with cudasim.stream_order(*order):
+        assert copy_from_pinned(cp, None) == 1
+
+
+def test_pinned_memory_overwritten_too_early(cp):
+    with cudasim.stream_order("eager"):
+        assert copy_from_pinned(cp, "overwritten") == 1
+    with cudasim.stream_order("lazy"):
+        assert copy_from_pinned(cp, "overwritten") == 2
+
+
+def test_pinned_memory_freed_too_early(cp):
+    with cudasim.stream_order("eager"):
+        assert copy_from_pinned(cp, "freed") == 1
+    with cudasim.stream_order("lazy"), pytest.raises(cudasim.SimulationError, match="freed before a copy"):
+        copy_from_pinned(cp, "freed")
+
+
+@pytest.mark.parametrize("order", ORDERS, ids=str)
+def test_ordinary_memory_may_change_at_once(cp, order):
+    values = np.ones(1000, np.float32)
+    with cudasim.stream_order(*order):
+        x = cp.asarray(values)
+        values[:] = 2
+        assert x.get()[0] == 1
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_array_freed_while_another_stream_uses_it(cp, waits):
+    """CuPy's pool gives the memory to the next array of the stream it was made on."""
+    kernel = cp.RawModule(code=ADD_ONE).get_function("add_one")
+    other = cp.cuda.Stream(non_blocking=True)
+    with cudasim.stream_order("lazy"):
+        x = cp.zeros(32, np.float32)
+        other.wait_event(cp.cuda.get_current_stream().record())
+        with other:
+            kernel((1,), (32,), (x,))
+        if waits:
+            cp.cuda.get_current_stream().wait_event(other.record())
+        del x
+        cp.cuda.get_current_stream().synchronize()
+        if waits:
+            other.synchronize()
+        else:
+            with pytest.raises(cudasim.SimulationError, match=r"add_one: .*belongs to no array"):
+                other.synchronize()
+
+
+def test_an_error_met_while_freeing_is_raised_by_the_next_call(cp, monkeypatch):
+    """A destructor cannot raise it."""
+    from cudasim import real_cupy
+
+    x = cp.zeros(4)
+
+    def fail(*_):
+        raise cudasim.SimulationError("met while freeing")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(real_cupy._device().streams, "submit", fail)
+        del x
+    with pytest.raises(cudasim.SimulationError, match="met while freeing"):
+        cp.asarray(np.ones(4))
+    assert cp.asarray(np.ones(4)).get().sum() == 4
+
+
+# ---- CuPy ----
+
+
+def test_fresh_memory_is_poisoned(cp):
+    assert np.isnan(cp.empty(100, np.float32).get()).all()
+    assert (cp.empty(100, np.int32).get() == -1).all()
+
+
+def test_arrays(cp):
+    x = np.arange(12, dtype=np.float32).reshape(3, 4)
+    y = cp.asarray(x)
+    for result, expected in [
+        (2 * y + y / 4, 2 * x + x / 4),
+        (y[1:, ::2], x[1:, ::2]),
+        (cp.ascontiguousarray(y.T), x.T),
+        (
+            cp.concatenate([y, cp.full((1, 4), 2.5, np.float32)]),
+            np.vstack([x, np.full((1, 4), 2.5, np.float32)]),
+        ),
+        (y.sum(axis=0), x.sum(axis=0)),
+        (y.max(), x.max()),
+        ((y > 20).any(), np.False_),
+        ((y >= 0).all(), np.True_),
+        (y.astype(np.float64), x.astype(np.float64)),
+        (cp.cumsum(cp.arange(5)), np.cumsum(np.arange(5))),
+        (cp.repeat(cp.arange(3), 2), np.repeat(np.arange(3), 2)),
+    ]:
+        assert result.dtype == expected.dtype
+        np.testing.assert_array_equal(result.get(), expected)
+
+
+def test_device(cp):
+    runtime = cp.cuda.runtime
+    assert cp.cuda.Device().compute_capability == "80"
+    assert cp.cuda.Device().attributes["MultiProcessorCount"] == 4
+    assert runtime.getDeviceCount() == 1
+    assert runtime.getDeviceProperties(0)["name"] == b"CUDA simulator"
+    assert runtime.driverGetVersion() == runtime.runtimeGetVersion() == 13020
+    free, total = runtime.memGetInfo()
+    assert 0 < free < total
+    assert cp.get_default_memory_pool().used_bytes() == 0
+
+
+def test_arrays_are_exchanged_without_a_copy(cp):
+    class Foreign:
+        def __init__(self, array):
+            self.__cuda_array_interface__ = array.__cuda_array_interface__
+
+    x = cp.zeros(4, np.float32)
+    for other in (cp.from_dlpack(x), cp.asarray(Foreign(x))):
+        other[:] = 3
+        assert x.get().tolist() == [3, 3, 3, 3]
+        x[:] = 0
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_sparse_matrix_times_dense(cp, transposed):
+    import cupyx.scipy.sparse
+
+    rng = np.random.default_rng(0)
+    csr = scipy.sparse.random(20, 30, 0.2, "csr", dtype=np.float32, rng=rng)
+    dense = rng.random((20 if transposed else 30, 5)).astype(np.float32)
+    ours = cupyx.scipy.sparse.csr_matrix(
+        (cp.asarray(csr.data), cp.asarray(csr.indices), cp.asarray(csr.indptr)), csr.shape
+    )
+    np.testing.assert_array_equal(ours.indptr.get(), csr.indptr)
+    result = (ours.T if transposed else ours) @ cp.asarray(dense)
+    np.testing.assert_allclose(result.get(), (csr.T if transposed else csr) @ dense, rtol=1e-6)
+
+
+# ---- where it runs ----
+
+
+def test_install_twice(cp):
+    cudasim.install()
+    other = next(name for name in cudasim.FLAVOURS if name != os.environ["HPF_CUDASIM"])
+    with pytest.raises(RuntimeError, match=f"not {other}"):
+        cudasim.install(other)
+
+
+def test_install_where_it_cannot(cp, monkeypatch):
+    from cudasim import real_cupy
+
+    monkeypatch.setattr(real_cupy, "_installed", None)
+    with pytest.raises(RuntimeError, match="imported before"):
+        cudasim.install()
+    monkeypatch.setattr(real_cupy, "_cupy_version", lambda: "12.0.0")
+    with pytest.raises(cudasim.Unsupported, match=r"not tried with CuPy 12\.0\.0"):
+        cudasim.install()
+    monkeypatch.setattr(real_cupy, "_cupy_version", lambda: None)
+    with pytest.raises(cudasim.Unsupported, match="CuPy is not installed"):
+        cudasim.install()

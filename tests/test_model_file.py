@@ -1,0 +1,342 @@
+"""Models on disk: what is saved comes back, and what is no whole model is refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import sys
+import warnings
+from decimal import Decimal
+from fractions import Fraction
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+from scipy import sparse
+from test_folding import COUNTS, of_user, quick
+from test_hpf import IDS
+
+from hpf_gpu import HPF, ModelFileError
+from hpf_gpu.model_file import FORMAT, _checksum
+from hpf_gpu.parameters import default_step_size
+
+MATRICES = ("Theta", "Beta", "Gamma_shp", "Gamma_rte", "Lambda_shp", "Lambda_rte", "k_rte", "t_rte")
+
+
+def assert_same(twin, model):
+    """Every attribute and every answer are the same, bit by bit."""
+    for name in MATRICES:
+        if hasattr(model, name):
+            got, want = getattr(twin, name), getattr(model, name)
+            assert got.dtype == want.dtype
+            assert np.array_equal(got, want), name
+        else:
+            assert not hasattr(twin, name)
+    for mapping in ("user_mapping_", "item_mapping_"):
+        got, want = getattr(twin, mapping), getattr(model, mapping)
+        if want is None:
+            assert got is None
+        else:
+            assert got.dtype == want.dtype
+            assert got.tolist() == want.tolist()
+            assert list(map(type, got.tolist())) == list(map(type, want.tolist()))
+    for name in ("nusers", "nitems", "niter", "train_llk", "random_seed_", "backend_", "is_fitted"):
+        assert getattr(twin, name) == getattr(model, name), name
+    pd.testing.assert_frame_equal(twin.history_, model.history_)
+    assert twin.user_dict_ == model.user_dict_
+    users = list(range(model.nusers)) if model.user_mapping_ is None else list(model.user_mapping_)
+    seen = {"exclude_seen": model._seen is not None}
+    assert twin.topN(users, n=3, **seen).tolist() == model.topN(users, n=3, **seen).tolist()
+
+
+def saved(model, path):
+    model.save(path)
+    return HPF.load(path)
+
+
+# -- what comes back ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("use_float", [False, True], ids=["float64", "float32"])
+def test_round_trip(use_float, backend_name, tmp_path):
+    model = quick(backend=backend_name, use_float=use_float, stop_crit="diff-norm").fit(COUNTS, COUNTS[::3])
+    twin = saved(model, tmp_path / "model.safetensors")
+    assert_same(twin, model)
+    assert twin._parameters() == model._parameters()
+    assert np.array_equal(twin.transform(COUNTS), model.transform(COUNTS))
+    assert twin.eval_llk(COUNTS) == model.eval_llk(COUNTS)
+    assert np.array_equal(twin.fit(COUNTS).Theta, model.Theta)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_users_that_were_added_are_saved_and_taken_in_again(backend_name, tmp_path):
+    model = quick(backend=backend_name).fit(COUNTS)
+    model.add_user(7, of_user(103))
+    twin = saved(model, tmp_path / "model")
+    assert_same(twin, model)
+    for each in (twin, model):
+        each.add_user(8, of_user(104))
+    assert_same(twin, model)
+    assert np.array_equal(twin.transform_items(COUNTS), model.transform_items(COUNTS))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"keep_all_objs": False}, {"keep_data": False}, {"produce_dicts": False}, {"reindex": False}],
+    ids=lambda arguments: next(iter(arguments)),
+)
+def test_lean_models(arguments, tmp_path):
+    numbered = COUNTS.assign(UserId=COUNTS.UserId - 100, ItemId=COUNTS.ItemId - 500)
+    model = quick(**arguments).fit(numbered)
+    assert_same(saved(model, tmp_path / "model"), model)
+
+
+def test_models_of_matrices(tmp_path):
+    model = quick().fit(sparse.csr_array(np.eye(5, 7)))
+    assert_same(saved(model, tmp_path / "model"), model)
+
+
+def test_parameters_come_back_as_plain_values(tmp_path):
+    given = {
+        "k": np.int64(3), "a": np.float32(0.5), "c": Fraction(1, 4), "maxiter": np.int16(4), "ncores": -1,
+        "random_seed": None, "use_float": np.True_, "check_every": 2.0, "full_llk": 1, "step_size": None,
+        "save_folder": tmp_path,
+    }  # fmt: skip
+    (tmp_path / "models").mkdir()
+    model = HPF(**given, verbose=False).fit(COUNTS)
+    twin = saved(model, tmp_path / "models" / "one")
+    for name, value in given.items():
+        assert getattr(twin, name) == (None if name == "save_folder" else value), name
+    assert type(twin.k) is int
+    assert twin.use_float is True
+
+
+def test_step_sizes(tmp_path):
+    model = quick().fit(COUNTS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert saved(model, tmp_path / "model").step_size is default_step_size
+    model.step_size = lambda iteration: 1 / (iteration + 1)
+    with pytest.warns(UserWarning, match="step_size is a function of your own and is not saved") as caught:
+        model.save(tmp_path / "model")
+    assert caught[0].filename == __file__
+    assert HPF.load(tmp_path / "model").step_size is None
+
+
+SAVED = sorted({"strings", "tuples", "mixed", "dates", "floats", "bytes", "negative", "huge"})
+
+
+@pytest.mark.parametrize("kind", SAVED)
+def test_ids_keep_their_types(kind, tmp_path):
+    frame = pd.DataFrame({"UserId": IDS[kind][:20], "ItemId": IDS[kind][20:], "Count": 2})
+    model = quick(k=2, maxiter=2).fit(frame)
+    assert_same(saved(model, tmp_path / "model"), model)
+
+
+@pytest.mark.parametrize("kind", sorted(IDS.keys() - set(SAVED)))
+def test_ids_that_cannot_be_saved_are_named(kind, tmp_path):
+    frame = pd.DataFrame({"UserId": IDS[kind][:20], "ItemId": range(20), "Count": 2})
+    model = quick(k=2, maxiter=2).fit(frame)
+    (tmp_path / "model").write_text("precious")
+    with pytest.raises(TypeError, match=r"user id .* is a (Decimal|Fraction|frozenset|Timestamp): .*pickle"):
+        model.save(tmp_path / "model")
+    assert (tmp_path / "model").read_text() == "precious"
+    assert_same(pickle.loads(pickle.dumps(model)), model)
+
+
+parts = st.one_of(
+    st.text(), st.integers(), st.booleans(), st.binary(), st.floats(allow_nan=False),
+    st.text(st.characters(categories=["Cs"])),
+)  # fmt: skip
+ids = st.recursive(parts, lambda inner: st.lists(inner, max_size=3).map(tuple), max_leaves=4)
+some_ids = st.lists(ids, min_size=1, max_size=8, unique=True)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(users=some_ids, items=some_ids)
+def test_any_ids_come_back(users, items, tmp_path):
+    rows = max(len(users), len(items))
+    frame = pd.DataFrame({"UserId": pd.Series([users[j % len(users)] for j in range(rows)], dtype=object)})
+    frame["ItemId"] = pd.Series([items[j % len(items)] for j in range(rows)], dtype=object)
+    model = quick(k=2, maxiter=1).fit(frame.assign(Count=1.0))
+    assert_same(saved(model, tmp_path / "model"), model)
+
+
+KINDS = ["i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "M8[s]", "m8[ns]", ">i4", ">M8[s]"]
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(kind=st.sampled_from(KINDS), size=st.integers(1, 60))
+def test_ids_of_any_dtype_come_back(kind, size, tmp_path):
+    users = np.arange(size).astype(np.int64).astype(kind)
+    frame = pd.DataFrame({"UserId": users, "ItemId": ["x"] * size, "Count": [1] * size})
+    model = quick(k=2, maxiter=1).fit(frame)
+    twin = saved(model, tmp_path / "model")
+    assert twin.user_mapping_.dtype == model.user_mapping_.dtype.newbyteorder("=")
+    assert np.array_equal(twin.user_mapping_, model.user_mapping_)
+    assert not np.isnan(twin.predict(users, "x")).any()
+
+
+def test_a_model_is_loaded_where_its_backend_is_missing(tmp_path, monkeypatch):
+    model = quick(backend="numpy").fit(COUNTS)
+    model.backend, model.backend_ = "cuda", "cuda"
+    model.save(tmp_path / "model")
+    monkeypatch.setitem(sys.modules, "hpf_gpu.backends.cuda_backend", None)
+    twin = HPF.load(tmp_path / "model")
+    assert twin.backend == "cuda"
+    assert twin.predict(100, 503) == pytest.approx(model.predict(100, 503), rel=1e-5)
+
+
+# -- files -------------------------------------------------------------------------------------
+
+
+def test_what_a_file_holds(tmp_path):
+    model = quick().fit(COUNTS)
+    model.save(str(tmp_path / "model"))
+    tensors = load_file(tmp_path / "model")
+    assert np.array_equal(tensors["Theta"], model.Theta)
+    assert np.array_equal(tensors["user.ids"], model.user_mapping_)
+    with safe_open(tmp_path / "model", framework="numpy") as file:
+        header = json.loads(file.metadata()["hpf_gpu"])
+    assert header["format"] == FORMAT
+    (tmp_path / "any file").touch()
+    assert (tmp_path / "model").stat().st_mode == (tmp_path / "any file").stat().st_mode
+    assert header["parameters"]["k"] == 3
+
+
+def test_a_failure_leaves_the_file_that_is_there(tmp_path, monkeypatch):
+    model = quick().fit(COUNTS)
+    path = tmp_path / "model"
+    model.save(path)
+    before = path.read_bytes()
+    for function in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+
+            def interrupt(*_arguments):
+                raise KeyboardInterrupt
+
+            patch.setattr(f"os.{function}", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                quick(k=2).fit(COUNTS).save(path)
+        assert path.read_bytes() == before
+        assert list(tmp_path.iterdir()) == [path]
+    quick(k=2).fit(COUNTS).save(path)
+    assert HPF.load(path).k == 2
+    with pytest.raises(FileNotFoundError, match="nowhere is not an existing folder"):
+        model.save(tmp_path / "nowhere" / "model")
+
+
+def test_cut_files(tmp_path):
+    quick().fit(COUNTS).save(tmp_path / "model")
+    whole = (tmp_path / "model").read_bytes()
+    for length in [*range(0, 2000, 97), *range(2000, len(whole), len(whole) // 9), len(whole) - 1]:
+        (tmp_path / "cut").write_bytes(whole[:length])
+        with pytest.raises(ModelFileError, match="cut is damaged"):
+            HPF.load(tmp_path / "cut")
+    (tmp_path / "long").write_bytes(whole + b"\0")
+    with pytest.raises(ModelFileError, match="long is damaged"):
+        HPF.load(tmp_path / "long")
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_changed_byte_goes_unseen(data, tmp_path):
+    path = tmp_path / "model"
+    if not path.exists():
+        quick(k=2, maxiter=1).fit(COUNTS[:40]).save(path)
+    changed = bytearray(path.read_bytes())
+    place = data.draw(st.integers(0, len(changed) - 1) | st.integers(0, 3000))
+    changed[place] ^= data.draw(st.integers(1, 255))
+    (tmp_path / "changed").write_bytes(changed)
+    with pytest.raises(ModelFileError, match="changed"):
+        HPF.load(tmp_path / "changed")
+
+
+def test_other_files(tmp_path):
+    path = tmp_path / "model"
+    save_file({"x": np.ones(3)}, path)
+    with pytest.raises(ModelFileError, match="model is a safetensors file, but not a model of hpf_gpu"):
+        HPF.load(path)
+    path.write_bytes(pickle.dumps(quick().fit(COUNTS)))
+    with pytest.raises(ModelFileError, match="model is damaged, or no model of hpf_gpu"):
+        HPF.load(path)
+    with pytest.raises(FileNotFoundError, match="nothing"):
+        HPF.load(tmp_path / "nothing")
+    with pytest.raises(OSError, match=r"(?i)directory|permission"):
+        HPF.load(tmp_path)
+
+
+def rewritten(path, change):
+    """The same file with another header, and the right checksum."""
+    tensors = load_file(path)
+    with safe_open(path, framework="numpy") as file:
+        header = json.loads(file.metadata()["hpf_gpu"])
+    change(header, tensors)
+    text = json.dumps(header)
+    save_file(tensors, path, metadata={"hpf_gpu": text, "crc32": _checksum(text, tensors)})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda header, _: header.update(format=2, version="9"), "format 2, written by hpf_gpu 9;.*; update"),
+        (lambda header, _: header["parameters"].update(magic=1), "does not know: magic; update hpf_gpu"),
+        (lambda header, _: header.pop("format"), "header cannot be read"),
+        (lambda header, _: header.pop("niter"), "contradicts itself: KeyError"),
+        (lambda _, tensors: tensors.pop("Beta"), "contradicts itself: KeyError"),
+        (lambda _, tensors: tensors.update({"user.ids": np.arange(3)}), "3 user ids for 60 rows"),
+    ],
+    ids=["newer", "parameter", "no-format", "no-niter", "no-beta", "ids"],
+)  # fmt: skip
+def test_files_of_other_versions(change, message, tmp_path):
+    quick().fit(COUNTS).save(tmp_path / "model")
+    rewritten(tmp_path / "model", change)
+    with pytest.raises(ModelFileError, match=f"model .*{message}"):
+        HPF.load(tmp_path / "model")
+
+
+def test_unfitted_models_are_not_saved(tmp_path):
+    with pytest.raises(ValueError, match="call fit first"):
+        HPF().save(tmp_path / "model")
+
+
+# -- other ways to keep a model ------------------------------------------------------------------
+
+
+def test_pickles_and_copies(tmp_path):
+    model = quick().fit(COUNTS)
+    model.add_user("ann", of_user(100))
+    assert model.topN("ann", n=3).tolist() == model.topN(100, n=3).tolist()
+    for twin in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model), copy.copy(model)):
+        assert_same(twin, model)
+        twin.add_user("bob", of_user(101))
+        assert (twin.nusers, model.nusers) == (62, 61)
+        assert "bob" not in model.user_dict_
+
+
+def test_joblib(tmp_path):
+    joblib = pytest.importorskip("joblib", reason="joblib is not installed")
+    model = quick().fit(COUNTS)
+    joblib.dump(model, tmp_path / "model")
+    assert_same(joblib.load(tmp_path / "model"), model)
+
+
+def test_seen_is_hpfrecs():
+    """All users' item numbers in one array, users in the order of their rows."""
+    model = quick().fit(COUNTS)
+    items = pd.factorize(COUNTS.ItemId)[0]
+    want = [np.sort(items[(user == COUNTS.UserId).to_numpy()]) for user in model.user_mapping_]
+    assert np.array_equal(model.seen, np.concatenate(want))
+    assert not hasattr(quick(keep_data=False).fit(COUNTS), "seen")
+    assert not hasattr(HPF(), "seen")
+
+
+def test_ids_of_decimals_are_told_from_floats(tmp_path):
+    frame = pd.DataFrame({"UserId": [Decimal("0.5"), 2.5], "ItemId": ["x", "y"], "Count": 1})
+    with pytest.raises(TypeError, match="Decimal"):
+        quick().fit(frame).save(tmp_path / "model")
