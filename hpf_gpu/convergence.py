@@ -54,4 +54,5 @@ def history_frame(history: Sequence[Check], stop_crit: str) -> pd.DataFrame:
     columns = ["iteration", "llk", "elbo", "val_llk", "seconds"]
     if stop_crit == "diff-norm":
         columns.append("diff_norm")
-    return pd.DataFrame([vars(check) for check in history], columns=columns)
+    types = dict.fromkeys(columns, "float64") | {"iteration": "int64"}  # of an empty history, too
+    return pd.DataFrame([vars(check) for check in history], columns=columns).astype(types)

@@ -153,6 +153,66 @@ def new_rows(data: Any, kind: str, known: Ids, *, dtype: type, name: str) -> New
     return NewRows(csr, ids)
 
 
+@dataclass(frozen=True)
+class BatchSide:
+    """Ids of one side in a batch, before it is known which rows of a model they have."""
+
+    ids: Ids
+    codes: NDArray[Any]  # (Z,) places in ``ids`` of the counts
+    members: NDArray[Any]  # (B,) of all that the batch is made of
+
+
+@dataclass(frozen=True)
+class BatchData:
+    """Counts of a batch, zeros included: who has only zeros is in the batch too."""
+
+    sides: tuple[BatchSide, BatchSide]  # users and items
+    counts: NDArray[Any]  # (Z,)
+
+    def csr(self, rows: tuple[NDArray[Any], NDArray[Any]], shape: tuple[int, int]) -> sparse.csr_array:
+        """Canonical counts in ``shape``, where the ids of both sides have these row numbers."""
+        kept = self.counts > 0
+        places = tuple(numbers[side.codes[kept]] for numbers, side in zip(rows, self.sides, strict=True))
+        return _canonical(sparse.coo_array((self.counts[kept], places), shape=shape).tocsr())
+
+
+def batch_data(
+    data: Any, known: tuple[Ids, Ids], members: tuple[Any, Any], *, dtype: type, name: str
+) -> BatchData:
+    """Read a batch for a model with these ids.
+
+    ``members`` has all ids of the batch for a side, or None: those in the data.
+    """
+    data = on_host(data)
+    if sparse.issparse(data):
+        given = _checked_matrix(data, dtype)
+        if given.nnz == 0:
+            raise ValueError(f"{name} is empty")
+        columns, counts = [pd.Series(_row_of_each(given)), pd.Series(given.indices)], given.data
+    else:
+        *columns, count_column = _triplets(data, COLUMNS, name)
+        counts = _checked_counts(count_column, dtype)
+    zeros = int((counts == 0).sum())
+    if zeros:
+        _warn_zeros(zeros, f"left out of {name}")
+    users, items = (_batch_side(*given) for given in zip(columns, known, members, strict=True))
+    return BatchData((users, items), counts)
+
+
+def _batch_side(column: pd.Series, known: Ids, members: Any) -> BatchSide:
+    kind, named = known.kind, known.values is not None
+    if members is None:
+        codes, ids = encode(column, kind, named, room=known.size)
+        return BatchSide(ids, codes, np.unique(codes))
+    listed = pd.Series(list(members), dtype=None if len(members) else column.dtype)
+    codes, ids = encode(pd.concat([column, listed], ignore_index=True), kind, named, room=known.size)
+    codes, places = codes[: len(column)], np.unique(codes[len(column) :])
+    stray = codes[~np.isin(codes, places)]
+    if len(stray):
+        raise ValueError(f"{kind} {shown(ids.index[stray[0]])} has counts and is not in {kind}s_in_batch")
+    return BatchSide(ids, codes, places)
+
+
 def one_user(data: Any, user_id: Any, *, name: str) -> pd.DataFrame:
     """Counts of one user by item, as a frame with her id."""
     data = on_host(data)

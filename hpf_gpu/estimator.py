@@ -18,11 +18,11 @@ from .folding import FoldingModel
 from .inference import Fit, Schedule, fit
 from .likelihood import Objective
 from .model_file import load_model, save_model
-from .parameters import check_parameters, default_step_size, step_at
+from .parameters import check_parameters, default_step_size, seed_or_fresh, step_at
 from .progress import ProgressBar
 from .stochastic import Batch, Epochs, Local
 from .storage import write_csv_folder
-from .variational import Block, Model, Pairs, Prior, draw_start_values, posterior_of, start_side
+from .variational import Block, Model, Pairs, draw_start_values, posterior_of, start_side
 
 
 class HPF(FoldingModel):
@@ -266,7 +266,7 @@ class HPF(FoldingModel):
         validation = None
         if val_set is not None:
             validation = held_out_pairs(val_set, data.users, data.items, dtype=dtype.type, name="val_set")
-        seed = self._fresh_seed() if self.random_seed is None else int(self.random_seed)
+        seed = seed_or_fresh(self.random_seed)
 
         with ProgressBar(self.maxiter, enabled=bool(self.verbose)) as progress:
             model = self._start(backend, data, validation, seed)
@@ -298,8 +298,7 @@ class HPF(FoldingModel):
         )
 
     def _start(self, backend: Backend, data: TrainingData, validation: Pairs | None, seed: int) -> Model:
-        user_prior = Prior(float(self.a), float(self.a_prime), float(self.b_prime))
-        item_prior = Prior(float(self.c), float(self.c_prime), float(self.d_prime))
+        user_prior, item_prior = self._priors()
         counts = backend.counts(data.csr, int(self.k))  # first: it refuses what would not fit into memory
         n, m = data.csr.shape
         start = draw_start_values(n, m, int(self.k), user_prior, item_prior, seed, backend.dtype)
@@ -315,7 +314,9 @@ class HPF(FoldingModel):
 
         def batches(csr: Any, size: int | None) -> tuple[Batch, ...]:
             parts = () if size is None else row_batches(csr, int(size), rng)
-            return tuple(Batch(rows, backend.counts(part, k)) for rows, part in parts)
+            return tuple(
+                Batch(rows, backend.counts(part, k), csr.shape[0] / len(rows)) for rows, part in parts
+            )
 
         csr = data.host_csr
         by_user = batches(csr, self.users_per_batch)
@@ -342,10 +343,6 @@ class HPF(FoldingModel):
         if self.save_folder is not None:
             write_csv_folder(self.save_folder, self)
             self._posteriors = self._posteriors if self.keep_all_objs else None
-
-    @staticmethod
-    def _fresh_seed() -> int:
-        return int(np.random.default_rng().integers(1, 2**31))
 
     # -- files ---------------------------------------------------------------------------------
 

@@ -12,9 +12,10 @@ from scipy import sparse
 
 from .backends.protocol import Backend
 from .data import NewRows, new_rows, one_user
-from .fitted import FittedModel
+from .ids import Ids
 from .inference import fold_in
 from .parameters import positive_number, whole_number
+from .partial import PartialModel
 from .ranking import with_items
 from .variational import Posterior, Side, frozen_side, level_side, posterior_of, put_rows
 
@@ -37,14 +38,12 @@ class _Folded:
         return self.backend.asnumpy(self.backend.mean(self.rows.factor))
 
 
-class FoldingModel(FittedModel):
+class FoldingModel(PartialModel):
     """A fitted model that takes in users and items without a new fit.
 
     Fold-in is coordinate ascent on the new rows' q(θ) and q(ξ) with the other side frozen, from start
     values that are the same for all.  It runs on the backend that the parameters ask for.
     """
-
-    sum_exp_trick: Any
 
     def transform(
         self, counts_df: Any, maxiter: int = 10, stop_thr: float = 1e-3, ncores: int | None = None
@@ -160,7 +159,8 @@ class FoldingModel(FittedModel):
         maxiter, ncores, random_seed, stop_thr :
             As for :meth:`predict_factors`.
         update_all_params : bool, optional
-            Whether to update the items too, which this version cannot do: None or False.
+            Whether to move all items too, by the step of :meth:`partial_fit` with her for a batch, which
+            lets one user speak for all.  ``maxiter`` and ``stop_thr`` are then without effect.
 
         Returns
         -------
@@ -174,11 +174,12 @@ class FoldingModel(FittedModel):
             The model is then as it was.
         """
         whole_number("random_seed", random_seed, 0)
-        if update_all_params:
-            raise NotImplementedError(
-                "this version updates no items when it adds a user: update_all_params must be None or False"
-            )
         user = one_user(counts_df, user_id, name="counts_df")
+        if update_all_params:
+            self._check_fitted()
+            self._rows_for(pd.Index([user_id], tupleize_cols=False), update_existing)
+            self.partial_fit(user, new_users=True)
+            return True
         self._put(self._fold(_USERS, user, maxiter, stop_thr, ncores), update_existing)
         return True
 
@@ -249,8 +250,7 @@ class FoldingModel(FittedModel):
 
     def _put(self, folded: _Folded, update_existing: bool) -> None:
         """Take the users into the model; nothing is changed before all is known to be well."""
-        ids, users = folded.given.ids.index, self._user_ids
-        rows, users = (users.known(ids), users) if update_existing else users.with_new(ids)
+        rows, users = self._rows_for(folded.given.ids.index, update_existing)
         theta, (of_users, of_items) = put_rows(self.Theta, rows, folded.mean), self._known_posteriors()
         of_users = of_users.with_rows(rows, posterior_of(folded.backend, folded.rows), theta)
         seen, csr = self._seen, folded.given.csr
@@ -258,8 +258,17 @@ class FoldingModel(FittedModel):
             seen = with_items(seen, rows, (csr.indptr, csr.indices))
         # All in one step: an interrupt cannot leave half of it.
         vars(self).update(
-            Theta=theta, nusers=users.size, _user_ids=users, _posteriors=(of_users, of_items), _seen=seen
+            Theta=theta,
+            nusers=max(users.size, self.nusers or 0),
+            _user_ids=users,
+            _posteriors=(of_users, of_items),
+            _seen=seen,
         )
+
+    def _rows_for(self, ids: pd.Index, update_existing: bool) -> tuple[NDArray[Any], Ids]:
+        """Rows (B,) of users who must be in the model, or must not be; and all ids then."""
+        users = self._user_ids
+        return (users.known(ids), users) if update_existing else users.with_new(ids)
 
     def _known_posteriors(self) -> tuple[Posterior, Posterior]:
         self._check_fitted()

@@ -94,6 +94,19 @@ class Ids:
             raise ValueError(f"{numbered}, and the next is {self.size}, not {shown(ids[0])}")
         return codes, longer
 
+    def extended(self, other: Ids) -> tuple[Ids, NDArray[np.int64]]:
+        """These ids and those of another set that are not among them; the row of each of the others."""
+        if self.values is None:
+            return Ids(None, max(self.size, other.size), self.kind), np.arange(other.size)
+        if self.size == 0:
+            return other, np.arange(other.size)
+        rows = self.codes(other.index)
+        unknown = rows < 0
+        if not unknown.any():
+            return self, rows
+        rows[unknown], ids = self.with_new(other.index[unknown])
+        return ids, rows
+
     def _joined(self, ids: pd.Index) -> NDArray[Any]:
         """All ids in the type of those that are there, or as objects where it cannot hold the new ones."""
         new = ids.infer_objects()
@@ -130,10 +143,13 @@ class Ids:
         return labels
 
 
-def encode(column: pd.Series, kind: str, reindex: bool) -> tuple[NDArray[Any], Ids]:
-    """Row numbers (Z,) in order of first appearance, and the ids behind them."""
+def encode(column: pd.Series, kind: str, reindex: bool, room: int = 0) -> tuple[NDArray[Any], Ids]:
+    """Row numbers (Z,) in order of first appearance, and the ids behind them.
+
+    Without ``reindex`` ids are row numbers, and below ``room`` beyond suspicion.
+    """
     if not reindex:
-        codes = _row_numbers(column, kind)
+        codes = _row_numbers(column, kind, room)
         return codes, Ids(None, int(codes.max()) + 1, kind)
     if isinstance(column.dtype, np.dtype) and column.dtype.kind in "iu":
         encoded = _encode_by_table(column.to_numpy())
@@ -175,7 +191,7 @@ def _encode_by_table(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]] 
     return codes, (in_order + low).astype(values.dtype)
 
 
-def _row_numbers(column: pd.Series, kind: str) -> NDArray[Any]:
+def _row_numbers(column: pd.Series, kind: str, room: int) -> NDArray[Any]:
     """Ids that are row numbers already (reindex=False), checked one by one."""
     advice = f"with reindex=False {kind} ids must be whole numbers from 0; reindex=True takes any"
     if column.isna().any():
@@ -194,7 +210,7 @@ def _row_numbers(column: pd.Series, kind: str) -> NDArray[Any]:
     if bad.any():
         raise ValueError(f"{kind} id {shown(values[np.argmax(bad)])} is not a row number; {advice}")
     largest = int(values.max())
-    if largest > 100 * len(values) + 1_000_000:
+    if largest > max(room, 100 * len(values) + 1_000_000):
         raise ValueError(f"{kind} id {largest} would make a factor matrix of {largest + 1} rows; {advice}")
     return narrow(values, largest + 1)
 

@@ -31,7 +31,7 @@ _UPDATE = "update hpf_gpu"
 _DEFAULT = "default"  # stands for the function default_step_size
 _SIDES = ("user", "item")
 _ARRAYS = tuple(field.name for field in fields(Posterior) if field.name != "prior")
-_SCALARS = ("niter", "train_llk", "random_seed_", "backend_")
+_SCALARS = ("nusers", "nitems", "niter", "train_llk", "random_seed_", "backend_")
 _NUMBERS = {
     np.dtype(name) for name in ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
 }
@@ -228,7 +228,7 @@ def _header(source: Path, text: str) -> dict[str, Any]:
 def _state(header: dict[str, Any], tensors: Tensors) -> dict[str, Any]:
     theta, beta = tensors["Theta"], tensors["Beta"]
     state: dict[str, Any] = {name: header[name] for name in _SCALARS}
-    state |= {"Theta": theta, "Beta": beta, "nusers": len(theta), "nitems": len(beta), "is_fitted": True}
+    state |= {"Theta": theta, "Beta": beta, "is_fitted": True}
     for side, size in zip(_SIDES, (len(theta), len(beta)), strict=True):
         ids = _decoded(header["ids"][side], tensors.get(f"{side}.ids"), size, side)
         if ids.values is not None and len(ids.values) != size:

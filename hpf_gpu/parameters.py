@@ -55,8 +55,8 @@ def check_parameters(given: Mapping[str, Any]) -> None:
     thread_count(given["ncores"])
     if given["random_seed"] is not None:
         _check_whole("random_seed", given["random_seed"], 0)
-    _check_choice("stop_crit", given["stop_crit"], tuple(STOP_CRITERIA))
-    _check_choice("schedule", given["schedule"], SCHEDULES)
+    check_choice("stop_crit", given["stop_crit"], tuple(STOP_CRITERIA))
+    check_choice("schedule", given["schedule"], SCHEDULES)
     if not isinstance(given["backend"], str):
         raise TypeError(f"backend must be a name such as 'auto', not {given['backend']!r}")
     _check_cuda_options(given)
@@ -79,7 +79,7 @@ def cuda_options(given: Mapping[str, Any]) -> dict[str, str]:
 
 def _check_cuda_options(given: Mapping[str, Any]) -> None:
     for name, choices in CUDA_OPTIONS.items():
-        _check_choice(name, given[name], choices)
+        check_choice(name, given[name], choices)
     options = cuda_options(given)
     for name, value in options.items():
         if given["backend"] not in ("auto", "cuda"):
@@ -96,6 +96,11 @@ def thread_count(ncores: Any) -> int | None:
         return None
     _check_whole("ncores", ncores, least=None)
     return int(ncores) if ncores >= 1 else None
+
+
+def seed_or_fresh(random_seed: Any) -> int:
+    """The seed that was given, or one that nobody has given."""
+    return int(np.random.default_rng().integers(1, 2**31)) if random_seed is None else int(random_seed)
 
 
 def whole_number(name: str, value: Any, least: int) -> int:
@@ -133,7 +138,8 @@ def _check_whole(name: str, value: Any, least: int | None) -> None:
         raise ValueError(f"{name}={value!r} must be at most {_MOST_WHOLE}")
 
 
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raise TypeError or ValueError unless ``value`` is one of the names."""
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a name such as {choices[0]!r}, not {value!r}")
     if value not in choices:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 
 from .backends.protocol import Backend
 
@@ -58,6 +59,22 @@ def with_items(items: UserItems, rows: NDArray[Any], new: UserItems) -> UserItem
     result[~from_new] = kept
     result[from_new] = items_of(np.argsort(rows), new)[1]
     return _indptr(sizes), result
+
+
+def with_more_items(items: UserItems, new: sparse.csr_array) -> UserItems:
+    """The items and those that have entries in ``new`` (N, M), which may have users behind the end."""
+    rows = np.flatnonzero(np.diff(new.indptr))
+    missing = new.shape[0] + 1 - len(items[0])
+    items = (np.append(items[0], np.repeat(items[0][-1:], max(0, missing))), items[1])
+    if len(rows) == 0:
+        return items
+    indptr, indices = items_of(rows, items)
+    shape = (len(rows), new.shape[1])
+    old = sparse.csr_array((np.ones(len(indices), np.int8), indices, indptr), shape=shape)
+    added = new[rows]
+    added = sparse.csr_array((np.ones(added.nnz, np.int8), added.indices, added.indptr), shape=shape)
+    both = old + added
+    return with_items(items, rows, (both.indptr, both.indices))
 
 
 def _places_in(pool: NDArray[Any], n_items: int, items: UserItems) -> UserItems:

@@ -22,10 +22,11 @@ LOCAL_STEPS = 5
 
 @dataclass(frozen=True)
 class Batch:
-    """Some rows of the local side, with all their counts."""
+    """Some rows of the local side, with all their counts; ``scale`` such batches make the whole."""
 
     rows: Host  # (B,) their numbers
     counts: Counts  # (B, M)
+    scale: float
 
 
 @dataclass(frozen=True)
@@ -74,26 +75,28 @@ class Epochs:
 def run_epoch(
     backend: Backend, batches: Iterable[Batch], side: Side, other: Side, how: Local, step: float
 ) -> tuple[Side, Side]:
-    """Go through ``batches``, which hold each row of ``side`` once, and move ``other`` after each of them.
+    """Go through ``batches`` of different rows of ``side``, and move ``other`` by ``step`` after each.
 
-    Rates of both sides must have rank one.  Neither of the given sides is changed.
+    Rates of both sides must have rank one.  Neither of the given sides is changed.  Rows that are in no
+    batch get no more than the rates of columns that all rows get in the end.
     """
-    given, n = other, len(side.hyper_rate)
-    spare = select_rows(backend, side, np.arange(n)).factor if side.spare is None else side.spare
-    shape, rate_rows, rate_columns = spare.shape, side.hyper_rate * 1.0, other.column_sums
+    given, old = other, side.factor
+    shape = backend.select_rows(old.shape, np.arange(len(side.hyper_rate)))
+    rate_rows, rate_columns = old.rate_rows[:, 0] * 1.0, other.column_sums
     for batch in batches:
         rate_columns = other.column_sums
         part = select_rows(backend, side, batch.rows)
         part, statistic = settle(backend, batch.counts, part, other, how)
         backend.assign_rows(shape, batch.rows, part.factor.shape)
         backend.assign_rows(rate_rows, batch.rows, part.factor.rate_rows[:, 0])
-        scale = n / len(batch.rows)
-        moved = blend_side(backend, other, statistic, part.column_sums, scale=scale, step=step)
+        moved = blend_side(backend, other, statistic, part.column_sums, scale=batch.scale, step=step)
         other = replace(moved, spare=None) if other is given else moved  # what was given stays whole
-    # Rates of one rank for all rows: their columns are those that the last batch had.
-    rates = (rate_rows[:, None], rate_columns)
-    factor, row_sums, column_sums = backend.gamma_update(shape, 0.0, *rates, out=spare.exp_log)
-    return Side(side.prior, factor, side.prior.hyper_rate + row_sums, column_sums, spare=side.factor), other
+    # One rank for all rows: the columns are those that the last batch had.
+    exp_log = None if side.spare is None else side.spare.exp_log
+    factor, row_sums, column_sums = backend.gamma_update(
+        shape, 0.0, rate_rows[:, None], rate_columns, out=exp_log
+    )
+    return Side(side.prior, factor, side.prior.hyper_rate + row_sums, column_sums, spare=old), other
 
 
 def settle(backend: Backend, counts: Counts, part: Side, other: Side, how: Local) -> tuple[Side, Array]:

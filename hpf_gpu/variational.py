@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from .backends.protocol import Array, Backend, Counts, Factor, Host
+
+_NOISE = 0.01  # of start values
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def draw_start_values(
 
     def noisy(n: int, level: float) -> Host:
         values: Host = rng.random((n, k), dtype=dtype)
-        values *= dtype.type(0.01)
+        values *= dtype.type(_NOISE)
         values += dtype.type(level)
         return values
 
@@ -185,6 +187,13 @@ class Posterior:
         rate: Host = (self.rate_rows + self.rate_columns).astype(self.shape.dtype)
         return rate
 
+    def with_rank_one(self, other_sums: Host) -> Posterior:
+        """The side with rates of rank one again: their next update, where rows were folded in."""
+        if self.rate_rows.shape[1] == 1:
+            return self
+        rate_rows = self.prior.posterior_hyper_shape(self.shape.shape[1]) / self.hyper_rate
+        return replace(self, rate_rows=rate_rows[:, None], rate_columns=other_sums)
+
     def with_rows(self, rows: Host, new: Posterior, mean: Host) -> Posterior:
         """The side after other rows took the places ``rows`` (B,), some of them behind its end.
 
@@ -201,6 +210,24 @@ class Posterior:
         )
 
 
+def with_start_rows(posterior: Posterior, n: int, rng: np.random.Generator) -> Posterior:
+    """The side with ``n`` more rows behind its end, whose shapes are those that fits start with.
+
+    Their rates are what the next update would make of them, those of rows that have no counts.
+    """
+    if n == 0:
+        return posterior
+    prior, k, dtype = posterior.prior, posterior.shape.shape[1], posterior.shape.dtype
+    shape = (prior.hyper_shape + _NOISE * rng.random((n, k))).astype(dtype)
+    rate_rows = np.full((n, 1), prior.posterior_hyper_shape(k) / prior.hyper_mean)
+    return replace(
+        posterior,
+        shape=np.concatenate([posterior.shape, shape]),
+        rate_rows=np.concatenate([posterior.rate_rows, rate_rows]),
+        hyper_rate=np.concatenate([posterior.hyper_rate, np.full(n, prior.hyper_mean)]),
+    )
+
+
 def put_rows(array: Host, rows: Host, new: Host) -> Host:
     """A copy with new rows at the places ``rows`` (B,); places behind the end make it longer."""
     size = max(len(array), int(rows.max()) + 1)
@@ -215,6 +242,17 @@ def posterior_of(backend: Backend, side: Side) -> Posterior:
     factor = side.factor
     arrays = (factor.shape, factor.rate_rows, factor.rate_columns, side.hyper_rate, side.column_sums)
     return Posterior(side.prior, *(backend.asnumpy(array) for array in arrays))
+
+
+def whole_side(backend: Backend, posterior: Posterior) -> Side:
+    """A fitted side with rates of rank one in the backend's memory."""
+    factor, _, column_sums = backend.gamma_update(
+        backend.asarray(posterior.shape),
+        0.0,
+        backend.asarray(posterior.rate_rows[:, 0])[:, None],
+        backend.asarray(posterior.rate_columns),
+    )
+    return Side(posterior.prior, factor, backend.asarray(posterior.hyper_rate), column_sums, spare=None)
 
 
 def frozen_side(backend: Backend, posterior: Posterior, rows: Host) -> Side:

@@ -44,7 +44,11 @@ ALLOWED = {
         "backends", "backends.protocol", "data", "ids", "likelihood", "parameters", "ranking", "variational",
     },
     "folding": {
-        "backends.protocol", "data", "fitted", "inference", "parameters", "ranking", "variational",
+        "backends.protocol", "data", "ids", "inference", "parameters", "partial", "ranking", "variational",
+    },
+    "partial": {
+        "backends.protocol", "convergence", "data", "fitted", "ids", "parameters", "ranking", "stochastic",
+        "variational",
     },
     "model_file": {"", "ids", "parameters", "variational"},
     "estimator": {

@@ -384,7 +384,6 @@ def test_errors_of_fold_in(backend_name):
         (lambda: model.add_user("100", one, True), ValueError, "user '100' was not in the training data"),
         (lambda: model.add_user(None, one), ValueError, "user ids are missing"),
         (lambda: model.add_user([5], one), TypeError, "user ids must be hashable"),
-        (lambda: model.add_user(5, one, update_all_params=True), NotImplementedError, "update_all_params"),
         (lambda: model.add_users(sparse.csr_array(np.ones((2, 40)))), TypeError, "pass a frame with UserId"),
         (lambda: model.predict_factors(one.assign(ItemId="x")), ValueError, "no item that was in"),
         (lambda: model.transform_items(COUNTS.assign(UserId=-1)), ValueError, "no user that was in"),

@@ -34,8 +34,11 @@ def batches_of(backend: Backend, problem: Problem, size: int | None, *, by_item:
     if size is None:
         return ()
     csr = sparse.csr_array(problem.y.astype(backend.dtype))
-    parts = row_batches(csr.T.tocsr() if by_item else csr, size, np.random.default_rng(5))
-    return tuple(Batch(rows, backend.counts(part, problem.k)) for rows, part in parts)
+    csr = csr.T.tocsr() if by_item else csr
+    parts = row_batches(csr, size, np.random.default_rng(5))
+    return tuple(
+        Batch(rows, backend.counts(part, problem.k), csr.shape[0] / len(rows)) for rows, part in parts
+    )
 
 
 def epochs_of(

@@ -1,0 +1,267 @@
+"""Batches from outside: a model that is updated with some users, or some items, at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from .backends.protocol import Backend
+from .convergence import history_frame
+from .data import BatchSide, batch_data
+from .fitted import FittedModel
+from .ids import Ids
+from .parameters import check_choice, check_parameters, checked_step, seed_or_fresh, step_at, whole_number
+from .ranking import with_more_items
+from .stochastic import Batch, Local, run_epoch, with_rank_one
+from .variational import (
+    Prior,
+    Side,
+    draw_start_values,
+    posterior_of,
+    start_side,
+    whole_side,
+    with_start_rows,
+)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the ids of a batch belong on one side of the model."""
+
+    ids: Ids  # of the whole side, those that are new included
+    rows: NDArray[Any]  # (B,) of the ids that have counts
+    members: NDArray[Any]  # (B',) of all that the batch is made of, ascending
+    total: int  # how many there are in all, met or not
+
+
+class PartialModel(FittedModel):
+    """A model that can be updated with batches."""
+
+    a: Any
+    a_prime: Any
+    b_prime: Any
+    c: Any
+    c_prime: Any
+    d_prime: Any
+    k: Any
+    use_float: Any
+    reindex: Any
+    keep_data: Any
+    keep_all_objs: Any
+    random_seed: Any
+    schedule: str
+    stop_crit: str
+    sum_exp_trick: Any
+    step_size: Callable[[int], float] | None
+    nitems: int | None
+    niter: int | None
+    history_: Any
+    random_seed_: int
+
+    def partial_fit(
+        self,
+        counts_df: Any,
+        batch_type: str = "users",
+        step_size: float | None = None,
+        nusers: int | None = None,
+        nitems: int | None = None,
+        users_in_batch: Any = None,
+        items_in_batch: Any = None,
+        new_users: bool = False,
+        new_items: bool = False,
+        random_seed: int | None = None,
+    ) -> Any:
+        """Update the model with a batch: some users with all their counts, or some items with all theirs.
+
+        The users of the batch are brought to rest, then all items move by a step towards what they would
+        be if all users were like these; or the same with users and items exchanged.  Works on a fitted
+        model and, with ``nusers`` and ``nitems``, on one that is not.
+
+        Parameters
+        ----------
+        counts_df : DataFrame, array (n, 3) or scipy sparse matrix (nusers, nitems)
+            As for :meth:`~hpf_gpu.HPF.fit`; the rows of a matrix that are empty are not in the batch.
+        batch_type : {'users', 'items'}
+            Whether the batch has users with all their counts or items with all theirs.
+        step_size : float, optional
+            Step in [0, 1]; by default what the model's ``step_size`` gives for ``niter``, which counts
+            calls, iterations of a fit before included.
+        nusers, nitems : int, optional
+            How many users and items there are in all; the first call needs both if the model is not
+            fitted, and later ones go by the last that were given.  So many ids can come with batches,
+            each when it comes.  Where ids are row numbers they are those below.
+        users_in_batch, items_in_batch : array-like of ids, optional
+            All users (items) of the batch, for those who have no count at all; by default those in
+            ``counts_df``.  Only that of the batch's own side has an effect.
+        new_users, new_items : bool
+            Whether users (items) beyond ``nusers`` (``nitems``) are taken into the model, which is an
+            error otherwise.
+        random_seed : int, optional
+            Seed of the start values of rows that are new; by default it follows from the model's seed.
+
+        Returns
+        -------
+        HPF
+            This object.
+
+        Raises
+        ------
+        ValueError, TypeError
+            For data that are not counts, for ids that the model has no room for, for a step outside
+            [0, 1], and if ``keep_all_objs=False`` has dropped the shapes and rates.  The model is then as
+            it was.
+
+        Notes
+        -----
+        A call takes time and memory for the whole model beside those for the batch.  What users have had,
+        for ``topN``, grows with every batch.  ``train_llk`` is None after a call and ``history_`` stays
+        that of the last fit: nobody has all counts.
+
+        Examples
+        --------
+        Batches from a Parquet file that is too large for memory, written so that each of its row groups
+        has some users with all their counts::
+
+            import numpy as np
+            import pyarrow.parquet as pq
+
+            plays, model = pq.ParquetFile("plays.parquet"), HPF(k=30)
+            for epoch in range(5):
+                for group in np.random.permutation(plays.num_row_groups):
+                    batch = plays.read_row_group(group).to_pandas()
+                    model.partial_fit(batch, nusers=1_000_000, nitems=50_000)
+        """
+        check_parameters(vars(self))
+        check_choice("batch_type", batch_type, ("users", "items"))
+        if not self.keep_all_objs or (self.is_fitted and self._posteriors is None):
+            raise ValueError("partial_fit needs shapes and rates, which keep_all_objs=False drops")
+        step = step_at(self.step_size, self.niter or 0) if step_size is None else step_size
+        step = checked_step("step_size", step)
+        dtype = self.Theta.dtype if self.is_fitted else np.dtype(np.float32 if self.use_float else np.float64)
+        own = 0 if batch_type == "users" else 1
+        members = (users_in_batch, None) if own == 0 else (None, items_in_batch)
+        totals = self._totals(nusers, nitems)
+        known = self._known_ids(totals)
+        data = batch_data(counts_df, known, members, dtype=dtype.type, name="counts_df")
+        allowed = (bool(new_users), bool(new_items))
+        users, items = (_place(*given) for given in zip(known, data.sides, totals, allowed, strict=True))
+
+        backend = self._working_backend(dtype, self.ncores)
+        csr = data.csr((users.rows, items.rows), (users.ids.size, items.ids.size))
+        batch = self._batch(backend, (users, items)[own], csr if own == 0 else csr.T.tocsr())
+        seed = self._seed_of_rows(random_seed)
+        sides = self._sides(backend, (users, items), seed)
+        how = Local(self.schedule == "alternating", bool(self.sum_exp_trick))
+        moved = run_epoch(backend, [batch], sides[own], sides[1 - own], how, step)
+        self._keep_step(backend, moved if own == 0 else moved[::-1], (users, items), csr, seed)
+        return self
+
+    def _totals(self, nusers: Any, nitems: Any) -> tuple[int, int]:
+        """How many users and items there are in all: as given, or as known."""
+        totals: list[int] = []
+        pairs = (("nusers", nusers, self.nusers, self.Theta), ("nitems", nitems, self.nitems, self.Beta))
+        for name, given, kept, mean in pairs:
+            if given is None and kept is None:
+                raise ValueError(f"the first partial_fit of a model that is not fitted needs {name}")
+            total = whole_number(name, kept if given is None else given, 1)
+            if mean is not None and total < len(mean):
+                raise ValueError(f"{name}={total} is less than the {len(mean)} that the model has")
+            totals.append(total)
+        return totals[0], totals[1]
+
+    def _known_ids(self, totals: tuple[int, int]) -> tuple[Ids, Ids]:
+        """The ids that have rows: names as they come with batches, row numbers all from the start."""
+        none = np.empty(0, dtype=object) if self.reindex else None
+        known = (
+            (self._user_ids, self._item_ids)
+            if self.is_fitted
+            else (Ids(none, 0, "user"), Ids(none, 0, "item"))
+        )
+        users, items = (
+            Ids(None, total, ids.kind) if ids.values is None else ids
+            for ids, total in zip(known, totals, strict=True)
+        )
+        return users, items
+
+    def _seed_of_rows(self, random_seed: Any) -> int:
+        """Seed of the start values of rows that are new."""
+        if random_seed is not None:
+            return whole_number("random_seed", random_seed, 0)
+        if not self.is_fitted:
+            return seed_or_fresh(self.random_seed)
+        return int(np.random.SeedSequence((self.random_seed_, self.niter or 0)).generate_state(1)[0])
+
+    def _batch(self, backend: Backend, own: _Place, csr: sparse.csr_array) -> Batch:
+        counts = backend.counts(csr[own.members], self._factors())
+        return Batch(own.members, counts, own.total / len(own.members))
+
+    def _factors(self) -> int:
+        return self.Theta.shape[1] if self.is_fitted else int(self.k)
+
+    def _priors(self) -> tuple[Prior, Prior]:
+        return (
+            Prior(float(self.a), float(self.a_prime), float(self.b_prime)),
+            Prior(float(self.c), float(self.c_prime), float(self.d_prime)),
+        )
+
+    def _sides(self, backend: Backend, places: tuple[_Place, _Place], seed: int) -> tuple[Side, Side]:
+        """Both sides before the step, rows that are new at start values."""
+        n, m = (place.ids.size for place in places)
+        if not self.is_fitted or self._posteriors is None:
+            priors = self._priors()
+            start = draw_start_values(n, m, self._factors(), *priors, seed, backend.dtype)
+            users = start_side(backend, priors[0], start.user_shape, start.user_rate)
+            items = start_side(backend, priors[1], start.item_shape, start.item_rate)
+            return with_rank_one(backend, users), with_rank_one(backend, items)
+        rng, (of_users, of_items) = np.random.default_rng(seed), self._posteriors
+        of_users, of_items = (
+            with_start_rows(posterior.with_rank_one(other.column_sums), size - len(posterior.shape), rng)
+            for posterior, other, size in ((of_users, of_items, n), (of_items, of_users, m))
+        )
+        return whole_side(backend, of_users), whole_side(backend, of_items)
+
+    def _keep_step(
+        self,
+        backend: Backend,
+        sides: tuple[Side, Side],
+        places: tuple[_Place, _Place],
+        csr: sparse.csr_array,
+        seed: int,
+    ) -> None:
+        """Take the model after the step; nothing of it is set before all is known to be well."""
+        theta, beta = (backend.asnumpy(backend.mean(side.factor)) for side in sides)
+        seen = self._seen if self.is_fitted else (np.zeros(1, np.int64), np.empty(0, csr.indices.dtype))
+        users, items = places
+        vars(self).update(
+            Theta=theta,
+            Beta=beta,
+            nusers=max(users.total, len(theta)),
+            nitems=max(items.total, len(beta)),
+            _user_ids=users.ids,
+            _item_ids=items.ids,
+            _posteriors=(posterior_of(backend, sides[0]), posterior_of(backend, sides[1])),
+            _seen=with_more_items(seen, csr) if seen is not None and self.keep_data else None,
+            niter=(self.niter or 0) + 1,
+            train_llk=None,
+            history_=self.history_ if self.is_fitted else history_frame([], self.stop_crit),
+            random_seed_=self.random_seed_ if self.is_fitted else seed,
+            backend_=backend.name,
+            is_fitted=True,
+        )
+
+
+def _place(known: Ids, given: BatchSide, total: int, may_grow: bool) -> _Place:
+    """Find the ids of a batch in the model, and rows for those that are new."""
+    ids, rows = known.extended(given.ids)
+    if ids.size > max(total, known.size) and not may_grow:
+        kind = known.kind
+        raise ValueError(
+            f"the batch brings {ids.size - known.size} new {kind}s, and the model has {known.size} of the "
+            f"{total} that it was told of: new_{kind}s=True takes in more, n{kind}s= says how many there are"
+        )
+    return _Place(ids, rows, np.sort(rows[given.members]), max(total, ids.size))

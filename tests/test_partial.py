@@ -1,0 +1,366 @@
+"""partial_fit: batches from outside, of users and items that may be new."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from parity import DATA
+from scipy import sparse
+
+from hpf_gpu import HPF
+
+MATRICES = ("Theta", "Beta", "Gamma_shp", "Gamma_rte", "Lambda_shp", "Lambda_rte", "k_rte", "t_rte")
+
+
+@pytest.fixture(scope="module")
+def frame() -> pd.DataFrame:
+    return DATA["random_strings"]()
+
+
+@pytest.fixture(scope="module")
+def numbers(frame: pd.DataFrame) -> pd.DataFrame:
+    """The same with row numbers for ids."""
+    return frame.assign(UserId=pd.factorize(frame.UserId)[0], ItemId=pd.factorize(frame.ItemId)[0])
+
+
+def model_of(**arguments: Any) -> HPF:
+    return HPF(**{"k": 5, "random_seed": 3, "verbose": False} | arguments)
+
+
+def sizes(frame: pd.DataFrame) -> dict[str, int]:
+    return {"nusers": frame.UserId.nunique(), "nitems": frame.ItemId.nunique()}
+
+
+def batches(frame: pd.DataFrame, column: str, parts: int, seed: int = 0) -> Iterator[pd.DataFrame]:
+    ids = np.random.default_rng(seed).permutation(frame[column].unique())
+    return (frame[frame[column].isin(part)] for part in np.array_split(ids, parts))
+
+
+def assert_same_model(one: HPF, other: HPF) -> None:
+    for name in MATRICES:
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
+
+
+def assert_whole(model: HPF) -> None:
+    for name in MATRICES:
+        assert np.isfinite(getattr(model, name)).all(), name
+    assert model.Theta.shape == (len(model.Gamma_shp), model.k)
+    np.testing.assert_allclose(model.Theta, model.Gamma_shp / model.Gamma_rte, rtol=1e-5)
+
+
+def pairs(frame: pd.DataFrame) -> set[tuple[Any, Any]]:
+    return set(zip(frame.UserId, frame.ItemId, strict=True))
+
+
+def seen_pairs(model: HPF) -> list[tuple[Any, Any]]:
+    indptr, items = model._seen
+    users = model._user_ids.labels(np.repeat(np.arange(len(indptr) - 1), np.diff(indptr)))
+    return list(zip(users, model._item_ids.labels(items), strict=True))
+
+
+# -- the step ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["users", "items"])
+@pytest.mark.parametrize("schedule", ["joint", "alternating"])
+def test_all_data_for_a_batch_is_an_epoch(
+    frame: pd.DataFrame, backend_name: str, kind: str, schedule: str
+) -> None:
+    """The same bits as a stochastic fit, after one call and after three."""
+    arguments = {"backend": backend_name, "schedule": schedule, "step_size": lambda epoch: 1 / (epoch + 1)}
+    model = model_of(**arguments)
+    for calls in (1, 2, 3):
+        fitted = model_of(**arguments, **{f"{kind}_per_batch": 10**6}, maxiter=calls, stop_crit="maxiter")
+        assert_same_model(model.partial_fit(frame, kind, **sizes(frame)), fitted.fit(frame))
+        assert model.niter == calls
+
+
+def test_batches_get_where_a_fit_gets(frame: pd.DataFrame) -> None:
+    model = model_of()
+    for epoch in range(5):
+        for batch in batches(frame, "UserId", 6, epoch):
+            model.partial_fit(batch, **sizes(frame))
+    full = model_of(maxiter=5, stop_crit="maxiter").fit(frame)
+    assert model.niter == 30
+    assert_whole(model)
+    # Measured: 32,930 and 29,838.
+    assert model.eval_llk(frame)["llk"] > full.eval_llk(frame)["llk"]
+
+
+def test_users_in_no_batch_keep_their_counts(numbers: pd.DataFrame) -> None:
+    model = model_of(use_float=False, reindex=False, maxiter=5, stop_crit="maxiter").fit(numbers)
+    shapes, beta = model.Gamma_shp.copy(), model.Beta.copy()
+    batch = numbers[numbers.UserId.isin([0, 1, 2])]
+    model.partial_fit(batch)
+    np.testing.assert_array_equal(model.Gamma_shp[3:], shapes[3:])
+    totals = batch.groupby("UserId").Count.sum()
+    np.testing.assert_allclose((model.Gamma_shp[:3] - 0.3).sum(axis=1), totals, rtol=1e-12)
+    absent = np.setdiff1d(numbers.ItemId, batch.ItemId)
+    assert (model.Lambda_shp[absent] - 0.3 < model.partial_fit(batch, step_size=0.0).Lambda_shp[absent]).all()
+    assert not np.array_equal(model.Beta[absent], beta[absent])
+
+
+def test_calls_repeat(frame: pd.DataFrame, backend_name: str) -> None:
+    one, two = model_of(backend=backend_name), model_of(backend=backend_name)
+    for kind, column in (("users", "UserId"), ("items", "ItemId"), ("users", "UserId")):
+        for batch in batches(frame, column, 4):
+            for model in (one, two):
+                model.partial_fit(batch, kind, **sizes(frame))
+    assert_same_model(one, two)
+    assert_whole(one)
+
+
+def test_steps(frame: pd.DataFrame) -> None:
+    asked: list[int] = []
+
+    def step_size(call: int) -> float:
+        asked.append(call)
+        return 0.5
+
+    model = model_of(step_size=step_size)
+    twin = copy.deepcopy(model)
+    asked.clear()
+    for batch in batches(frame, "UserId", 3):
+        model.partial_fit(batch, **sizes(frame))
+        twin.partial_fit(batch, step_size=0.5, **sizes(frame))
+    assert [number for number in asked if number > 1] == [2]  # 0 and 1 are tried by every check, too
+    assert_same_model(model, twin)
+    model.step_size = None  # the default
+    model.partial_fit(frame[:100])
+
+
+# -- what is new -------------------------------------------------------------------------------
+
+
+def test_ids_come_with_batches(frame: pd.DataFrame) -> None:
+    """Rows are made when an id is met, up to the number announced; each count is counted once."""
+    model, met = model_of(use_float=False), pd.DataFrame()
+    for batch in batches(frame, "UserId", 5):
+        met = pd.concat([met, batch])
+        model.partial_fit(batch, step_size=0.5, **sizes(frame))
+        assert model.user_mapping_.tolist() == met.UserId.unique().tolist()
+        assert model.item_mapping_.tolist() == met.ItemId.unique().tolist()
+        assert len(model.Theta) == met.UserId.nunique()
+        total = (model.Gamma_shp - 0.3).sum(axis=1)
+        np.testing.assert_allclose(total, met.groupby("UserId", sort=False).Count.sum(), rtol=1e-12)
+        assert (model.nusers, model.nitems) == tuple(sizes(frame).values())
+        seen = seen_pairs(model)
+        assert len(seen) == len(pairs(met))
+        assert set(seen) == pairs(met)
+    assert_whole(model)
+
+
+def test_seen_items_of_batches_of_items(frame: pd.DataFrame) -> None:
+    model, met = model_of(), pd.DataFrame()
+    for number, batch in enumerate(batches(frame, "ItemId", 4)):
+        met = pd.concat([met, batch])
+        model.partial_fit(batch, "items", **sizes(frame))
+        if number == 1:
+            some = frame[frame.UserId == met.UserId.iloc[0]]
+            met = pd.concat([met, some])
+            model.partial_fit(some)
+        seen = seen_pairs(model)
+        assert len(seen) == len(pairs(met))
+        assert set(seen) == pairs(met)
+    user = met.UserId.iloc[0]
+    assert not set(model.topN(user, n=1000)) & set(met.ItemId[met.UserId == user])
+    assert model_of(keep_data=False).partial_fit(frame, **sizes(frame))._seen is None
+
+
+@pytest.mark.parametrize("ids", ["names", "numbers"])
+def test_new_users_and_items_are_taken_in_when_allowed(
+    frame: pd.DataFrame, numbers: pd.DataFrame, ids: str
+) -> None:
+    data = frame if ids == "names" else numbers
+    few = data[data.UserId.isin(data.UserId.unique()[:200]) & data.ItemId.isin(data.ItemId.unique()[:150])]
+    model = model_of(reindex=ids == "names", maxiter=5).fit(few)
+    n, m = len(model.Theta), len(model.Beta)
+    new_user, new_item = data.UserId.unique()[n + 4], data.ItemId.unique()[m + 6]
+    more = pd.DataFrame(
+        {"UserId": [new_user, few.UserId.iloc[0]], "ItemId": [few.ItemId.iloc[0], new_item], "Count": 2}
+    )
+    before = dict(vars(model))
+    with pytest.raises(ValueError, match=r"new users?, and the model has 200 of the 200.*new_users=True"):
+        model.partial_fit(more, new_items=True)
+    with pytest.raises(ValueError, match=r"new items?, and the model has 150 of the 150.*new_items=True"):
+        model.partial_fit(more, new_users=True)
+    assert all(vars(model)[name] is value for name, value in before.items())
+    model.partial_fit(more, new_users=True, new_items=True)
+    user_rows, item_rows = (1, 1) if ids == "names" else (5, 7)  # numbers in between get rows too
+    assert (
+        (len(model.Theta), len(model.Beta)) == (model.nusers, model.nitems) == (n + user_rows, m + item_rows)
+    )
+    assert_whole(model)
+    assert model.predict(new_user, new_item) > 0
+    assert set(seen_pairs(model)) == pairs(few) | pairs(more)
+    model.partial_fit(more, new_users=True)  # nobody is new by now
+    assert len(model.Theta) == n + user_rows
+
+
+def test_row_numbers_before_any_fit(numbers: pd.DataFrame) -> None:
+    model = model_of(reindex=False)
+    for batch in batches(numbers, "UserId", 3):
+        model.partial_fit(batch, nusers=400, nitems=250)
+        assert (model.Theta.shape, model.Beta.shape) == ((400, 5), (250, 5))
+    assert model.user_mapping_ is None
+    assert_whole(model)
+    far = pd.DataFrame({"UserId": [4_999_999], "ItemId": [3], "Count": [1]})
+    with pytest.raises(ValueError, match="would make a factor matrix of 5000000 rows"):
+        model.partial_fit(far, new_users=True)
+    assert len(model_of(k=1, reindex=False).partial_fit(far, nusers=5_000_000, nitems=4).Theta) == 5_000_000
+
+
+def test_a_sparse_matrix_is_a_batch_of_its_rows(numbers: pd.DataFrame) -> None:
+    part = numbers[numbers.UserId % 3 == 1].groupby(["UserId", "ItemId"], as_index=False).sum()
+    matrix = sparse.coo_array((part.Count, (part.UserId, part.ItemId)), shape=(300, 200))
+    one, two = (
+        model_of(reindex=False).partial_fit(given, nusers=300, nitems=200) for given in (matrix.tocsr(), part)
+    )
+    assert_same_model(one, two)
+
+
+def test_users_of_a_batch_without_counts(numbers: pd.DataFrame) -> None:
+    """They make the batch larger, and so each of its counts worth less."""
+    batch = numbers[numbers.UserId < 10]
+    arguments = {"nusers": 300, "nitems": 200, "step_size": 1.0}
+    alone = model_of(reindex=False).partial_fit(batch, **arguments)
+    among = model_of(reindex=False).partial_fit(batch, users_in_batch=range(20), **arguments)
+    mass = [(model.Lambda_shp - 0.3).sum() for model in (alone, among)]
+    assert mass[0] == pytest.approx(batch.Count.sum() * 30, rel=1e-4)
+    assert mass[1] == pytest.approx(batch.Count.sum() * 15, rel=1e-4)
+    zeros = pd.concat([batch, pd.DataFrame({"UserId": range(10, 20), "ItemId": 0, "Count": 0})])
+    with pytest.warns(UserWarning, match="10 counts of zero were left out of counts_df"):
+        assert_same_model(model_of(reindex=False).partial_fit(zeros, **arguments), among)
+    with pytest.raises(ValueError, match=r"user 9 has counts and is not in users_in_batch"):
+        model_of(reindex=False).partial_fit(batch, users_in_batch=range(9), **arguments)
+    by_item = model_of(reindex=False).partial_fit(batch, "items", items_in_batch=range(200), **arguments)
+    assert (by_item.Gamma_shp - 0.3).sum() == pytest.approx(batch.Count.sum(), rel=1e-4)
+
+
+def test_start_values_of_new_rows_follow_the_seed(frame: pd.DataFrame) -> None:
+    few, more = frame[frame.UserId < "user 2"], frame[frame.UserId >= "user 2"]
+
+    def grown(seed: int | None) -> HPF:
+        return (
+            model_of(maxiter=3).fit(few).partial_fit(more, new_users=True, new_items=True, random_seed=seed)
+        )
+
+    assert_same_model(grown(None), grown(None))
+    assert_same_model(grown(0), grown(0))
+    assert not np.array_equal(grown(0).Theta, grown(1).Theta)
+
+
+# -- beside all else ---------------------------------------------------------------------------
+
+
+def test_after_fits_fold_ins_and_files(frame: pd.DataFrame, tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    few, more = frame[frame.UserId < "user 2"], frame[frame.UserId >= "user 2"]
+    model = model_of(maxiter=5).fit(few)
+    history = model.history_
+    model.add_users(more[more.ItemId.isin(few.ItemId)])
+    model.partial_fit(more[more.ItemId.isin(few.ItemId)])
+    assert_whole(model)
+    assert model.train_llk is None
+    assert model.history_ is history
+    assert model.niter == len(range(history.iteration.iloc[-1])) + 1
+    half_met = model_of().partial_fit(few, **sizes(frame))
+    for given in (model, half_met):
+        given.save(tmp_path / "model")
+        twin = HPF.load(tmp_path / "model")
+        assert (twin.nusers, twin.nitems) == (given.nusers, given.nitems)
+        batch = more[more.ItemId.isin(given.item_mapping_)]
+        assert_same_model(given.partial_fit(batch), twin.partial_fit(batch))
+    fresh = model_of(maxiter=5).fit(few)
+    assert_same_model(model.fit(few), fresh)
+    assert model.nusers == fresh.nusers
+
+
+def test_a_user_who_moves_all_parameters(frame: pd.DataFrame) -> None:
+    one = pd.DataFrame({"ItemId": frame.ItemId.unique()[:3], "Count": [4, 1, 2]})
+    fitted = model_of(maxiter=5).fit(frame)
+    added, stepped = copy.deepcopy(fitted), copy.deepcopy(fitted)
+    assert added.add_user("joe", one, update_all_params=True)
+    stepped.partial_fit(one.assign(UserId="joe"), new_users=True)
+    assert_same_model(added, stepped)
+    assert not np.array_equal(added.Beta, fitted.Beta)
+    with pytest.raises(ValueError, match="user 'joe' is in the model already"):
+        added.add_user("joe", one, update_all_params=True)
+    with pytest.raises(ValueError, match="user 'sue' was not in the training data"):
+        added.add_user("sue", one, update_existing=True, update_all_params=True)
+    assert len(added.Theta) == len(fitted.Theta) + 1
+
+
+def one_count(**given: Any) -> pd.DataFrame:
+    return pd.DataFrame({"UserId": ["u"], "ItemId": ["x"], "Count": [1]} | given)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "message"),
+    [
+        ({"nitems": None}, ValueError, "the first partial_fit .* needs nitems"),
+        ({"nusers": 0}, ValueError, "nusers=0"),
+        ({"nusers": 7}, ValueError, "the batch brings 299 new users, and the model has 0 of the 7"),
+        ({"batch_type": "rows"}, ValueError, "batch_type='rows' is unknown; choose one of 'users', 'items'"),
+        ({"step_size": 1.5}, ValueError, "step_size is 1.5"),
+        ({"step_size": np.nan}, ValueError, "step_size is nan"),
+        ({"step_size": "x"}, TypeError, "step_size is 'x'"),
+        ({"random_seed": -1}, ValueError, "random_seed=-1"),
+        ({"counts_df": [1]}, TypeError, "counts_df must be a pandas data frame"),
+        ({"counts_df": one_count(UserId=[None])}, ValueError, "missing"),
+        ({"counts_df": one_count(Count=[-1])}, ValueError, "count -1"),
+        ({"counts_df": sparse.csr_array((3, 4))}, ValueError, "counts_df is empty"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_is_refused(frame: pd.DataFrame, arguments: dict[str, Any], kind: Any, message: str) -> None:
+    model = model_of()
+    with pytest.raises(kind, match=message):
+        model.partial_fit(**{"counts_df": frame, **sizes(frame)} | arguments)
+    assert not model.is_fitted
+    assert model.nusers is model.niter is None
+
+
+def test_what_is_refused_once_fitted(frame: pd.DataFrame) -> None:
+    model = model_of(maxiter=2).fit(frame)
+    with pytest.raises(ValueError, match="nusers=5 is less than the 299 that the model has"):
+        model.partial_fit(frame, nusers=5)
+    with pytest.raises(ValueError, match="keep_all_objs=False"):
+        model_of(maxiter=2, keep_all_objs=False).fit(frame).partial_fit(frame)
+    with pytest.raises(ValueError, match="keep_all_objs=False"):
+        model_of(keep_all_objs=False).partial_fit(frame, **sizes(frame))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("use_float", [True, False])
+def test_never_a_nan(frame: pd.DataFrame, backend_name: str, use_float: bool, seed: int) -> None:
+    """Batches of one user or one item, 200 factors, counts over nine decades."""
+    rng = np.random.default_rng(seed)
+    some = frame[::60].assign(Count=lambda rows: np.ceil(10 ** rng.uniform(0, 9, len(rows))))
+    model = model_of(k=200, random_seed=seed, use_float=use_float, backend=backend_name)
+    for kind, column in (("users", "UserId"), ("items", "ItemId")):
+        for batch in list(batches(some, column, some[column].nunique(), seed))[:25]:
+            model.partial_fit(batch, kind, **sizes(some))
+    assert_whole(model)
+
+
+def test_the_example_with_parquet(frame: pd.DataFrame, tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    file = tmp_path / "plays.parquet"
+    parts = [pyarrow.Table.from_pandas(part, preserve_index=False) for part in batches(frame, "UserId", 4)]
+    with pq.ParquetWriter(file, parts[0].schema) as writer:
+        for part in parts:
+            writer.write_table(part)
+    plays, model = pq.ParquetFile(file), model_of()
+    for group in np.random.default_rng(0).permutation(plays.num_row_groups):
+        model.partial_fit(plays.read_row_group(group).to_pandas(), **sizes(frame))
+    assert model.niter == plays.num_row_groups == 4
+    assert set(seen_pairs(model)) == pairs(frame)
