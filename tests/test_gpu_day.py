@@ -12,20 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import cudasim
+import gpu_day
 import numpy as np
 import pytest
+import record
+import synthetic
+from gpu import clock, shapes, state, steps, table, worker
 from parity import relative_error
 
+from hpf_gpu.backends import create
+from hpf_gpu.variational import draw_start_values
+
 BENCH = Path(__file__).resolve().parents[1] / "bench"
-sys.path.insert(0, str(BENCH))
-
-import gpu_day  # noqa: E402
-import record  # noqa: E402
-import synthetic  # noqa: E402
-from gpu import clock, shapes, state, steps, table, worker  # noqa: E402
-
-from hpf_gpu.backends import create  # noqa: E402
-from hpf_gpu.variational import draw_start_values  # noqa: E402
 
 # -- count matrices ------------------------------------------------------------------------------
 
