@@ -285,6 +285,18 @@ def test_device_array(cuda32: Any, reindex: bool, dtype: type) -> None:
         np.testing.assert_array_equal(got.item_mapping_, want.item_mapping_)
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.int16])
+def test_narrow_device_ids_do_not_wrap(cuda32: Any, dtype: type) -> None:
+    import cupy as cp
+
+    rng, most = np.random.default_rng(6), int(np.iinfo(dtype).max)
+    users, items = rng.integers(-most, most, (2, 40))
+    rows = rng.integers(0, 40, (2, 300))
+    table = np.stack([users[rows[0]], items[rows[1]], rng.integers(1, 5, 300)], axis=1).astype(dtype)
+    got, want = fit(cp.asarray(table)), fit(table)
+    assert_same_fit(got, want)
+
+
 class OnlyDLPack:
     """An array of another library."""
 
