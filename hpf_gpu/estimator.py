@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .backends.protocol import Backend
+from .backends.protocol import Backend, Counts
 from .convergence import history_frame
 from .data import TrainingData, held_out_pairs, training_data
 from .folding import FoldingModel
@@ -264,11 +264,17 @@ class HPF(FoldingModel):
             validation = held_out_pairs(val_set, data.users, data.items, dtype=dtype.type, name="val_set")
         seed = self._fresh_seed() if self.random_seed is None else int(self.random_seed)
 
+        counts = backend.counts(data.csr, int(self.k))  # first: it refuses what would not fit into memory
+        objective = Objective(backend, backend.log_factorial_sum(counts), bool(self.full_llk))
         with ProgressBar(self.maxiter, enabled=bool(self.verbose)) as progress:
-            model = self._start(backend, data, validation, seed)
-            log_factorials = sum(backend.log_factorial_sum(block.counts) for block in model.blocks)
-            objective = Objective(backend, log_factorials, bool(self.full_llk))
-            result = fit(backend, model, self._schedule(), objective, progress.report)
+            # Nobody else holds the start, so that its matrices are free once they are not needed.
+            result = fit(
+                backend,
+                self._start(backend, counts, validation, seed),
+                self._schedule(),
+                objective,
+                progress.report,
+            )
         self._keep(backend, data, result, seed)
         if result.interrupted:
             warnings.warn(f"the fit was interrupted; iteration {result.iterations} is kept", stacklevel=2)
@@ -292,11 +298,10 @@ class HPF(FoldingModel):
             exact_phi=bool(self.sum_exp_trick),
         )
 
-    def _start(self, backend: Backend, data: TrainingData, validation: Pairs | None, seed: int) -> Model:
+    def _start(self, backend: Backend, counts: Counts, validation: Pairs | None, seed: int) -> Model:
         user_prior = Prior(float(self.a), float(self.a_prime), float(self.b_prime))
         item_prior = Prior(float(self.c), float(self.c_prime), float(self.d_prime))
-        counts = backend.counts(data.csr, int(self.k))  # first: it refuses what would not fit into memory
-        n, m = data.csr.shape
+        n, m = counts.shape
         start = draw_start_values(n, m, int(self.k), user_prior, item_prior, seed, backend.dtype)
         users = start_side(backend, user_prior, start.user_shape, start.user_rate)
         items = start_side(backend, item_prior, start.item_shape, start.item_rate)
