@@ -310,14 +310,16 @@ class HPF(FoldingModel):
     def _keep(self, backend: Backend, data: TrainingData, result: Fit, seed: int) -> None:
         """Take everything that a fit leaves; the only place where fitted state is set."""
         users, items = result.model.blocks[0].users, result.model.items
-        self.Theta = backend.asnumpy(backend.mean(users.factor))
-        self.Beta = backend.asnumpy(backend.mean(items.factor))
+        # Everything comes to the host before anything is set: if that fails, the last fit is whole.
+        means = [backend.asnumpy(backend.mean(side.factor)) for side in (users, items)]
+        posteriors = None
+        if self.keep_all_objs or self.save_folder is not None:
+            posteriors = (posterior_of(backend, users), posterior_of(backend, items))
+        seen = data.seen if self.keep_data else None
+        self.Theta, self.Beta = means
+        self._posteriors, self._seen = posteriors, seen
         self.nusers, self.nitems = data.csr.shape
         self._user_ids, self._item_ids = data.users, data.items
-        self._posteriors = None
-        if self.keep_all_objs or self.save_folder is not None:
-            self._posteriors = (posterior_of(backend, users), posterior_of(backend, items))
-        self._seen = data.seen if self.keep_data else None
         self.history_ = history_frame(result.history, self.stop_crit)
         self.niter = result.iterations
         self.train_llk = result.history[-1].llk

@@ -194,7 +194,9 @@ class CudaBackend:
 
     def _variant(self, k: int) -> Variant:
         if k > _MOST_FACTORS:
-            raise ValueError(f"k={k}: the cuda backend takes at most {_MOST_FACTORS} factors")
+            raise ValueError(
+                f"k={k}: the cuda backend takes at most {_MOST_FACTORS} factors; take backend='openmp'"
+            )
         return Variant(k, self.dtype, self._half)
 
     def _kernels(self, k: int) -> dict[str, Kernel]:
