@@ -12,24 +12,20 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import json
 import multiprocessing
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from record import RESULTS, append, machine, version
 from synthetic import power_law_counts
 
 from hpf_gpu import HPF
 
-HERE = Path(__file__).resolve().parent
 #: Iterations of the long fit; the short one has one.
 LENGTHS = {"hpfrec": 3, "numpy": 11, "openmp": 81}
 
@@ -99,31 +95,6 @@ def measure_memory(arguments: argparse.Namespace) -> dict[str, int]:
     return peaks
 
 
-def machine() -> dict[str, Any]:
-    """Where a figure comes from."""
-    cpu = platform.processor()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), cpu)
-    commit = subprocess.run(
-        ["git", "-C", str(HERE), "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
-    packages = ("hpf_gpu", "hpfrec", "numpy", "scipy", "pandas")
-    return {"cpu": cpu, "cores": multiprocessing.cpu_count(), "commit": commit} | {
-        package: version(package) for package in packages
-    }
-
-
-def version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def table(result: dict[str, Any]) -> str:
     """The result in Markdown."""
     case, floats = result["case"], (result["case"]["users"] + result["case"]["items"]) * result["case"]["k"]
@@ -171,15 +142,14 @@ def main() -> None:
     frame = power_law_counts(arguments.users, arguments.items, arguments.nnz)
     case = {name: getattr(arguments, name) for name in ("users", "items", "nnz", "k", "threads", "double")}
     result = {
-        "machine": machine(),
+        "machine": machine("hpf_gpu", "hpfrec", "numpy", "scipy", "pandas"),
         "case": case,
         "seconds": time_iterations(arguments, frame),
         "peak": measure_memory(arguments),
     }
     sys.stdout.write(table(result) + "\n")
     if arguments.record:
-        with (HERE / "results" / "iteration.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(result) + "\n")
+        append(RESULTS / "iteration.jsonl", result)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pandas as pd
+from scipy import sparse
+
+_BLOCK = 1 << 20  # counts that one thread makes at once
 
 
 def power_law_counts(n_users: int, n_items: int, nnz: int, seed: int = 0) -> pd.DataFrame:
@@ -28,3 +33,66 @@ def power_law_counts(n_users: int, n_items: int, nnz: int, seed: int = 0) -> pd.
 def _distribution(n: int, exponent: float) -> np.ndarray:
     weight = np.cumsum((np.arange(n) + 10.0) ** -exponent)
     return weight / weight[-1]
+
+
+def power_law_csr(n_users: int, n_items: int, nnz: int, seed: int = 0) -> sparse.csr_array:
+    """Canonical CSR matrix (n_users, n_items) of ``nnz`` counts in float32, for a hundred million of them.
+
+    The degree of user r falls as (r + n_users/100)^−0.8, the popularity of item r as (r + 20)^−0.8, ids
+    are shuffled, and counts are geometric with mean 2.5.  A user's items are drawn one from each of as many
+    equal parts of the popularity as the user has counts; one that is drawn twice gives way to the next.
+
+    Raises
+    ------
+    ValueError
+        If a user would have more counts than there are items.
+    """
+    rng = np.random.default_rng(seed)
+    degrees = _degrees(rng.permutation(n_users), nnz)
+    if degrees.max() > n_items:
+        raise ValueError(f"one of {n_users} users would have {degrees.max()} counts of {n_items} items")
+    indptr = np.append(0, np.cumsum(degrees))
+    item_of_rank = rng.permutation(n_items)
+    indices, data = np.empty(nnz, np.int32), np.empty(nnz, np.float32)
+    # Blocks have seeds of their own, so that the number of threads makes no difference.
+    bounds = np.unique(np.append(np.searchsorted(indptr, np.arange(0, nnz, _BLOCK)), n_users))
+    blocks = list(zip(bounds[:-1], bounds[1:], rng.spawn(len(bounds) - 1), strict=True))
+
+    def fill(first: int, last: int, block_rng: np.random.Generator) -> None:
+        part = slice(indptr[first], indptr[last])
+        indices[part] = _items_of_users(degrees[first:last], item_of_rank, block_rng)
+        data[part] = 1 + np.floor(block_rng.standard_exponential(part.stop - part.start, np.float32) * 2)
+
+    with ThreadPoolExecutor() as pool:
+        for _ in pool.map(lambda block: fill(*block), blocks):
+            pass
+    return sparse.csr_array((data, indices, indptr.astype(np.int32)), shape=(n_users, n_items))
+
+
+def _degrees(rank: np.ndarray, nnz: int) -> np.ndarray:
+    """Counts of each user (N,), by rank, that add up to ``nnz``."""
+    weight = np.cumsum((rank + 1 + len(rank) / 100) ** -0.8)
+    return np.diff(np.round(weight * (nnz / weight[-1])), prepend=0).astype(np.int64)
+
+
+def _items_of_users(degrees: np.ndarray, item_of_rank: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Items (Z,) of some users: distinct, and ascending within each."""
+    n_items = len(item_of_rank)
+    degree = np.repeat(degrees, degrees)
+    user = np.repeat(np.arange(len(degrees)), degrees)
+    place = np.arange(len(degree)) - np.repeat(np.cumsum(degrees) - degrees, degrees)
+    rank = _popularity_rank((place + rng.random(len(degree))) / degree, n_items)
+    # Ranks never fall within a user.  Those that do not rise move up, and down from the end if need be.
+    apart = 2 * n_items * user  # keeps users out of each other's running maximum
+    rank = np.maximum.accumulate(rank - place + apart) - apart + place
+    rank = np.minimum(rank, n_items - degree + place)
+    key = user * n_items + item_of_rank[rank]
+    key.sort()
+    return key - user * n_items
+
+
+def _popularity_rank(share: np.ndarray, n: int) -> np.ndarray:
+    """The rank below which lies this share of a density that falls as (r + 20)^−0.8."""
+    low, high = 20**0.2, (n + 20) ** 0.2
+    root = low + share * (high - low)
+    return np.minimum((root * root * root * root * root - 20).astype(np.int64), n - 1)

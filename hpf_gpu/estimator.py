@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .backends.protocol import Backend
+from .backends.protocol import Backend, Counts
 from .convergence import history_frame
 from .data import TrainingData, held_out_pairs, row_batches, training_data
 from .folding import FoldingModel
@@ -268,12 +268,19 @@ class HPF(FoldingModel):
             validation = held_out_pairs(val_set, data.users, data.items, dtype=dtype.type, name="val_set")
         seed = seed_or_fresh(self.random_seed)
 
+        counts = backend.counts(data.csr, int(self.k))  # first: it refuses what would not fit into memory
+        objective = Objective(backend, backend.log_factorial_sum(counts), bool(self.full_llk))
         with ProgressBar(self.maxiter, enabled=bool(self.verbose)) as progress:
-            model = self._start(backend, data, validation, seed)
-            log_factorials = sum(backend.log_factorial_sum(block.counts) for block in model.blocks)
-            objective = Objective(backend, log_factorials, bool(self.full_llk))
             epochs = self._epochs(backend, data, seed)
-            result = fit(backend, model, self._schedule(), objective, progress.report, epochs)
+            # Nobody else holds the start, so that its matrices are free once they are not needed.
+            result = fit(
+                backend,
+                self._start(backend, counts, validation, seed),
+                self._schedule(),
+                objective,
+                progress.report,
+                epochs,
+            )
         self._keep(backend, data, result, seed)
         if result.interrupted:
             warnings.warn(f"the fit was interrupted; iteration {result.iterations} is kept", stacklevel=2)
@@ -297,10 +304,9 @@ class HPF(FoldingModel):
             exact_phi=bool(self.sum_exp_trick),
         )
 
-    def _start(self, backend: Backend, data: TrainingData, validation: Pairs | None, seed: int) -> Model:
+    def _start(self, backend: Backend, counts: Counts, validation: Pairs | None, seed: int) -> Model:
         user_prior, item_prior = self._priors()
-        counts = backend.counts(data.csr, int(self.k))  # first: it refuses what would not fit into memory
-        n, m = data.csr.shape
+        n, m = counts.shape
         start = draw_start_values(n, m, int(self.k), user_prior, item_prior, seed, backend.dtype)
         users = start_side(backend, user_prior, start.user_shape, start.user_rate)
         items = start_side(backend, item_prior, start.item_shape, start.item_rate)
@@ -327,14 +333,16 @@ class HPF(FoldingModel):
     def _keep(self, backend: Backend, data: TrainingData, result: Fit, seed: int) -> None:
         """Take everything that a fit leaves; the only place where fitted state is set."""
         users, items = result.model.blocks[0].users, result.model.items
-        self.Theta = backend.asnumpy(backend.mean(users.factor))
-        self.Beta = backend.asnumpy(backend.mean(items.factor))
+        # Everything comes to the host before anything is set: if that fails, the last fit is whole.
+        means = [backend.asnumpy(backend.mean(side.factor)) for side in (users, items)]
+        posteriors = None
+        if self.keep_all_objs or self.save_folder is not None:
+            posteriors = (posterior_of(backend, users), posterior_of(backend, items))
+        seen = data.seen if self.keep_data else None
+        self.Theta, self.Beta = means
+        self._posteriors, self._seen = posteriors, seen
         self.nusers, self.nitems = data.csr.shape
         self._user_ids, self._item_ids = data.users, data.items
-        self._posteriors = None
-        if self.keep_all_objs or self.save_folder is not None:
-            self._posteriors = (posterior_of(backend, users), posterior_of(backend, items))
-        self._seen = data.seen if self.keep_data else None
         self.history_ = history_frame(result.history, self.stop_crit)
         self.niter = result.iterations
         self.train_llk = result.history[-1].llk

@@ -738,7 +738,7 @@ def test_top_items(backend: Backend, case: Case, tolerance: Tolerance, length: i
         assert not set(items[found[u]]) & set(exclude[u])
 
 
-@pytest.mark.parametrize("length", [1, 5, 64, 150])
+@pytest.mark.parametrize("length", [1, 5, 64, 150, 600])
 @pytest.mark.parametrize(("n", "m", "k"), [(1, 1, 1), (1, 100, 3), (3, 64, 1), (50, 130, 5), (7, 1000, 33)])
 @pytest.mark.parametrize("index", [np.int32, np.int64])
 def test_top_items_of_equal_scores(

@@ -147,12 +147,26 @@ def test_too_much_for_the_device_is_refused_first(cuda32: Any, monkeypatch: pyte
         fit(random_counts())
 
 
-@pytest.mark.parametrize("arguments", [{}, {"use_float": False}, {"precision": "mixed"}, {"k": 40}])
-def test_memory_is_predicted(cuda32: Any, arguments: dict[str, Any]) -> None:
+@pytest.mark.parametrize("shape", [(800, 500), (4000, 20)])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"use_float": False},
+        {"precision": "mixed", "k": 40},
+        {"k": 40},
+        {"k": 40, "maxiter": 1},
+        {"k": 40, "stop_crit": "diff-norm", "stop_thr": 1e-9},
+    ],
+)
+def test_memory_is_predicted(
+    cuda32: Any, arguments: dict[str, Any], shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What a fit takes at its peak is at most what was predicted, and not much less."""
     import cupy as cp
 
-    data = random_counts(800, 500, 20_000)
+    monkeypatch.setattr(cuda_layout, "SEGMENT", 256)
+    data = random_counts(*shape, 20_000)
     fit(data, **arguments)  # kernels compiled, small things cached
     held = peak = 0
 
@@ -173,7 +187,7 @@ def test_memory_is_predicted(cuda32: Any, arguments: dict[str, Any]) -> None:
     real = np.dtype(np.float32 if arguments.get("use_float", True) else np.float64)
     variant = Variant(arguments.get("k", 5), real, half="precision" in arguments)
     predicted = cuda_layout.bytes_of_fit(variant, data.shape, data.nnz)
-    assert 0.6 * predicted < peak <= predicted, f"{peak / predicted:.2f} of {predicted}"
+    assert 0.5 * predicted < peak <= predicted, f"{peak / predicted:.2f} of {predicted}"
 
 
 # -- options -----------------------------------------------------------------------------------
@@ -283,6 +297,17 @@ def test_device_array(cuda32: Any, reindex: bool, dtype: type) -> None:
     if reindex:
         np.testing.assert_array_equal(got.user_mapping_, want.user_mapping_)
         np.testing.assert_array_equal(got.item_mapping_, want.item_mapping_)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int16])
+def test_narrow_device_ids_do_not_wrap(cuda32: Any, dtype: type) -> None:
+    import cupy as cp
+
+    rng, most = np.random.default_rng(6), int(np.iinfo(dtype).max)
+    ids = rng.integers(-most, most, (2, 3000))
+    table = np.stack([*ids, rng.integers(1, 5, 3000)], axis=1).astype(dtype)
+    got, want = fit(cp.asarray(table)), fit(table)
+    assert_same_fit(got, want)
 
 
 class OnlyDLPack:

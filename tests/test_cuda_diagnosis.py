@@ -205,6 +205,7 @@ def test_a_cupy_that_fails_on_import(sandbox, text, told):
     [
         'Failure finding "libnvrtc.so.13 or libnvrtc.so.12": No such file: libnvrtc.so.13',  # CuPy 14
         "CuPy failed to load libnvrtc.so.12: OSError: libnvrtc.so.12: cannot open shared object",  # CuPy 13
+        "Failed to find CUDA headers. Please install CUDA toolkit headers via",  # CuPy 14
         "CuPy failed to load nvrtc64_120_0.dll: FileNotFoundError: Could not find module",
         'f.cu(1): catastrophic error: could not open source file "cuda_fp16.h" (no directories)',  # NVRTC 13
         'x.cuh(3): catastrophic error: cannot open source file "vector_types.h"',  # NVRTC 12

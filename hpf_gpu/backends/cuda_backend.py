@@ -64,15 +64,22 @@ def _compiled(files: tuple[str, ...], variant: Variant, device: int) -> dict[str
 
 
 def devices() -> list[str]:
-    """One line for every GPU: name, compute capability, memory."""
+    """One line for every GPU: name, compute capability, memory; or what keeps it from use."""
     lines = []
     for number in range(cp.cuda.runtime.getDeviceCount()):
-        with cp.cuda.Device(number):
-            free, total = cp.cuda.runtime.memGetInfo()
-            properties = cp.cuda.runtime.getDeviceProperties(number)
-            name, capability = properties["name"].decode(), f"{properties['major']}.{properties['minor']}"
-            lines.append(f"{name}, sm {capability}, {_size(free)} of {_size(total)} free")
+        try:
+            lines.append(_device_line(number))
+        except cp.cuda.runtime.CUDARuntimeError as error:
+            lines.append(f"GPU {number}: {error}")
     return lines
+
+
+def _device_line(number: int) -> str:
+    with cp.cuda.Device(number):
+        free, total = cp.cuda.runtime.memGetInfo()
+    properties = cp.cuda.runtime.getDeviceProperties(number)
+    name, capability = properties["name"].decode(), f"{properties['major']}.{properties['minor']}"
+    return f"{name}, sm {capability}, {_size(free)} of {_size(total)} free"
 
 
 def free_bytes() -> int:
@@ -183,11 +190,13 @@ class CudaBackend:
 
     def describe(self) -> str:
         precision = "half precision in float32" if self._half else str(self.dtype)
-        return f"{devices()[self._device]}, CuPy {cp.__version__}, {precision}"
+        return f"{_device_line(self._device)}, CuPy {cp.__version__}, {precision}"
 
     def _variant(self, k: int) -> Variant:
         if k > _MOST_FACTORS:
-            raise ValueError(f"k={k}: the cuda backend takes at most {_MOST_FACTORS} factors")
+            raise ValueError(
+                f"k={k}: the cuda backend takes at most {_MOST_FACTORS} factors; take backend='openmp'"
+            )
         return Variant(k, self.dtype, self._half)
 
     def _kernels(self, k: int) -> dict[str, Kernel]:

@@ -31,7 +31,9 @@ _CURES = {
 _CURE = "run nvidia-smi; if that fails too, restart the machine, or a container with --gpus all"
 
 # What CuPy 13 and 14, and NVRTC itself, say where the compiler or its headers are missing
-_NO_COMPILER = re.compile(r"[^\n]*(?:libnvrtc|nvrtc64_|nvrtc-builtins|open source file)[^\n]*", re.IGNORECASE)
+_NO_COMPILER = re.compile(
+    r"[^\n]*(?:libnvrtc|nvrtc64_|nvrtc-builtins|open source file|find CUDA headers)[^\n]*", re.IGNORECASE
+)
 
 
 def check_machine() -> None:

@@ -142,7 +142,9 @@ def _numbered(xp: Any, ids: Array, kind: str, reindex: bool) -> tuple[Array, Arr
             f"{kind} ids from {low} to {high} are too far apart for {ids.size} counts; {advice} close "
             "together, or pass the data from the host"
         )
-    places = (ids - low).astype(np.int64)
+    # Narrow integers would wrap in the difference; wide ones must not lose bits.
+    wide = ids if ids.dtype.itemsize == 8 else ids.astype(np.float64 if ids.dtype.kind == "f" else np.int64)
+    places = (wide - low).astype(np.int64)
     first_row = xp.full(high - low + 1, ids.size, dtype=np.int64)
     xp.minimum.at(first_row, places, xp.arange(ids.size))
     is_first = xp.zeros(ids.size + 1, dtype=np.int64)  # one more, for the ids in between that nobody has

@@ -67,7 +67,8 @@ def bytes_of_fit(variant: Variant, shape: tuple[int, int], nnz: int) -> int:
     segments = rows + 2 * nnz // SEGMENT
     counts = 2 * nnz * (4 + real) + 20 * segments
     sorting = 12 * shape[1] * strands_of(shape[1], segments, nnz)
-    # Shape and exp E[ln θ] of this iteration and the last, the means that likelihoods take, ten vectors.
-    factors = rows * (variant.width * (3 * real + 2 * variant.store.itemsize) + 80)
+    # Shape and exp E[ln θ] of this iteration and the last; start rates or means, means of the last check
+    # ('diff-norm'), and a copy without gaps on its way to the host; ten vectors.
+    factors = rows * (variant.width * (5 * real + 2 * variant.store.itemsize) + 80)
     parts = 2 * nnz // SEGMENT * variant.width * real  # of long rows
     return counts + max(sorting, factors + parts)

@@ -51,7 +51,7 @@ __device__ __forceinline__ void add_nonzeros(const int* __restrict__ column, con
 constexpr int row_registers = Own::L::per_lane * Own::L::size * sizeof(Real) / 4;
 constexpr int in_flight = row_registers <= 8 ? 4 : row_registers <= 16 ? 2 : 1;
 
-extern "C" __global__ void __launch_bounds__(HPF_THREADS)
+extern "C" __global__ void __launch_bounds__(HPF_THREADS, 1)
     allocate(const long long* segment_begin,   // (S + 1,)
              const int* segment_row,           // (S,)
              const int* segment_slot,          // (S,)
@@ -95,16 +95,16 @@ extern "C" __global__ void __launch_bounds__(HPF_THREADS)
 }
 
 // The weights y/(U·V) alone: with them, Σ y φ is two sparse products.
-extern "C" __global__ void __launch_bounds__(HPF_THREADS) weigh(const long long* segment_begin,   // (S + 1,)
-                                                                const int* segment_row,           // (S,)
-                                                                int segments,                     // S
-                                                                const int* column,                // (Z,)
-                                                                const Real* value,                // (Z,)
-                                                                const Store* __restrict__ own,    // (N, width)
-                                                                const Store* __restrict__ other,  // (M, width)
-                                                                Real* weight,                     // (Z,)
-                                                                unsigned char* underflowed,       // (S,)
-                                                                int* any_underflowed) {           // (1,)
+extern "C" __global__ void __launch_bounds__(HPF_THREADS, 1) weigh(const long long* segment_begin,   // (S + 1,)
+                                                                   const int* segment_row,           // (S,)
+                                                                   int segments,                     // S
+                                                                   const int* column,                // (Z,)
+                                                                   const Real* value,                // (Z,)
+                                                                   const Store* __restrict__ own,    // (N, width)
+                                                                   const Store* __restrict__ other,  // (M, width)
+                                                                   Real* weight,                     // (Z,)
+                                                                   unsigned char* underflowed,       // (S,)
+                                                                   int* any_underflowed) {           // (1,)
   using L = Layout<Store>;
   const long long segment = global_warp();
   if (segment >= segments) return;
@@ -150,7 +150,7 @@ __device__ __forceinline__ double sum_exp(const double* log_phi, double top, int
 constexpr int exact_warps = 2;
 
 // The nonzeros that `allocate` or `weigh` left out, or all, by the max-shifted log-sum-exp in double.
-extern "C" __global__ void __launch_bounds__(exact_warps * 32)
+extern "C" __global__ void __launch_bounds__(exact_warps * 32, 1)
     allocate_exactly(const long long* segment_begin,    // (S + 1,)
                      const int* segment_row,            // (S,)
                      const int* segment_slot,           // (S,)
@@ -207,7 +207,7 @@ extern "C" __global__ void __launch_bounds__(exact_warps * 32)
 }
 
 // Rows of several segments: their parts in order, in double.
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 1)
     join_segments(const int* row,         // (L,) rows of several segments
                   const int* first_slot,  // (L + 1,) where their parts begin
                   int rows,               // L
@@ -224,14 +224,15 @@ extern "C" __global__ void __launch_bounds__(256)
 }
 
 // Σ y ln(θ·β) over each segment.
-extern "C" __global__ void __launch_bounds__(HPF_THREADS) log_rate_sums(const long long* segment_begin,  // (S + 1,)
-                                                                        const int* segment_row,          // (S,)
-                                                                        int segments,                    // S
-                                                                        const int* column,               // (Z,)
-                                                                        const Real* value,               // (Z,)
-                                                                        const Real* __restrict__ theta,  // (N, width)
-                                                                        const Real* __restrict__ beta,   // (M, width)
-                                                                        double* out) {                   // (S,)
+extern "C" __global__ void __launch_bounds__(HPF_THREADS, 1)
+    log_rate_sums(const long long* segment_begin,  // (S + 1,)
+                  const int* segment_row,          // (S,)
+                  int segments,                    // S
+                  const int* column,               // (Z,)
+                  const Real* value,               // (Z,)
+                  const Real* __restrict__ theta,  // (N, width)
+                  const Real* __restrict__ beta,   // (M, width)
+                  double* out) {                   // (S,)
   using L = Layout<Real>;
   const long long segment = global_warp();
   if (segment >= segments) return;
@@ -262,7 +263,7 @@ extern "C" __global__ void __launch_bounds__(HPF_THREADS) log_rate_sums(const lo
 }
 
 // Σ y ln Σ_k exp(E[ln θ_uk] + E[ln β_ik]) over each segment.
-extern "C" __global__ void __launch_bounds__(HPF_THREADS)
+extern "C" __global__ void __launch_bounds__(HPF_THREADS, 1)
     log_normalizer_sums(const long long* segment_begin,    // (S + 1,)
                         const int* segment_row,            // (S,)
                         int segments,                      // S
@@ -319,12 +320,13 @@ extern "C" __global__ void __launch_bounds__(HPF_THREADS)
 }
 
 // θ·β of pairs of rows.
-extern "C" __global__ void __launch_bounds__(HPF_THREADS) predict_pairs(const Real* __restrict__ theta,  // (N, width)
-                                                                        const Real* __restrict__ beta,   // (M, width)
-                                                                        const long long* row,            // (Z,)
-                                                                        const long long* column,         // (Z,)
-                                                                        long long pairs,                 // Z
-                                                                        Real* out) {                     // (Z,)
+extern "C" __global__ void __launch_bounds__(HPF_THREADS, 1)
+    predict_pairs(const Real* __restrict__ theta,  // (N, width)
+                  const Real* __restrict__ beta,   // (M, width)
+                  const long long* row,            // (Z,)
+                  const long long* column,         // (Z,)
+                  long long pairs,                 // Z
+                  Real* out) {                     // (Z,)
   using L = Layout<Real>;
   const int in_warp = threadIdx.x % warp, lane = in_warp % L::lanes, group = in_warp / L::lanes;
   const long long stride = (long long)gridDim.x * (HPF_THREADS / warp) * L::groups;

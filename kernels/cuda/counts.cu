@@ -13,12 +13,12 @@ __device__ __forceinline__ int strand_begin(int strand, int strands, int segment
 }
 
 // Also notes whether any column is out of range; those are not counted.
-extern "C" __global__ void __launch_bounds__(256) count_columns(const long long* segment_begin,  // (S + 1,)
-                                                                int segments,                    // S
-                                                                const int* column,               // (Z,)
-                                                                int columns,                     // M
-                                                                unsigned* counts,                // (M, C)
-                                                                int* out_of_range) {             // (1,)
+extern "C" __global__ void __launch_bounds__(256, 1) count_columns(const long long* segment_begin,  // (S + 1,)
+                                                                   int segments,                    // S
+                                                                   const int* column,               // (Z,)
+                                                                   int columns,                     // M
+                                                                   unsigned* counts,                // (M, C)
+                                                                   int* out_of_range) {             // (1,)
   const int strand = blockIdx.x, strands = gridDim.x;
   const long long last = segment_begin[strand_begin(strand + 1, strands, segments)];
   for (long long z = segment_begin[strand_begin(strand, strands, segments)] + threadIdx.x; z < last; z += blockDim.x) {
@@ -31,7 +31,7 @@ extern "C" __global__ void __launch_bounds__(256) count_columns(const long long*
 }
 
 // One warp a strand: it alone moves its places forward.
-extern "C" __global__ void __launch_bounds__(32)
+extern "C" __global__ void __launch_bounds__(32, 1)
     scatter(const long long* segment_begin,  // (S + 1,)
             const int* segment_row,          // (S,), or null where every nonzero has a row of its own
             int segments,                    // S
@@ -66,10 +66,10 @@ extern "C" __global__ void __launch_bounds__(32)
 }
 
 // The sum of each run of values, in order.
-extern "C" __global__ void __launch_bounds__(256) sum_runs(const long long* begin,  // (R + 1,)
-                                                           long long runs,          // R
-                                                           const Real* value,       // (Z,)
-                                                           Real* out) {             // (R,)
+extern "C" __global__ void __launch_bounds__(256, 1) sum_runs(const long long* begin,  // (R + 1,)
+                                                              long long runs,          // R
+                                                              const Real* value,       // (Z,)
+                                                              Real* out) {             // (R,)
   const long long r = (long long)blockIdx.x * blockDim.x + threadIdx.x;
   if (r >= runs) return;
   double sum = 0;
@@ -78,7 +78,7 @@ extern "C" __global__ void __launch_bounds__(256) sum_runs(const long long* begi
 }
 
 // Σ ln y! over each segment.
-extern "C" __global__ void __launch_bounds__(HPF_THREADS)
+extern "C" __global__ void __launch_bounds__(HPF_THREADS, 1)
     log_factorial_sums(const long long* segment_begin,  // (S + 1,)
                        int segments,                    // S
                        const Real* value,               // (Z,)

@@ -29,7 +29,7 @@ struct GroupRows {
 };
 
 // The posterior with shape `prior_shape` + statistic.
-extern "C" __global__ void __launch_bounds__(HPF_GAMMA_THREADS)
+extern "C" __global__ void __launch_bounds__(HPF_GAMMA_THREADS, 1)
     gamma_update(Real* shape,  // (N, width) statistic, becomes the shape
                  double prior_shape,
                  const double* rate_rows,     // (N,) or null
@@ -85,9 +85,9 @@ extern "C" __global__ void __launch_bounds__(HPF_GAMMA_THREADS)
 constexpr int column_sum_threads = 1024;
 
 // Σ over the first axis of (blocks, K): a block for every 32 columns.
-extern "C" __global__ void __launch_bounds__(column_sum_threads) sum_columns(const double* parts,  // (blocks, K)
-                                                                             int blocks,
-                                                                             double* out) {  // (K,)
+extern "C" __global__ void __launch_bounds__(column_sum_threads, 1) sum_columns(const double* parts,  // (blocks, K)
+                                                                                int blocks,
+                                                                                double* out) {  // (K,)
   constexpr int strands = column_sum_threads / warp;
   __shared__ double sum_of_strand[strands][warp];
   const int lane = threadIdx.x % warp, strand = threadIdx.x / warp, k = blockIdx.x * warp + lane;
@@ -102,12 +102,12 @@ extern "C" __global__ void __launch_bounds__(column_sum_threads) sum_columns(con
 }
 
 // E[θ].
-extern "C" __global__ void __launch_bounds__(256) mean(const Real* shape,           // (N, width)
-                                                       const double* rate_rows,     // (N,) or null
-                                                       const Real* rate_matrix,     // (N, width) or null
-                                                       const double* rate_columns,  // (K,)
-                                                       long long n,                 // N
-                                                       Real* out) {                 // (N, width)
+extern "C" __global__ void __launch_bounds__(256, 1) mean(const Real* shape,           // (N, width)
+                                                          const double* rate_rows,     // (N,) or null
+                                                          const Real* rate_matrix,     // (N, width) or null
+                                                          const double* rate_columns,  // (K,)
+                                                          long long n,                 // N
+                                                          Real* out) {                 // (N, width)
   const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= n * width) return;
   const long long row = i / width;
@@ -117,7 +117,7 @@ extern "C" __global__ void __launch_bounds__(256) mean(const Real* shape,       
 }
 
 // Of each row: Σ_k (a − s) E[ln θ] + ln Γ(s) − s ln r + s, and Σ_k E[θ].
-extern "C" __global__ void __launch_bounds__(HPF_GAMMA_THREADS)
+extern "C" __global__ void __launch_bounds__(HPF_GAMMA_THREADS, 1)
     gamma_entropy(const Real* shape,           // (N, width)
                   const double* rate_rows,     // (N,) or null
                   const Real* rate_matrix,     // (N, width) or null
@@ -147,10 +147,10 @@ extern "C" __global__ void __launch_bounds__(HPF_GAMMA_THREADS)
 }
 
 // Of each row: Σ_k (a − b)².
-extern "C" __global__ void __launch_bounds__(HPF_GAMMA_THREADS) squared_distance(const Real* a,  // (N, width)
-                                                                                 const Real* b,  // (N, width)
-                                                                                 long long n,    // N
-                                                                                 double* out) {  // (N,)
+extern "C" __global__ void __launch_bounds__(HPF_GAMMA_THREADS, 1) squared_distance(const Real* a,  // (N, width)
+                                                                                    const Real* b,  // (N, width)
+                                                                                    long long n,    // N
+                                                                                    double* out) {  // (N,)
   const GroupRows rows(n);
   for (long long step = 0; step < rows.steps; ++step) {
     const long long row = rows.first + step;

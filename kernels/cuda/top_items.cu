@@ -15,7 +15,7 @@ __device__ __forceinline__ bool before(Real score, int column, Real other_score,
 }
 
 // Bitonic sort of one collection by the whole block, best first.
-__device__ void sort_collection(Real* score, int* column) {
+__device__ __forceinline__ void sort_collection(Real* score, int* column) {
   for (int size = 2; size <= top_room; size *= 2)
     for (int step = size / 2; step > 0; step /= 2) {
       __syncthreads();
@@ -47,7 +47,7 @@ __device__ __forceinline__ bool contains(const int* __restrict__ sorted, long lo
 }
 
 // Places `first` to `first + count` of each row's ranking; those before are there already.
-extern "C" __global__ void __launch_bounds__(top_threads)
+extern "C" __global__ void __launch_bounds__(top_threads, 1)
     top_items(const Real* __restrict__ theta,   // (N, width)
               const Real* __restrict__ beta,    // (M, width)
               int rows,                         // N
@@ -92,6 +92,7 @@ extern "C" __global__ void __launch_bounds__(top_threads)
       Real sum[top_rows] = {};
       constexpr int size = 16 / sizeof(Real);
       const Piece<Real>* items = reinterpret_cast<const Piece<Real>*>(beta + (long long)c * width);
+#pragma unroll 2
       for (int p = 0; p < width / size; ++p) {
         const Piece<Real> item = items[p];
 #pragma unroll

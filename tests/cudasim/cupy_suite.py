@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +128,19 @@ def test_missing_event(cp, order, waits):
         with second:
             result = x.get()[0]
     assert result == {"eager": 1, "lazy": int(waits), "random": 1 if waits else result}[order[0]]
+
+
+def test_events_tell_the_time_between_them(cp):
+    first, second = cp.cuda.Event(), cp.cuda.Event()
+    with cudasim.stream_order("lazy", 0):
+        first.record()
+        second.record()
+        with pytest.raises(cudasim.SimulationError, match="before both had happened"):
+            cp.cuda.get_elapsed_time(first, second)
+        first.synchronize()
+        time.sleep(0.02)
+        second.synchronize()
+    assert 20 <= cp.cuda.get_elapsed_time(first, second) < 20_000
 
 
 def test_a_random_order_shows_a_missing_event(cp):

@@ -257,6 +257,9 @@ class Runtime:
     def eventQuery(self, event):
         return 0 if self._device.streams.event_is_done(event) else NOT_READY
 
+    def eventElapsedTime(self, first, second):
+        return self._device.streams.elapsed(first, second)
+
 
 def _alive(ends):
     if any(end is not None and end.freed for end in ends):

@@ -111,9 +111,12 @@ def _replace_cuda(simulated: device.Device) -> None:
 
 
 def _adapt_cupy(simulated: device.Device, flavour: str) -> None:
+    import cuda.pathfinder
     import cupy
     from cupy.cuda import compiler
 
+    # CuPy asks for the toolkit's headers before it compiles; the simulator has its own.
+    cuda.pathfinder.find_nvidia_header_directory = lambda _name: str(compilation.INCLUDE)
     simulated.current_stream = lambda: cupy.cuda.get_current_stream().ptr
     compiler._compile_module_with_cache = _compiler(simulated, flavour)
     cusparse_stand_in.install()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable
+
+from .errors import SimulationError
 
 EAGER, LAZY, RANDOM = "eager", "lazy", "random"
 ORDERS = (EAGER, LAZY, RANDOM)
@@ -34,6 +37,7 @@ class Streams:
         self._last: dict[int, Operation] = {}  # of each stream
         self._non_blocking: set[int] = set()
         self._events: dict[int, Operation] = {}
+        self._times: dict[int, float] = {}  # of events that have happened
 
     def set_order(self, order: str, seed: int) -> None:
         """Choose when operations run from here on."""
@@ -102,7 +106,17 @@ class Streams:
 
     def record(self, event: int, stream: int) -> None:
         """Let an event stand for all that was submitted to a stream so far."""
-        self._events[event] = self.submit(stream, _nothing)
+        self._times.pop(event, None)
+        self._events[event] = self.submit(stream, lambda: self._happened(event))
+
+    def _happened(self, event: int) -> None:
+        self._times[event] = time.perf_counter()
+
+    def elapsed(self, first: int, second: int) -> float:
+        """Return the milliseconds between two events."""
+        if not {first, second} <= self._times.keys():
+            raise SimulationError("the time between two events was asked for before both had happened")
+        return (self._times[second] - self._times[first]) * 1e3
 
     def wait(self, stream: int, event: int) -> None:
         """Let a stream wait for an event; one that was never recorded is over already."""

@@ -22,6 +22,7 @@ extern "C" {
 struct PyObject;
 PyObject* PyObject_CallFunction(PyObject*, const char*, ...);
 long long PyLong_AsLongLong(PyObject*);
+double PyFloat_AsDouble(PyObject*);
 void Py_DecRef(PyObject*);
 __attribute__((visibility("default"))) PyObject* callables[COUNT];
 }
@@ -32,6 +33,12 @@ static T number(PyObject* result, T on_error) {
   Py_DecRef(result);
   return value;
 }
+static float real(PyObject* result) {
+  if (!result) return 0;
+  const double value = PyFloat_AsDouble(result);
+  Py_DecRef(result);
+  return static_cast<float>(value);
+}
 #define PUBLIC extern "C" __attribute__((visibility("default")))
 """
 
@@ -40,8 +47,13 @@ static T number(PyObject* result, T on_error) {
 _LETTERS = {"PyObject *": "O", "int": "i", "intptr_t": "n", "size_t": "n", "unsigned int": "I"}
 
 #: C types of results, and how they are made of a Python object.  On an error CuPy's functions return
-#: NULL, -1 and 0 respectively.
-_RESULTS = {"PyObject *": "{}", "int": "number<int>({}, -1)", "intptr_t": "number<intptr_t>({}, 0)"}
+#: NULL, -1, 0 and 0 respectively.
+_RESULTS = {
+    "PyObject *": "{}",
+    "int": "number<int>({}, -1)",
+    "intptr_t": "number<intptr_t>({}, 0)",
+    "float": "real({})",
+}
 
 _capsule_name = ctypes.pythonapi.PyCapsule_GetName
 _capsule_name.restype = ctypes.c_char_p

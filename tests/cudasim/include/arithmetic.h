@@ -18,6 +18,9 @@ inline float __fdividef(float x, float y) {
 inline float __frcp_rn(float x) {
   return 1.0f / x;
 }
+inline double __drcp_rn(double x) {
+  return 1.0 / x;
+}
 inline float __fsqrt_rn(float x) {
   return std::sqrt(x);
 }
