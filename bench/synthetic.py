@@ -1,4 +1,4 @@
-"""Synthetic counts with power-law degrees, the same for the same seed."""
+"""Synthetic counts, the same for the same seed: with power-law degrees, or drawn from the model."""
 
 from __future__ import annotations
 
@@ -28,6 +28,25 @@ def power_law_counts(n_users: int, n_items: int, nnz: int, seed: int = 0) -> pd.
     return pd.DataFrame(
         {"UserId": pairs // n_items, "ItemId": pairs % n_items, "Count": rng.poisson(2.0, nnz) + 1}
     )
+
+
+def model_counts(n_users: int, n_items: int, k: int, total: int, seed: int = 0) -> pd.DataFrame:
+    """Data frame of counts that add up to about ``total``, drawn from the model with ``k`` factors.
+
+    Unlike :func:`power_law_counts` these have factors to be found.
+    """
+    rng = np.random.default_rng(seed)
+    theta, beta = (
+        rng.gamma(0.3, 1 / rng.gamma(1.0, 1.0, (n, 1)).clip(0.1), (n, k)) for n in (n_users, n_items)
+    )
+    mass = theta.sum(axis=0) * beta.sum(axis=0)  # of each factor
+    sizes = rng.poisson(total * mass / mass.sum())
+    users, items = (
+        np.concatenate([rng.choice(len(x), size, p=x[:, j] / x[:, j].sum()) for j, size in enumerate(sizes)])
+        for x in (theta, beta)
+    )
+    pairs, counts = np.unique(users * np.int64(n_items) + items, return_counts=True)
+    return pd.DataFrame({"UserId": pairs // n_items, "ItemId": pairs % n_items, "Count": counts})
 
 
 def _distribution(n: int, exponent: float) -> np.ndarray:
