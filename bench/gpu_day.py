@@ -141,7 +141,8 @@ class Day:
             "PYTHONUNBUFFERED": "1",
             "CUPY_CACHE_DIR": str(work / "cupy"),
         }
-        self.use_package(ROOT)
+        installed = find_spec("hpf_gpu")
+        self.use_package(Path(installed.origin).parents[1] if installed and installed.origin else ROOT)
 
     def use_package(self, folder: Path) -> None:
         """Take hpf_gpu from this folder in the steps that follow."""

@@ -167,7 +167,8 @@ def test_a_failure_is_a_result_and_the_next_follows(
     assert (first["error"], first["k"]) == ("ZeroDivisionError: division by zero", 8)
     assert (second["ms"], second["repeats"], second["bytes_per_second"]) == (2.0, 5, 2e6)
     assert second["machine"]["commit"] == "abc"
-    assert "2 results, 1 of them failures" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert told == "1 of 2 results failed: first: ZeroDivisionError: division by zero\n"
 
 
 @pytest.mark.parametrize("row_bytes", [64, 128, 256, 416, 512])
@@ -220,8 +221,13 @@ def test_the_table_shows_times_shares_and_failures() -> None:
         entry("allocate users", variant="mixed"),
         broken,
     ]
-    text = table.table(entries, [steps.Outcome("contract", "failed", 12.3, "1 failed, 99 passed " * 9)])
+    outcomes = [
+        steps.Outcome("contract", "failed", 12.3, "1 failed, 99 passed " * 9),
+        steps.Outcome("ceilings", "failed", 1.0, "some.module.CUDARuntimeError: no device"),
+    ]
+    text = table.table(entries, outcomes)
     assert "contract        failed        12 s  1 failed, 99 passed 1 failed" in text
+    assert "ceilings        failed         1 s  CUDARuntimeError: no device\n" in text
     assert "gather 128 B in L2          5.25 TB/s" in text
     assert "copy                        failed" in text
     assert "lastfm, 358,868 × 160,113, 17,500,000 counts" in text

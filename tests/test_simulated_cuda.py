@@ -15,6 +15,8 @@ from pathlib import Path
 import cudasim
 import pytest
 
+import hpf_gpu
+
 TESTS = Path(__file__).resolve().parent
 OPERATIONS = ("test_backend_contract.py", "test_cuda.py")
 FITS = ("test_parity.py::test_golden_figures", "test_agreement.py::test_agrees_with_numpy", "test_folding.py")
@@ -63,6 +65,9 @@ def test_leg(name: str) -> None:
         "HPF_CUDASIM_STREAMS": leg.streams,
         "HPF_CUDASIM_SEED": str(leg.seed),
         "HPF_GPU_REQUIRE": "cuda",
+        # The hpf_gpu of this process, compiled module and all: not the sources in the working directory.
+        "PYTHONSAFEPATH": "1",
+        "PYTHONPATH": os.pathsep.join((environment["PYTHONPATH"], str(Path(hpf_gpu.__file__).parents[1]))),
     }
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", leg.select]
     simulator = [sys.executable, "-m", "cudasim", leg.flavour]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -23,7 +24,8 @@ def table(entries: Sequence[Entry], outcomes: Sequence[Outcome]) -> str:
 
 def _steps(outcomes: Iterable[Outcome]) -> Iterator[str]:
     for outcome in outcomes:
-        note = outcome.note if len(outcome.note) <= _NOTE else outcome.note[: _NOTE - 1] + "…"
+        note = re.sub(r"^(\w+\.)+(?=\w+: )", "", outcome.note)  # the module of an exception
+        note = note if len(note) <= _NOTE else note[: _NOTE - 1] + "…"
         yield f"{outcome.name:<16}{outcome.verdict:<12}{outcome.seconds:>4.0f} s  {note}"
 
 

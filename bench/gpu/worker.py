@@ -36,7 +36,8 @@ class Worker:
         self.arguments = parser.parse_args()
         self.clock = QUICK if self.arguments.quick else Clock()
         self.common: dict[str, Any] = {}
-        self.failed = self.entries = 0
+        self.entries = 0
+        self.failures: list[str] = []
         packages = ("hpf_gpu", "numpy", "scipy", "cupy-cuda13x", "cupy-cuda12x", "torch")
         self._machine = record.graphics_card() | record.machine(*packages)
         if "HPF_CUDASIM" in os.environ:
@@ -68,11 +69,15 @@ class Worker:
         try:
             work()
         except Exception as error:
-            self.failed += 1
             traceback.print_exc()
-            self.write(op, error=f"{type(error).__name__}: {error}"[:300], **fields)
+            message = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            self.failures.append(f"{op}: {message}")
+            self.write(op, error=message, **fields)
 
     def finish(self) -> None:
         """Say how it went, and end the process."""
-        sys.stdout.write(f"{self.entries} results, {self.failed} of them failures\n")
-        sys.exit(1 if self.failed else 0)
+        told = f"{self.entries} results"
+        if self.failures:
+            told = f"{len(self.failures)} of {told} failed: {self.failures[0]}"
+        sys.stdout.write(f"{told}\n")
+        sys.exit(1 if self.failures else 0)
