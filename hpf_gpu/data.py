@@ -229,8 +229,16 @@ def one_user(data: Any, user_id: Any, *, name: str) -> pd.DataFrame:
 
 
 def on_host(data: Any) -> Any:
-    """An array or sparse matrix of CuPy as NumPy's or SciPy's; anything else as it is."""
-    return data.get() if type(data).__module__.partition(".")[0] in ("cupy", "cupyx") else data
+    """An array of any library, or a sparse matrix of CuPy, as NumPy's or SciPy's; anything else as it is."""
+    if type(data).__module__.partition(".")[0] in ("cupy", "cupyx"):
+        return data.get()
+    if isinstance(data, np.ndarray) or not hasattr(type(data), "__dlpack__"):
+        return data
+    try:
+        return np.from_dlpack(data, device="cpu")
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        kind = f"{type(data).__module__}.{type(data).__name__}"
+        raise TypeError(f"{kind} cannot be copied to the host ({error}): pass it as a NumPy array") from error
 
 
 # -- counts ------------------------------------------------------------------------------------

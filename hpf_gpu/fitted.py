@@ -28,6 +28,7 @@ class FittedModel:
     """
 
     backend: str
+    k: Any
     ncores: Any
     produce_dicts: Any
 
@@ -130,7 +131,8 @@ class FittedModel:
 
     def _working_backend(self, dtype: np.dtype[Any], ncores: Any) -> Backend:
         """What fits and folds in: the backend that was asked for."""
-        return backends.choose(self.backend, dtype, thread_count(ncores), **cuda_options(vars(self)))
+        options = cuda_options(vars(self))
+        return backends.choose(self.backend, dtype, thread_count(ncores), k=int(self.k), **options)
 
     def _host_backend(self) -> Backend:
         """What predicts: the model is on the host, in the precision that it was fitted in."""
@@ -142,7 +144,8 @@ class FittedModel:
 
     def _backend_among(self, names: Sequence[str]) -> Backend:
         name = "numpy" if self.backend_ == "numpy" else "auto"
-        return backends.choose(name, self.Theta.dtype, thread_count(self.ncores), among=names)
+        k, threads = self.Theta.shape[1], thread_count(self.ncores)
+        return backends.choose(name, self.Theta.dtype, threads, k=k, among=names)
 
     def _seen_by(self, rows: NDArray[Any]) -> UserItems:
         if self._seen is None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from .backends.protocol import Backend
-from .data import NewRows, new_rows, one_user
+from .data import NewRows, new_rows, on_host, one_user
 from .ids import Ids
 from .inference import fold_in
 from .parameters import positive_number, whole_number
@@ -213,7 +213,7 @@ class FoldingModel(PartialModel):
         ValueError, TypeError
             As :meth:`add_user`; the model is then as it was.
         """
-        if sparse.issparse(counts_df):
+        if sparse.issparse(on_host(counts_df)):
             raise TypeError("users are added by their ids: pass a frame with UserId, ItemId and Count")
         self._put(self._fold(_USERS, counts_df, maxiter, stop_thr, ncores), update_existing)
         return self

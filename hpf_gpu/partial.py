@@ -48,7 +48,6 @@ class PartialModel(FittedModel):
     c: Any
     c_prime: Any
     d_prime: Any
-    k: Any
     use_float: Any
     reindex: Any
     keep_data: Any

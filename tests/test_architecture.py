@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,8 @@ PACKAGE = Path(hpf_gpu.__file__).parent
 ALLOWED = {
     "__init__": {"backends.protocol", "estimator", "model_file"},
     "backends.__init__": {
-        "backends.protocol", "backends.cuda_backend", "backends.openmp_backend", "backends.numpy_backend",
+        "backends.protocol", "backends.cuda_backend", "backends.cuda_source", "backends.openmp_backend",
+        "backends.numpy_backend",
     },
     "backends.numpy_backend": {"backends.protocol"},
     "backends.openmp_backend": {"backends.protocol", "backends.openmp_diagnosis", "_openmp"},
@@ -96,6 +98,25 @@ def test_import_rules(name, path):
             )
         if target.split(".")[0] in ("cupy", "cupyx"):
             assert name == "backends.cuda_backend", f"{name} imports {target}"
+
+
+#: What the simulator is known to run as a GPU does, and cuSPARSE's matrices, which only a GPU runs.
+CUPY_NAMES = {
+    "__version__", "add.at", "append", "arange", "array", "asarray", "cuda.Device", "cumsum", "empty",
+    "cuda.memory.OutOfMemoryError", "cuda.runtime.CUDARuntimeError", "cuda.runtime.getDeviceCount",
+    "cuda.runtime.getDeviceProperties", "cuda.runtime.memGetInfo", "flatnonzero", "from_dlpack", "full",
+    "get_default_memory_pool", "isfinite", "floor", "log", "minimum.at", "multiply", "ones", "argmax",
+    "argmin", "RawModule", "zeros",
+}  # fmt: skip
+
+
+def test_names_of_cupy():
+    """Some of CuPy cannot run in the simulator, or runs there otherwise than on a GPU."""
+    used = set()
+    for name in ("cuda_backend", "cuda_input"):
+        text = (PACKAGE / "backends" / f"{name}.py").read_text(encoding="utf-8")
+        used |= set(re.findall(r"\b(?:cp|xp)\.([\w.]+)", text))
+    assert used == CUPY_NAMES
 
 
 def test_inference_imports_no_array_library():

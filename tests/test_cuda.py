@@ -134,17 +134,76 @@ def test_many_users_are_ranked_on_the_device(cuda32: Any, monkeypatch: pytest.Mo
 # -- memory ------------------------------------------------------------------------------------
 
 
-def fit(data: Any, **arguments: Any) -> HPF:
+def fit(data: Any, val_set: Any = None, **arguments: Any) -> HPF:
     defaults = {"k": 5, "maxiter": 4, "check_every": 2, "random_seed": 1, "verbose": False, "backend": "cuda"}
-    return HPF(**defaults | arguments).fit(data)
+    return HPF(**defaults | arguments).fit(data, val_set=val_set)
 
 
 def test_too_much_for_the_device_is_refused_first(cuda32: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What does not fit is refused before anything is allocated."""
+    import cupy as cp
+
     from hpf_gpu.backends import cuda_backend
 
+    asked: list[int] = []
+
+    def allocate(size: int) -> Any:
+        asked.append(size)
+        return cp.get_default_memory_pool().malloc(size)
+
     monkeypatch.setattr(cuda_backend, "free_bytes", lambda: 1 << 14)
-    with pytest.raises(NotEnoughMemory, match=r"700 counts .* needs about .* precision='mixed'"):
+    with (
+        cp.cuda.using_allocator(allocate),
+        pytest.raises(NotEnoughMemory, match=r"700 counts .* needs about .* precision='mixed'"),
+    ):
         fit(random_counts())
+    assert not asked
+    monkeypatch.undo()
+    with cp.cuda.using_allocator(allocate):
+        fit(random_counts())
+    assert asked
+
+
+def test_memory_that_others_took_meanwhile(cuda32: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where CuPy finds no memory in an operation, the user hears which, and what to do."""
+    import cupy as cp
+
+    from hpf_gpu import fitted
+
+    model = fit(random_counts())
+    monkeypatch.setattr(fitted, "_WORTH_A_GPU", 1)
+
+    def allocate(size: int) -> Any:
+        raise cp.cuda.memory.OutOfMemoryError(size, 1 << 30, 1 << 31)
+
+    with cp.cuda.using_allocator(allocate):
+        for work in (lambda: fit(random_counts()), lambda: model.topN(np.arange(60), 5)):
+            with pytest.raises(NotEnoughMemory, match=r"for \w+: Out of memory .* take backend='openmp'"):
+                work()
+
+
+def test_the_cusparse_form_refuses_more_nonzeros_than_it_can_number(cuda32: Any) -> None:
+    class Huge:
+        shape, nnz = (10, 10), 1 << 31
+
+    with pytest.raises(ValueError, match=r"2,147,483,648; take allocate='fused'"):
+        create("cuda", np.float32, allocate="cusparse").counts(Huge, 5)
+
+
+def test_parts_on_their_way_to_the_host(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Predictions and rankings of more than go to the host at once are those of one piece."""
+    from hpf_gpu.backends import cuda_backend
+
+    rng = np.random.default_rng(2)
+    theta, beta = (cuda.asarray(rng.gamma(0.3, 1.0, (n, 5))) for n in (60, 45))
+    rows, columns = rng.integers(0, 60, 500), rng.integers(0, 45, 500)
+    csr = random_counts()
+    seen = (csr.indptr, csr.indices)
+    whole = cuda.predict_pairs(theta, beta, rows, columns), *cuda.top_items(theta, beta, 7, seen)
+    monkeypatch.setattr(cuda_backend, "_AT_ONCE", 64)
+    parts = cuda.predict_pairs(theta, beta, rows, columns), *cuda.top_items(theta, beta, 7, seen)
+    for part, want in zip(parts, whole, strict=True):
+        np.testing.assert_array_equal(part, want)
 
 
 @pytest.mark.parametrize("shape", [(800, 500), (4000, 20)])
@@ -350,6 +409,14 @@ def test_bad_device_arrays(cuda32: Any, row: list[float], message: str) -> None:
         fit(cp.asarray(table))
 
 
+@pytest.mark.parametrize("number", [-1.0, 2.0**31, 1e15])
+def test_device_ids_that_are_no_row_numbers(cuda32: Any, number: float) -> None:
+    import cupy as cp
+
+    with pytest.raises(ValueError, match=f"user id {number:.0f} is not a row number"):
+        fit(cp.asarray([[0, 0, 1], [number, 1, 3]]), reindex=False)
+
+
 def test_bad_device_matrices(cuda32: Any) -> None:
     import cupy as cp
 
@@ -379,12 +446,22 @@ def test_device_data_comes_to_other_backends(cuda32: Any, backend: str) -> None:
     np.testing.assert_array_equal(got.Theta, want.Theta)
 
 
-def test_held_out_data_on_the_device(cuda32: Any) -> None:
+@pytest.mark.parametrize("wrap", [lambda array: array, OnlyDLPack])
+def test_held_out_data_on_the_device(cuda32: Any, wrap: Any) -> None:
     import cupy as cp
 
     table = np.array([[0, 0, 1], [2, 1, 3], [1, 2, 1], [2, 2, 2]], np.float64)
-    model = fit(table)
-    assert model.eval_llk(cp.asarray(table)) == model.eval_llk(table)
+    model, given = fit(table), wrap(cp.asarray(table))
+    assert model.eval_llk(given) == model.eval_llk(table)
+    np.testing.assert_array_equal(model.transform(given), model.transform(table))
+    assert fit(table, stop_crit="val-llk", val_set=given).niter == 4
+
+
+def test_a_matrix_on_the_device_has_no_user_ids(cuda32: Any) -> None:
+    cupy_sparse = pytest.importorskip("cupyx.scipy.sparse")
+    matrix = sparse.csr_matrix(random_counts())
+    with pytest.raises(TypeError, match="users are added by their ids"):
+        fit(matrix).add_users(cupy_sparse.csr_matrix(matrix))
 
 
 # -- away from the GPU -------------------------------------------------------------------------

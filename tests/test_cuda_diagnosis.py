@@ -76,6 +76,12 @@ def test_no_driver(sandbox):
         (803, "error", "restart the machine: its driver was updated, and the kernel still runs the old one"),
         (34, "error", "take the folder 'stubs' of the CUDA toolkit out of LD_LIBRARY_PATH"),
         (804, "error", "take the folder 'compat' of the CUDA toolkit out of LD_LIBRARY_PATH"),
+        (
+            3,
+            "error",
+            "start processes by multiprocessing's 'spawn', or take backend='openmp' in them: CUDA was in use "
+            "when this one was forked, and does not survive that",
+        ),
     ],
 )
 def test_the_driver_does_not_start(sandbox, init, name, cure):
@@ -114,6 +120,14 @@ def test_an_old_driver(sandbox):
     sandbox.driver(cuda=11040)
     problem = "the NVIDIA driver is for CUDA 11.4, and CuPy needs 12.0 or newer"
     assert diagnosis(sandbox) == (problem, "install an NVIDIA driver of version 525 or newer", False)
+
+
+def test_an_old_gpu(sandbox):
+    sandbox.driver(cuda=12040, capability=61)
+    sandbox.install("cupy-cuda12x", "14.2.0")
+    problem, _, expected = diagnosis(sandbox)
+    assert problem == "the first GPU has compute capability 6.1, and the kernels need 7.0 or newer"
+    assert expected
 
 
 # -- CuPy ------------------------------------------------------------------------------------
@@ -167,12 +181,12 @@ def test_a_cupy_for_a_newer_driver(sandbox):
 
 
 def test_a_cupy_for_newer_gpus(sandbox):
-    sandbox.driver(cuda=13000, capability=61)
+    sandbox.driver(cuda=13000, capability=70)
     sandbox.install("cupy-cuda13x", "14.2.0")
     sandbox.module("cupy", NEVER_IMPORTED)
     problem, remedy, _ = diagnosis(sandbox)
     assert (
-        problem == "cupy-cuda13x is made for GPUs of compute capability 7.5 and newer, and this one has 6.1"
+        problem == "cupy-cuda13x is made for GPUs of compute capability 7.5 and newer, and this one has 7.0"
     )
     assert remedy == "pip uninstall -y cupy-cuda13x && pip install 'hpf_gpu[cuda12]'"
 

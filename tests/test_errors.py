@@ -298,6 +298,21 @@ def test_hardware_that_is_not_there_is_no_reason_to_warn(monkeypatch, caplog):
         backends.choose("auto", np.float32)
 
 
+def test_auto_passes_over_a_backend_that_takes_fewer_factors(monkeypatch):
+    from hpf_gpu import backends
+
+    tried = []
+
+    def create(name, dtype, threads=None, *, really=backends.create):
+        tried.append(name)
+        return really("numpy", dtype, threads)
+
+    monkeypatch.setattr(backends, "create", create)
+    backends.choose("auto", np.float32, k=1024)
+    backends.choose("auto", np.float32, k=1025)
+    assert tried == ["cuda", "openmp"]
+
+
 def test_an_unavailable_backend_travels_between_processes():
     error = pickle.loads(pickle.dumps(BackendUnavailable("no card", remedy="buy one", expected=True)))
     assert str(error) == "no card; to mend it: buy one"

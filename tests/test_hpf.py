@@ -50,6 +50,37 @@ def as_matrix(frame, container):
 # -- forms of data -----------------------------------------------------------------------------
 
 
+class OnlyDLPack:
+    """An array of another library, on the host."""
+
+    def __init__(self, array):
+        self._array = array
+
+    def __dlpack__(self, **keywords):
+        return self._array.__dlpack__(**keywords)
+
+    def __dlpack_device__(self):
+        return self._array.__dlpack_device__()
+
+
+def test_arrays_of_other_libraries():
+    rng = np.random.default_rng(5)
+    table = np.stack([rng.integers(0, 20, 200), rng.integers(0, 9, 200), rng.integers(1, 5, 200)], axis=1)
+    common = {"k": 3, "maxiter": 3, "random_seed": 1, "verbose": False, "backend": "numpy"}
+    got, want = HPF(**common).fit(OnlyDLPack(table)), HPF(**common).fit(table)
+    np.testing.assert_array_equal(got.Theta, want.Theta)
+    assert got.eval_llk(OnlyDLPack(table)) == want.eval_llk(table)
+
+
+def test_an_array_that_does_not_come_to_the_host():
+    class Stays(OnlyDLPack):
+        def __dlpack__(self, **keywords):
+            raise BufferError("this device stays where it is")
+
+    with pytest.raises(TypeError, match=r"Stays cannot be copied to the host .*stays where it is"):
+        HPF(k=3, verbose=False, backend="numpy").fit(Stays(np.ones((4, 3))))
+
+
 @pytest.mark.parametrize(
     "form",
     [

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from .cuda_source import MOST_FACTORS
 from .protocol import Backend, BackendUnavailable
 
 #: Every backend, the fastest first: the order in which ``"auto"`` tries them.
@@ -16,6 +17,9 @@ NAMES = ("cuda", "openmp", "numpy")
 
 #: Those that work on arrays in the host's memory, where a fitted model lies.
 ON_HOST = ("openmp", "numpy")
+
+#: Factors at most, where that is fewer than memory holds.
+_MOST_FACTORS = {"cuda": MOST_FACTORS}
 
 _log = logging.getLogger("hpf_gpu")
 _announced: set[str] = set()
@@ -48,17 +52,18 @@ def choose(
     dtype: np.dtype[Any] | type,
     threads: int | None = None,
     *,
+    k: int = 1,
     among: Sequence[str] | None = None,
     **options: Any,
 ) -> Backend:
-    """Make the named backend, or for ``"auto"`` the best that works here, said once.
+    """Make the named backend, or for ``"auto"`` the best that works here with ``k`` factors, said once.
 
     ``among`` limits ``"auto"`` to some names.  Who asks for an option of the cuda backend asks for it.
     """
     if name != "auto" or options:
         return create("cuda" if name == "auto" else name, dtype, threads, **options)
     passed_over = {}
-    for candidate in among or NAMES:
+    for candidate in (name for name in among or NAMES if k <= _MOST_FACTORS.get(name, k)):
         try:
             backend = create(candidate, dtype, threads)
         except BackendUnavailable as error:

@@ -1,15 +1,17 @@
 """The CUDA backend: kernels/cuda, compiled by CuPy when they are first used.
 
 Everything runs in order on CuPy's current stream.  The host waits only where a number comes back to it:
-in the likelihoods, the transfers and the predictions, never within an iteration.
+in the likelihoods, the transfers and the predictions, never within an iteration; and two runs are the
+same bit by bit.  Both hold for ``allocate="fused"``: what cuSPARSE does inside is its own affair.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from functools import cache
-from typing import Any, Literal
+from functools import cache, wraps
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from scipy.special import gammaln
@@ -18,7 +20,7 @@ from .cuda_diagnosis import check_machine, find_fault
 from .cuda_input import Triplets, from_array, from_matrix, is_device_array, is_device_matrix, row_numbers
 from .cuda_launch import Kernel
 from .cuda_layout import MOST_NUMBER, Segmentation, bytes_of_fit, segmentation, strands_of
-from .cuda_source import COUNTS, FACTORS, THREADS, TOP_PLACES, Variant, source
+from .cuda_source import COUNTS, FACTORS, MOST_FACTORS, THREADS, TOP_PLACES, Variant, source
 from .protocol import Adopted, Array, BackendUnavailable, Factor, Host, NotEnoughMemory, SideName
 
 check_machine()
@@ -29,7 +31,6 @@ try:
 except Exception as error:
     raise find_fault(error) from error
 
-_MOST_FACTORS = 1024
 _AT_ONCE = 1 << 22  # pairs, or places of a ranking, on their way to the host
 
 _in_forked_child = False
@@ -44,6 +45,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_remember_fork)
 
 Allocation = Literal["fused", "cusparse"]
+_Class = TypeVar("_Class", bound=type)
 
 
 # -- kernels and devices ----------------------------------------------------------------------
@@ -165,6 +167,29 @@ def _rows(shape: tuple[int, int], indptr: Host, column: Array, value: Array) -> 
 # -- the backend ---------------------------------------------------------------------------------
 
 
+def _says_what_needs_memory(backend: _Class) -> _Class:
+    """Let every operation raise NotEnoughMemory, with advice, where CuPy finds no memory."""
+
+    def advised(name: str, operation: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(operation)
+        def run(*arguments: Any, **options: Any) -> Any:
+            try:
+                return operation(*arguments, **options)
+            except cp.cuda.memory.OutOfMemoryError as error:
+                raise NotEnoughMemory(
+                    f"the GPU's memory does not suffice for {name}: {error}; {_size(free_bytes())} are free. "
+                    "Free what else is on the GPU, or take backend='openmp'"
+                ) from error
+
+        return run
+
+    for name, operation in vars(backend).copy().items():
+        if callable(operation) and not name.startswith("_"):
+            setattr(backend, name, advised(name, operation))
+    return backend
+
+
+@_says_what_needs_memory
 class CudaBackend:
     """CuPy and CUDA kernels on the current device and stream.
 
@@ -193,9 +218,9 @@ class CudaBackend:
         return f"{_device_line(self._device)}, CuPy {cp.__version__}, {precision}"
 
     def _variant(self, k: int) -> Variant:
-        if k > _MOST_FACTORS:
+        if k > MOST_FACTORS:
             raise ValueError(
-                f"k={k}: the cuda backend takes at most {_MOST_FACTORS} factors; take backend='openmp'"
+                f"k={k}: the cuda backend takes at most {MOST_FACTORS} factors; take backend='openmp'"
             )
         return Variant(k, self.dtype, self._half)
 
@@ -237,6 +262,10 @@ class CudaBackend:
         shape = (int(csr.shape[0]), int(csr.shape[1]))
         if max(shape) > MOST_NUMBER:
             raise ValueError(f"the cuda backend numbers rows and columns in 32 bits, too few for {shape}")
+        if self._composed and csr.nnz > MOST_NUMBER:
+            raise ValueError(
+                f"cuSPARSE numbers nonzeros in 32 bits, too few for {csr.nnz:,}; take allocate='fused'"
+            )
         self._check_memory(shape, csr.nnz, k)
         column, value = cp.array(csr.indices, dtype=np.int32), cp.array(csr.data, dtype=self.dtype)
         users = _rows(shape, csr.indptr.astype(np.int64), column, value)
@@ -246,7 +275,7 @@ class CudaBackend:
         if is_device_matrix(data):
             given = from_matrix(cp, data, self.dtype)
         elif is_device_array(data):
-            as_cupy = cp.asarray if hasattr(data, "__cuda_array_interface__") else cp.from_dlpack
+            as_cupy = cp.asarray if hasattr(type(data), "__cuda_array_interface__") else cp.from_dlpack
             given = from_array(cp, as_cupy(data), self.dtype, reindex)
         else:
             return None
@@ -295,7 +324,7 @@ class CudaBackend:
 
     def _check_memory(self, shape: tuple[int, int], nnz: int, k: int) -> None:
         """Refuse counts whose fit would not fit, before anything is copied."""
-        needed = bytes_of_fit(self._variant(k), shape, nnz)
+        needed = bytes_of_fit(self._variant(k), shape, nnz, composed=self._composed)
         free = free_bytes()
         if needed > free:
             raise NotEnoughMemory(

@@ -19,11 +19,14 @@ from .protocol import BackendUnavailable
 
 _LIBRARY = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
 _OLDEST_CUDA = (12, 0)  # for which CuPy 14 has packages; NVIDIA's drivers have it since version 525
+_OLDEST_GPU = (7, 0)  # compute capability, from which threads of a warp can part ways
 _OLDEST_GPU_OF_CUDA_13 = (7, 5)  # compute capability; drivers for CUDA 13 still run older ones
 
 # CUresult of cuInit, from NVIDIA's cuda.h
 _NO_DEVICE = 100
 _CURES = {
+    3: "start processes by multiprocessing's 'spawn', or take backend='openmp' in them: CUDA was in use when "
+    "this one was forked, and does not survive that",
     34: "take the folder 'stubs' of the CUDA toolkit out of LD_LIBRARY_PATH",
     803: "restart the machine: its driver was updated, and the kernel still runs the old one",
     804: "take the folder 'compat' of the CUDA toolkit out of LD_LIBRARY_PATH",
@@ -115,6 +118,13 @@ def _first_gpu() -> _Gpu:
         )
     device = _number(driver, "cuDeviceGet", 0)
     major, minor = (_number(driver, "cuDeviceGetAttribute", which, device) for which in (75, 76))
+    if (major, minor) < _OLDEST_GPU:
+        raise BackendUnavailable(
+            f"the first GPU has compute capability {_dotted((major, minor))}, and the kernels need "
+            f"{_dotted(_OLDEST_GPU)} or newer",
+            remedy="if there is a newer GPU, put it first: CUDA_VISIBLE_DEVICES",
+            expected=True,
+        )
     return _Gpu(cuda, (major, minor))
 
 

@@ -34,14 +34,17 @@ def is_device_matrix(data: Any) -> bool:
 
 def is_device_array(data: Any) -> bool:
     """Whether ``data`` is an array on a GPU, CuPy's or another library's."""
-    if hasattr(data, "__cuda_array_interface__"):
-        return True
-    cuda, cuda_managed = 2, 13  # of DLPack's device types
-    return hasattr(data, "__dlpack_device__") and data.__dlpack_device__()[0] in (cuda, cuda_managed)
+    # Asked of the type: torch's tensors on the host raise where one asks the object.
+    if hasattr(type(data), "__dlpack_device__"):
+        cuda, cuda_managed = 2, 13  # of DLPack's device types
+        return data.__dlpack_device__()[0] in (cuda, cuda_managed)
+    return hasattr(data, "__cuda_array_interface__")
 
 
 def from_matrix(xp: Any, data: Any, dtype: np.dtype[Any]) -> Triplets:
     """The nonzeros of a CuPy CSR, CSC or COO matrix."""
+    if len(data.shape) != 2:
+        raise ValueError(f"counts are a matrix of users and items; this array has shape {data.shape}")
     shape = (int(data.shape[0]), int(data.shape[1]))
     if 0 in shape:
         raise ValueError(f"a sparse matrix of counts needs rows and columns; this one has shape {shape}")
@@ -134,7 +137,7 @@ def _numbered(xp: Any, ids: Array, kind: str, reindex: bool) -> tuple[Array, Arr
         raise ValueError(f"{kind} id {ids[int(xp.argmin(whole))].item()!r} is not one; {advice}")
     low, high = int(ids.min()), int(ids.max())
     if not reindex:
-        if low < 0 or high > 100 * ids.size + 1_000_000:
+        if low < 0 or high > min(MOST_NUMBER - 1, 100 * ids.size + 1_000_000):
             raise ValueError(f"{kind} id {low if low < 0 else high} is not a row number; {advice} from 0")
         return ids.astype(np.int32), None, high + 1
     if high - low > 16 * ids.size + 1_000_000:

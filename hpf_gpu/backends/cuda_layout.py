@@ -13,6 +13,7 @@ from .protocol import Host
 SEGMENT = 256
 MOST_NUMBER = int(np.iinfo(np.int32).max)
 _MOST_STRANDS = 1024
+_FREE_COUNTERS = 1 << 21  # of a sort, so few that their memory does not matter
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,11 @@ def segmentation(indptr: Host) -> Segmentation:
 
 
 def strands_of(columns: int, segments: int, nnz: int) -> int:
-    """Strands of the counting sort by columns: together their counters take no more than the nonzeros."""
-    return max(1, min(_MOST_STRANDS, segments, nnz // max(1, columns)))
+    """Strands of the counting sort by columns: together their counters take little beside the nonzeros."""
+    return max(1, min(_MOST_STRANDS, segments, max(nnz, _FREE_COUNTERS) // max(1, columns)))
 
 
-def bytes_of_fit(variant: Variant, shape: tuple[int, int], nnz: int) -> int:
+def bytes_of_fit(variant: Variant, shape: tuple[int, int], nnz: int, *, composed: bool = False) -> int:
     """Memory at the peak of a fit: the counts by users and by items, and their sorting or the factors."""
     rows, real = sum(shape), variant.real.itemsize
     segments = rows + 2 * nnz // SEGMENT
@@ -71,4 +72,6 @@ def bytes_of_fit(variant: Variant, shape: tuple[int, int], nnz: int) -> int:
     # ('diff-norm'), and a copy without gaps on its way to the host; ten vectors.
     factors = rows * (variant.width * (5 * real + 2 * variant.store.itemsize) + 80)
     parts = 2 * nnz // SEGMENT * variant.width * real  # of long rows
-    return counts + max(sorting, factors + parts)
+    # Weights, row pointers, and a copy without gaps of each side of the product.
+    product = nnz * real + rows * (variant.k * real + 12) + segments if composed else 0
+    return counts + max(sorting, factors + parts + product)

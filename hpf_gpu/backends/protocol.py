@@ -46,7 +46,7 @@ class BackendUnavailable(RuntimeError):
 
 
 class NotEnoughMemory(MemoryError):
-    """The fit would not fit into the memory of the device; the message says what would."""
+    """The memory of the device does not suffice; the message says for what, and what would do."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Backend(Protocol):
     def adopt(self, data: Any, *, reindex: bool) -> Adopted | None:
         """Read user data that lies in this backend's memory already; None if it does not lie there.
 
-        Checks it as :func:`hpf_gpu.data.training_data` does, with the same errors.
+        Refuses what :func:`hpf_gpu.data.training_data` refuses, in words that may differ.
         """
 
     def gamma_update(

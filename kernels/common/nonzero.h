@@ -11,6 +11,7 @@ template <class T>
 constexpr T tiny_product = T(sizeof(T) == 4 ? 1e-18 : 1e-150);
 
 // A rate θ·β below that is summed anew in double with β this much larger, where nothing is subnormal.
+// (On a GPU subnormal floats count as zero before they get here: CuPy compiles with -ftz=true.)
 constexpr double rate_lift = 0x1p500;
 
 // ln θ·β from Σ θ (β · rate_lift), which counts as at least the smallest normal number.
