@@ -86,46 +86,76 @@ inline double maximum(const double* v, int64_t k) {
 
 // -- the gamma posteriors ------------------------------------------------------------------------
 
+// Pads a row for gamma_moments: its exp E[ln] is zero, its mean adds nothing.
+constexpr double next_to_nothing = 1e-290;
+// Where the largest exp E[ln θ] of a row is below this, others may have underflowed that count beside it.
+constexpr double tiny_row = 1e-150;
+
 template <class T>
 void gamma_update(int64_t n, int64_t k, int64_t stride, T* shape, double prior_shape, Rates<T> rates, T* exp_log,
                   double* log_scale, double* row_sums, double* column_sums, int threads) {
-  const int64_t chunks = (n + rows_in_chunk - 1) / rows_in_chunk;
-  Scratch<double> partial(chunks * k);  // (chunks, K), summed in order: the same for any number of threads
+  const int64_t chunks = (n + rows_in_chunk - 1) / rows_in_chunk, row = whole_groups(k);
+  Scratch<double> partial(chunks * row);  // summed in order: the same for any number of threads
 #pragma omp parallel num_threads(threads_for(n, k, threads))
   {
-    const int64_t row = whole_groups(k);
-    Scratch<double> memory(4 * row);
-    double *rate = memory.aligned, *wide = rate + row, *mean = wide + row, *log_mean = mean + row;
+    Scratch<double> memory(5 * row + rows_in_chunk);
+    Scratch<T> priors(row);
+    double *rate = memory.aligned, *exp_logs = rate + row, *wide = exp_logs + row, *log_mean = wide + row;
+    double *pad = log_mean + row, *tops = pad + row;
+    T* prior = priors.aligned;
+    for (int64_t j = 0; j < row; ++j) {
+      prior[j] = j < k ? T(prior_shape) : T(0);
+      pad[j] = j < k ? 0.0 : next_to_nothing;
+    }
 #pragma omp for schedule(static)
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      double* column_part = partial.aligned + chunk * k;
-      for (int64_t j = 0; j < k; ++j) column_part[j] = 0;
-      for (int64_t u = chunk * rows_in_chunk, end = minimum(n, u + rows_in_chunk); u < end; ++u) {
-        T* s = shape + u * stride;
-        T* out = exp_log + u * stride;
-        for (int64_t j = 0; j < k; ++j) s[j] += T(prior_shape);
-        row_as_double(s, k, wide);
+      double* column_part = partial.aligned + chunk * row;
+      for (int64_t j = 0; j < row; ++j) column_part[j] = 0;
+      const int64_t begin = chunk * rows_in_chunk, end = minimum(n, begin + rows_in_chunk);
+      for (int64_t u = begin; u < end; ++u) {
+        T *s = shape + u * stride, *out = exp_log + u * stride;
+        row_rates(rates, u, k, stride, rate);
+        double sums[group] = {}, largest[group] = {};
+        for (int64_t first = 0; first < row; first += group)
+#pragma omp simd
+          for (int64_t i = 0; i < group; ++i) {
+            const int64_t j = first + i;
+            s[j] += prior[j];
+            const GammaMoments moments = gamma_moments<T>(double(s[j]) + pad[j], rate[j]);
+            exp_logs[j] = moments.exp_log;
+            column_part[j] += moments.mean;
+            sums[i] += moments.mean;
+            largest[i] = moments.exp_log > largest[i] ? moments.exp_log : largest[i];
+          }
+        double row_sum = 0, top = largest[0];
+        for (int64_t i = 0; i < group; ++i) row_sum += sums[i];
+        for (int64_t i = 1; i < group; ++i) top = largest[i] > top ? largest[i] : top;
+        row_sums[u] = row_sum;
+        tops[u - begin] = top;
+        if (top < tiny_row) continue;
+        const double scale = 1.0 / top;
+        for (int64_t first = 0; first < row; first += group)
+#pragma omp simd
+          for (int64_t j = first; j < first + group; ++j)  // the largest is 1, which only float rounds to
+            out[j] = T(sizeof(T) == 4 ? exp_logs[j] * scale : exp_logs[j] / top);
+      }
+#pragma omp simd
+      for (int64_t u = begin; u < end; ++u)
+        log_scale[u] = log_normal(tops[u - begin] < tiny_row ? 1.0 : tops[u - begin]);
+      for (int64_t u = begin; u < end; ++u) {
+        if (tops[u - begin] >= tiny_row) continue;
+        row_as_double(shape + u * stride, k, wide);
         row_rates(rates, u, k, stride, rate);
         row_expected_log(wide, rate, k, log_mean);
-        for (int64_t j = 0; j < row; ++j) mean[j] = wide[j] / rate[j];
-        double row_sum = 0;
-#pragma omp simd reduction(+ : row_sum)
-        for (int64_t j = 0; j < k; ++j) {
-          row_sum += mean[j];
-          column_part[j] += mean[j];
-        }
-        const double scale = maximum(log_mean, k);
-        row_exp(log_mean, scale, k, mean);
-        for (int64_t j = 0; j < k; ++j) out[j] = T(mean[j]);
-        for (int64_t j = k; j < stride; ++j) out[j] = s[j] = 0;
-        row_sums[u] = row_sum;
-        log_scale[u] = scale;
+        log_scale[u] = maximum(log_mean, k);
+        row_exp(log_mean, log_scale[u], k, exp_logs);
+        for (int64_t j = 0; j < k; ++j) exp_log[u * stride + j] = T(exp_logs[j]);
       }
     }
   }
   for (int64_t j = 0; j < k; ++j) column_sums[j] = 0;
   for (int64_t chunk = 0; chunk < chunks; ++chunk)
-    for (int64_t j = 0; j < k; ++j) column_sums[j] += partial.aligned[chunk * k + j];
+    for (int64_t j = 0; j < k; ++j) column_sums[j] += partial.aligned[chunk * row + j];
 }
 
 template <class T>
