@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from .backends.protocol import Backend, Counts
-from .convergence import history_frame
+from .checkpoint import Checkpoint, Identity
+from .convergence import Check, history_frame
 from .data import TrainingData, held_out_pairs, row_batches, training_data
 from .folding import FoldingModel
-from .inference import Fit, Schedule, fit
+from .inference import Fit, Schedule, State, fit
 from .likelihood import Objective
 from .model_file import load_model, save_model
-from .parameters import check_parameters, default_step_size, seed_or_fresh, step_at
+from .parameters import check_parameters, default_step_size, seed_or_fresh, step_at, whole_number
 from .progress import ProgressBar
 from .stochastic import Batch, Epochs, Local
 from .storage import write_csv_folder
@@ -222,8 +223,16 @@ class HPF(FoldingModel):
 
     # -- fitting -------------------------------------------------------------------------------
 
-    def fit(self, counts_df: Any, val_set: Any = None) -> HPF:
-        """Fit the model to counts, from fresh start values.
+    def fit(
+        self,
+        counts_df: Any,
+        val_set: Any = None,
+        *,
+        callback: Callable[[Check], object] | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_every: int = 10,
+    ) -> HPF:
+        """Fit the model to counts, from fresh start values or from a checkpoint.
 
         Parameters
         ----------
@@ -237,6 +246,17 @@ class HPF(FoldingModel):
         val_set : same forms, optional
             Held-out counts for the log-likelihood in ``history_`` and for ``stop_crit='val-llk'``.
             Users and items without training data are left out.
+        callback : callable, optional
+            Called after every iteration with what ``history_`` would have in a row: an object with
+            ``iteration``, ``seconds`` and, where a check was due (NaN elsewhere), ``llk``, ``elbo``,
+            ``val_llk`` and ``diff_norm``.  The fit ends if it returns True.  An error that it raises is
+            passed on, after the iterations so far were kept as they are for Ctrl-C.
+        checkpoint : str or path-like, optional
+            File that the state of the fit is written to every ``checkpoint_every`` iterations.  If it is
+            there already, the fit goes on from it, and ends bit by bit as one that was never interrupted
+            (on the same backend with as many threads).  It stays when the fit has ended.
+        checkpoint_every : int
+            Iterations between two checkpoints.
 
         Returns
         -------
@@ -247,7 +267,11 @@ class HPF(FoldingModel):
         ------
         ValueError, TypeError
             For data that are not counts of users and items, naming the value at fault; the last
-            fit is kept.
+            fit is kept.  For a checkpoint of a fit with other data or other parameters; these alone
+            may differ: where it runs (``backend``, ``ncores``), how far (``maxiter``), and what is shown,
+            written and kept.
+        ModelFileError
+            If the checkpoint is damaged, none, or written by a newer version.
         BackendUnavailable
             If the backend asked for cannot work here.
         NotEnoughMemory
@@ -260,30 +284,59 @@ class HPF(FoldingModel):
         self._check_parameters()
         if self.stop_crit == "val-llk" and val_set is None:
             raise ValueError("stop_crit='val-llk' needs held-out counts: fit(counts_df, val_set=...)")
+        if callback is not None and not callable(callback):
+            raise TypeError(f"callback must be a function of the last check, not {callback!r}")
+        every = whole_number("checkpoint_every", checkpoint_every, 1)
+        schedule = self._schedule()
         dtype = np.dtype(np.float32 if self.use_float else np.float64)
         backend = self._working_backend(dtype, self.ncores)
         data = training_data(counts_df, backend=backend, reindex=bool(self.reindex))
         validation = None
         if val_set is not None:
             validation = held_out_pairs(val_set, data.users, data.items, dtype=dtype.type, name="val_set")
-        seed = seed_or_fresh(self.random_seed)
+        file = None
+        if checkpoint is not None:
+            identity = Identity.of(self._parameters(), data.host_csr, validation)
+            file = Checkpoint.at(checkpoint, every, identity)
+        saved = None if file is None else file.read(schedule.maxiter)
+        seed = seed_or_fresh(self.random_seed) if saved is None else saved.seed
 
         counts = backend.counts(data.csr, int(self.k))  # first: it refuses what would not fit into memory
         objective = Objective(backend, backend.log_factorial_sum(counts), bool(self.full_llk))
-        with ProgressBar(self.maxiter, enabled=bool(self.verbose)) as progress:
-            epochs = self._epochs(backend, data, seed)
+        epochs = self._epochs(backend, data, seed)
+        rng = None if epochs is None else epochs.rng
+        if saved is not None and rng is not None:
+            saved.draw_on(rng)
+        first = 0 if saved is None else saved.iteration
+
+        with ProgressBar(schedule.maxiter, first, enabled=bool(self.verbose)) as progress:
+
+            def report(check: Check) -> bool:
+                progress.report(check)
+                answer = None if callback is None else callback(check)
+                return isinstance(answer, (bool, np.bool_)) and bool(answer)
+
+            def keep(state: State) -> None:
+                if file is not None and state.iteration % file.every == 0:
+                    file.write(backend, state, seed, rng)
+
             # Nobody else holds the start, so that its matrices are free once they are not needed.
             result = fit(
                 backend,
-                self._start(backend, counts, validation, seed),
-                self._schedule(),
+                State(self._start(backend, counts, validation, seed))
+                if saved is None
+                else saved.state(backend, counts, validation),
+                schedule,
                 objective,
-                progress.report,
+                report,
                 epochs,
+                keep,
             )
         self._keep(backend, data, result, seed)
-        if result.interrupted:
+        if isinstance(result.ended_by, KeyboardInterrupt):
             warnings.warn(f"the fit was interrupted; iteration {result.iterations} is kept", stacklevel=2)
+        elif result.ended_by is not None:
+            raise result.ended_by
         return self
 
     def _parameters(self) -> dict[str, Any]:

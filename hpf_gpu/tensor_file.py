@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import uuid
 import zlib
 from collections.abc import Mapping
@@ -53,8 +54,11 @@ class Kind:
             raise FileNotFoundError(f"{target.parent} is not an existing folder")
         text = json.dumps({"format": self.format, "version": __version__, **header})
         tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+        # A folder, because safetensors writes beside the file that it is told, and may be killed there.
+        folder = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
         try:
+            folder.mkdir()
+            temporary = folder / "new"
             temporary.touch()
             mode = temporary.stat().st_mode  # that of any new file; safetensors shuts everybody else out
             save_file(tensors, temporary, metadata={self.key: text, "crc32": checksum(text, tensors)})
@@ -65,7 +69,7 @@ class Kind:
         except SafetensorError as error:
             raise OSError(f"{target} could not be written: {error}") from error
         finally:
-            temporary.unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
 
     def read(self, path: str | os.PathLike[str]) -> tuple[dict[str, Any], Tensors]:
         """The header and all arrays, once their checksum is known to be right.
@@ -112,9 +116,9 @@ def remove_leftovers(path: str | os.PathLike[str]) -> None:
     """Delete what writers of this file left behind when they were killed."""
     target = Path(path).expanduser()
     ours = re.compile(re.escape(f".{target.name}.") + "[0-9a-f]{32}")
-    for file in target.parent.iterdir():
-        if ours.fullmatch(file.name):
-            file.unlink(missing_ok=True)
+    for folder in target.parent.iterdir():
+        if ours.fullmatch(folder.name):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def checksum(text: str, tensors: Tensors) -> str:

@@ -52,9 +52,13 @@ ALLOWED = {
     },
     "tensor_file": {""},
     "model_file": {"ids", "parameters", "tensor_file", "variational"},
+    "checkpoint": {
+        "backends.protocol", "convergence", "inference", "model_file", "parameters", "tensor_file",
+        "variational",
+    },
     "estimator": {
-        "backends.protocol", "convergence", "data", "folding", "inference", "likelihood", "model_file",
-        "parameters", "progress", "stochastic", "storage", "variational",
+        "backends.protocol", "checkpoint", "convergence", "data", "folding", "inference", "likelihood",
+        "model_file", "parameters", "progress", "stochastic", "storage", "variational",
     },
     "demo": {"", "datasets", "estimator", "metrics", "plot"},
     "doctor": {

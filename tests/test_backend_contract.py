@@ -28,7 +28,7 @@ from scipy.special import gammaln
 from hpf_gpu.backends import protocol
 from hpf_gpu.backends.protocol import Array, Backend, Factor, Host
 from hpf_gpu.convergence import Check
-from hpf_gpu.inference import Fit, Schedule, fit, iterate
+from hpf_gpu.inference import Fit, Schedule, State, fit, iterate
 from hpf_gpu.likelihood import Objective, log_factorial_sum, pair_llk
 from hpf_gpu.variational import Block, Model, Pairs, Prior, draw_start_values, start_side
 
@@ -969,8 +969,8 @@ def test_iterations(
 def run_fit(backend: Backend, schedule: ScheduleName, *, full_llk: bool) -> Fit:
     reports: list[Check] = []
     objective = SMALL.objective(backend, full_llk=full_llk)
-    fitted = fit(backend, SMALL.model(backend), rule(schedule), objective, reports.append)
-    assert reports == fitted.history
+    fitted = fit(backend, State(SMALL.model(backend)), rule(schedule), objective, reports.append)
+    assert reports == list(fitted.history)
     return fitted
 
 
