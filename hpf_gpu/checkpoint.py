@@ -37,8 +37,10 @@ class Identity:
     data: dict[str, str]  # what the fit was given, and a line that tells it from others
 
     @staticmethod
-    def of(parameters: Mapping[str, Any], csr: Any, validation: Pairs | None) -> Identity:
-        """Of a fit with these parameters to ``csr``, scipy's, and held-out counts."""
+    def of(
+        parameters: Mapping[str, Any], csr: Any, validation: Pairs | None, fixed: Mapping[str, NDArray[Any]]
+    ) -> Identity:
+        """Of a fit with these parameters to ``csr``, scipy's, held-out counts and factors that are given."""
         relevant = {name: value for name, value in plain_parameters(parameters).items() if name not in _FREE}
         stochastic = parameters["users_per_batch"] is not None or parameters["items_per_batch"] is not None
         # A function is known by what it gives; without batches nobody asks it.
@@ -47,6 +49,9 @@ class Identity:
         if validation is not None:
             arrays = (validation.rows, validation.columns, validation.values)
             data["val_set"] = _fingerprint(csr.shape, *arrays)
+        for name, factors in fixed.items():
+            crc = zlib.crc32(np.ascontiguousarray(factors, "<f8").data)
+            data[name] = f"shape {factors.shape}, checksum {crc:08x}"
         return Identity(relevant | {"step_size": steps}, data)
 
     def check(self, path: Path, parameters: Mapping[str, Any], data: Mapping[str, str]) -> None:
@@ -55,7 +60,7 @@ class Identity:
             if parameters[name] != value:
                 found = f"{path} is a checkpoint of a fit with {name}={parameters[name]!r}, not {value!r}"
                 raise ValueError(f"{found}; delete it to fit from the start")
-        for name in ("counts_df", "val_set"):
+        for name in ("counts_df", "val_set", "fixed_users", "fixed_items"):
             if data.get(name) != self.data.get(name):
                 found, given = (known.get(name, "none") for known in (data, self.data))
                 raise ValueError(

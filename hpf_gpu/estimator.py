@@ -14,7 +14,7 @@ import numpy as np
 from .backends.protocol import Backend, Counts
 from .checkpoint import Checkpoint, Identity
 from .convergence import Check, history_frame
-from .data import TrainingData, held_out_pairs, row_batches, training_data
+from .data import TrainingData, held_out_pairs, known_factors, row_batches, training_data
 from .folding import FoldingModel
 from .inference import Fit, Schedule, State, fit
 from .likelihood import Objective
@@ -23,7 +23,7 @@ from .parameters import check_parameters, default_step_size, seed_or_fresh, step
 from .progress import ProgressBar
 from .stochastic import Batch, Epochs, Local
 from .storage import write_csv_folder
-from .variational import Block, Model, Pairs, draw_start_values, posterior_of, start_side
+from .variational import Block, Model, Pairs, draw_start_values, known_side, posterior_of, start_side
 
 
 class HPF(FoldingModel):
@@ -108,11 +108,22 @@ class HPF(FoldingModel):
     allocate : {'fused', 'cusparse'}
         How the cuda backend shares counts among factors: in one kernel, or in a kernel for the
         weights and cuSPARSE products, for comparison.
+    hierarchical : bool
+        If False there are no ξ and η, the model is Bayesian Poisson factorization [1]_:
+        ``θ_uk ~ Gamma(a, b')`` and ``β_ik ~ Gamma(c, d')`` with rates b' and d' that are fixed, at the
+        prior means of ξ and η.  a' and c' are then but the level that start values have.
+    binary : bool
+        Whether counts above zero are taken as one: in ``fit``, ``val_set``, ``eval_llk`` and what is
+        folded in.
+    bias : bool
+        Whether rates have a bias of the user and one of the item, ``θ_u·β_i + b_u + c_i``, with the priors
+        of θ_uk and β_ik.  Theta and Beta then have k + 2 columns: the last two are b_u and one in Theta, one
+        and c_i in Beta, so that Theta @ Beta.T are the rates still.
 
     Attributes
     ----------
     Theta, Beta : array (nusers, k), array (nitems, k)
-        E[θ] and E[β].
+        E[θ] and E[β]; with ``bias=True`` two columns more.
     user_mapping_, item_mapping_ : array (nusers,), array (nitems,), or None
         Id of each row; None if ids are row numbers.  Also without the underscore.
     user_dict_, item_dict_ : dict or None
@@ -120,7 +131,7 @@ class HPF(FoldingModel):
     Gamma_shp, Gamma_rte, Lambda_shp, Lambda_rte : array (nusers, k) or (nitems, k)
         Parameters of q(θ) and q(β).  Rates are built at each access.
     k_rte, t_rte : array (nusers, 1), array (nitems, 1)
-        Rates of q(ξ) and q(η).
+        Rates of q(ξ) and q(η), where there are ξ and η.
     seen : array (Z,)
         Item numbers that each user has had, user after user; with ``keep_data=True``.
     is_fitted : bool
@@ -178,6 +189,9 @@ class HPF(FoldingModel):
         schedule: str = "joint",
         precision: str = "full",
         allocate: str = "fused",
+        hierarchical: bool = True,
+        binary: bool = False,
+        bias: bool = False,
     ) -> None:
         self.k = k
         self.a = a
@@ -210,6 +224,9 @@ class HPF(FoldingModel):
         self.schedule = schedule
         self.precision = precision
         self.allocate = allocate
+        self.hierarchical = hierarchical
+        self.binary = binary
+        self.bias = bias
         self._check_parameters()
 
         self.Theta: Any = None
@@ -231,6 +248,8 @@ class HPF(FoldingModel):
         callback: Callable[[Check], object] | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
         checkpoint_every: int = 10,
+        fixed_users: Any = None,
+        fixed_items: Any = None,
     ) -> HPF:
         """Fit the model to counts, from fresh start values or from a checkpoint.
 
@@ -257,6 +276,10 @@ class HPF(FoldingModel):
             (on the same backend with as many threads).  It stays when the fit has ended.
         checkpoint_every : int
             Iterations between two checkpoints.
+        fixed_users, fixed_items : DataFrame (n, k) or array (nusers, k) or (nitems, k), optional
+            Factors that are known and stay as they are, those of users or those of items: a frame with ids
+            for index, of which those in ``counts_df`` are taken, or where ids are row numbers an array.
+            Columns are those of Theta and Beta; 0 up to 1e9, and not a row all zero.
 
         Returns
         -------
@@ -284,6 +307,11 @@ class HPF(FoldingModel):
         self._check_parameters()
         if self.stop_crit == "val-llk" and val_set is None:
             raise ValueError("stop_crit='val-llk' needs held-out counts: fit(counts_df, val_set=...)")
+        if fixed_users is not None and (fixed_items is not None or self.stop_crit == "diff-norm"):
+            also = (
+                "fixed_items too" if fixed_items is not None else "stop_crit='diff-norm', which watches Theta"
+            )
+            raise ValueError(f"fixed_users with {also}: there is nothing to fit, or to see")
         if callback is not None and not callable(callback):
             raise TypeError(f"callback must be a function of the last check, not {callback!r}")
         every = whole_number("checkpoint_every", checkpoint_every, 1)
@@ -294,14 +322,22 @@ class HPF(FoldingModel):
         validation = None
         if val_set is not None:
             validation = held_out_pairs(val_set, data.users, data.items, dtype=dtype.type, name="val_set")
+            self._count_once(validation.values)
+        self._count_once(data.csr.data)
+        given = (("fixed_users", fixed_users, data.users), ("fixed_items", fixed_items, data.items))
+        fixed = {
+            name: known_factors(factors, ids, self._width(), name=name)
+            for name, factors, ids in given
+            if factors is not None
+        }
         file = None
         if checkpoint is not None:
-            identity = Identity.of(self._parameters(), data.host_csr, validation)
+            identity = Identity.of(self._parameters(), data.host_csr, validation, fixed)
             file = Checkpoint.at(checkpoint, every, identity)
         saved = None if file is None else file.read(schedule.maxiter)
         seed = seed_or_fresh(self.random_seed) if saved is None else saved.seed
 
-        counts = backend.counts(data.csr, int(self.k))  # first: it refuses what would not fit into memory
+        counts = backend.counts(data.csr, self._width())  # first: it refuses what would not fit into memory
         objective = Objective(backend, backend.log_factorial_sum(counts), bool(self.full_llk))
         epochs = self._epochs(backend, data, seed)
         rng = None if epochs is None else epochs.rng
@@ -323,7 +359,7 @@ class HPF(FoldingModel):
             # Nobody else holds the start, so that its matrices are free once they are not needed.
             result = fit(
                 backend,
-                State(self._start(backend, counts, validation, seed))
+                State(self._start(backend, counts, validation, seed, fixed))
                 if saved is None
                 else saved.state(backend, counts, validation),
                 schedule,
@@ -357,19 +393,28 @@ class HPF(FoldingModel):
             exact_phi=bool(self.sum_exp_trick),
         )
 
-    def _start(self, backend: Backend, counts: Counts, validation: Pairs | None, seed: int) -> Model:
+    def _start(
+        self, backend: Backend, counts: Counts, validation: Pairs | None, seed: int, fixed: dict[str, Any]
+    ) -> Model:
         user_prior, item_prior = self._priors()
         n, m = counts.shape
-        start = draw_start_values(n, m, int(self.k), user_prior, item_prior, seed, backend.dtype)
-        users = start_side(backend, user_prior, start.user_shape, start.user_rate)
-        items = start_side(backend, item_prior, start.item_shape, start.item_rate)
+        start = draw_start_values(n, m, self._width(), user_prior, item_prior, seed, backend.dtype)
+        users, items = (
+            known_side(backend, prior, fixed[name])
+            if name in fixed
+            else start_side(backend, prior, shape, rate)
+            for name, prior, shape, rate in (
+                ("fixed_users", user_prior, start.user_shape, start.user_rate),
+                ("fixed_items", item_prior, start.item_shape, start.item_rate),
+            )
+        )
         return Model((Block(counts, users, validation),), items)
 
     def _epochs(self, backend: Backend, data: TrainingData, seed: int) -> Epochs | None:
         """What stochastic fits do in place of full iterations; None for full-batch fits."""
         if self.users_per_batch is None and self.items_per_batch is None:
             return None
-        rng, k = np.random.default_rng(seed), int(self.k)
+        rng, k = np.random.default_rng(seed), self._width()
 
         def batches(csr: Any, size: int | None) -> tuple[Batch, ...]:
             parts = () if size is None else row_batches(csr, int(size), rng)

@@ -58,10 +58,9 @@ def iterate(backend: Backend, model: Model, schedule: Schedule) -> Model:
     """One full iteration over all blocks: φ, then the users, then the items."""
     items, blocks = model.items, []
     statistic: Array | None = None
-    sides: tuple[SideName, ...] = ("users", "items") if schedule.alternating else ("both",)
     for block in model.blocks:
         users = block.users
-        for side in sides:
+        for side in _sides_to_update(users, items, schedule):
             # The first block may overwrite the items' spare matrix; the others add to its result.
             out = (_spare_shape(users), _spare_shape(items) if statistic is None else None)
             user_part, item_part = backend.allocate(
@@ -74,8 +73,18 @@ def iterate(backend: Backend, model: Model, schedule: Schedule) -> Model:
             elif item_part is not None:
                 statistic += item_part
         blocks.append(replace(block, users=users))
-    items = update_side(backend, items, statistic, user_sums(blocks))
+    if statistic is not None:
+        items = update_side(backend, items, statistic, user_sums(blocks))
     return Model(tuple(blocks), items)
+
+
+def _sides_to_update(users: Side, items: Side, schedule: Schedule) -> tuple[SideName, ...]:
+    """For which sides φ is computed, one after the other; none for a side that is known."""
+    if users.prior.known:
+        return ("items",)
+    if items.prior.known:
+        return ("users",)
+    return ("users", "items") if schedule.alternating else ("both",)
 
 
 def fit(
