@@ -87,17 +87,19 @@ class Saved:
         return int(self.header["iteration"])
 
     def state(self, backend: Backend, counts: Counts, validation: Pairs | None) -> State:
-        """The state of the fit, in the backend's memory."""
+        """The state of the fit, in the backend's memory; to be asked for once, for the host's arrays go."""
         users, items = (
             whole_side(backend, side) for side in decode_posteriors(self.header["priors"], self.tensors)
         )
         columns = [self.tensors[f"history.{field.name}"].tolist() for field in fields(Check)]
+        theta = [self.tensors["checked_theta"]] if "checked_theta" in self.tensors else []
+        self.tensors.clear()
         return State(
             Model((Block(counts, users, validation),), items),
             self.iteration,
             tuple(Check(*row) for row in zip(*columns, strict=True)),
             self.header["seconds"],
-            tuple(backend.asarray(self.tensors[name]) for name in ("checked_theta",) if name in self.tensors),
+            tuple(backend.asarray(matrix) for matrix in theta),
         )
 
     def draw_on(self, rng: np.random.Generator) -> None:
@@ -142,8 +144,10 @@ class Checkpoint:
             )
         return saved
 
-    def write(self, backend: Backend, state: State, seed: int, rng: np.random.Generator | None) -> None:
-        """Replace the file by one of this state."""
+    def keep(self, backend: Backend, seed: int, rng: np.random.Generator | None, state: State) -> None:
+        """Replace the file by one of this state, if it is time."""
+        if state.iteration % self.every:
+            return
         (block,) = state.model.blocks
         tensors: Tensors = {}
         posteriors = (posterior_of(backend, block.users), posterior_of(backend, state.model.items))

@@ -6,10 +6,12 @@ import inspect
 import os
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .backends.protocol import Backend, Counts
 from .checkpoint import Checkpoint, Identity
@@ -24,6 +26,15 @@ from .progress import ProgressBar
 from .stochastic import Batch, Epochs, Local
 from .storage import write_csv_folder
 from .variational import Block, Model, Pairs, draw_start_values, known_side, posterior_of, start_side
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What a fit is given, read and checked."""
+
+    data: TrainingData
+    validation: Pairs | None
+    fixed: dict[str, NDArray[Any]]  # factors of a side, by the name of the argument
 
 
 class HPF(FoldingModel):
@@ -131,7 +142,8 @@ class HPF(FoldingModel):
     Gamma_shp, Gamma_rte, Lambda_shp, Lambda_rte : array (nusers, k) or (nitems, k)
         Parameters of q(θ) and q(β).  Rates are built at each access.
     k_rte, t_rte : array (nusers, 1), array (nitems, 1)
-        Rates of q(ξ) and q(η), where there are ξ and η.
+        Rates of q(ξ) and q(η), where there are ξ and η.  Where θ or β is held (``bias``, ``fixed_items``),
+        q is a gamma distribution so narrow that it is a point, and the shapes and rates above are huge.
     seen : array (Z,)
         Item numbers that each user has had, user after user; with ``keep_data=True``.
     is_fitted : bool
@@ -307,73 +319,75 @@ class HPF(FoldingModel):
         self._check_parameters()
         if self.stop_crit == "val-llk" and val_set is None:
             raise ValueError("stop_crit='val-llk' needs held-out counts: fit(counts_df, val_set=...)")
-        if fixed_users is not None and (fixed_items is not None or self.stop_crit == "diff-norm"):
-            also = (
-                "fixed_items too" if fixed_items is not None else "stop_crit='diff-norm', which watches Theta"
-            )
-            raise ValueError(f"fixed_users with {also}: there is nothing to fit, or to see")
         if callback is not None and not callable(callback):
             raise TypeError(f"callback must be a function of the last check, not {callback!r}")
-        every = whole_number("checkpoint_every", checkpoint_every, 1)
-        schedule = self._schedule()
-        dtype = np.dtype(np.float32 if self.use_float else np.float64)
-        backend = self._working_backend(dtype, self.ncores)
-        data = training_data(counts_df, backend=backend, reindex=bool(self.reindex))
-        validation = None
-        if val_set is not None:
-            validation = held_out_pairs(val_set, data.users, data.items, dtype=dtype.type, name="val_set")
-            self._count_once(validation.values)
-        self._count_once(data.csr.data)
-        given = (("fixed_users", fixed_users, data.users), ("fixed_items", fixed_items, data.items))
-        fixed = {
-            name: known_factors(factors, ids, self._width(), name=name)
-            for name, factors, ids in given
-            if factors is not None
-        }
-        file = None
+        every, schedule = whole_number("checkpoint_every", checkpoint_every, 1), self._schedule()
+        backend = self._working_backend(np.dtype(np.float32 if self.use_float else np.float64), self.ncores)
+        given = self._read(backend, counts_df, val_set, fixed_users, fixed_items)
+        file = saved = None
         if checkpoint is not None:
-            identity = Identity.of(self._parameters(), data.host_csr, validation, fixed)
+            identity = Identity.of(self._parameters(), given.data.host_csr, given.validation, given.fixed)
             file = Checkpoint.at(checkpoint, every, identity)
-        saved = None if file is None else file.read(schedule.maxiter)
+            saved = file.read(schedule.maxiter)
         seed = seed_or_fresh(self.random_seed) if saved is None else saved.seed
 
-        counts = backend.counts(data.csr, self._width())  # first: it refuses what would not fit into memory
+        counts = backend.counts(
+            given.data.csr, self._width()
+        )  # first: it refuses what would not fit in memory
         objective = Objective(backend, backend.log_factorial_sum(counts), bool(self.full_llk))
-        epochs = self._epochs(backend, data, seed)
+        epochs = self._epochs(backend, given.data, seed)
         rng = None if epochs is None else epochs.rng
         if saved is not None and rng is not None:
             saved.draw_on(rng)
-        first = 0 if saved is None else saved.iteration
+        done = 0 if saved is None else saved.iteration
 
-        with ProgressBar(schedule.maxiter, first, enabled=bool(self.verbose)) as progress:
+        with ProgressBar(schedule.maxiter, done, enabled=bool(self.verbose)) as progress:
 
             def report(check: Check) -> bool:
                 progress.report(check)
                 answer = None if callback is None else callback(check)
                 return isinstance(answer, (bool, np.bool_)) and bool(answer)
 
-            def keep(state: State) -> None:
-                if file is not None and state.iteration % file.every == 0:
-                    file.write(backend, state, seed, rng)
-
             # Nobody else holds the start, so that its matrices are free once they are not needed.
             result = fit(
                 backend,
-                State(self._start(backend, counts, validation, seed, fixed))
+                State(self._start(backend, counts, given, seed))
                 if saved is None
-                else saved.state(backend, counts, validation),
+                else saved.state(backend, counts, given.validation),
                 schedule,
                 objective,
                 report,
                 epochs,
-                keep,
+                keep=None if file is None else partial(file.keep, backend, seed, rng),
             )
-        self._keep(backend, data, result, seed)
+        self._keep(backend, given.data, result, seed)
         if isinstance(result.ended_by, KeyboardInterrupt):
             warnings.warn(f"the fit was interrupted; iteration {result.iterations} is kept", stacklevel=2)
         elif result.ended_by is not None:
             raise result.ended_by
         return self
+
+    def _read(
+        self, backend: Backend, counts_df: Any, val_set: Any, fixed_users: Any, fixed_items: Any
+    ) -> _Given:
+        if fixed_users is not None and fixed_items is not None:
+            raise ValueError("fixed_users with fixed_items too: there is nothing to fit")
+        if fixed_users is not None and self.stop_crit == "diff-norm":
+            raise ValueError("fixed_users with stop_crit='diff-norm', which watches Theta: it never changes")
+        data = training_data(counts_df, backend=backend, reindex=bool(self.reindex))
+        self._count_once(data.csr.data)
+        validation = None
+        if val_set is not None:
+            dtype = backend.dtype.type
+            validation = held_out_pairs(val_set, data.users, data.items, dtype=dtype, name="val_set")
+            self._count_once(validation.values)
+        sides = (("fixed_users", fixed_users, data.users), ("fixed_items", fixed_items, data.items))
+        fixed = {
+            name: known_factors(factors, ids, self._width(), name=name)
+            for name, factors, ids in sides
+            if factors is not None
+        }
+        return _Given(data, validation, fixed)
 
     def _parameters(self) -> dict[str, Any]:
         """The parameters as they are now: users change attributes after construction."""
@@ -393,22 +407,18 @@ class HPF(FoldingModel):
             exact_phi=bool(self.sum_exp_trick),
         )
 
-    def _start(
-        self, backend: Backend, counts: Counts, validation: Pairs | None, seed: int, fixed: dict[str, Any]
-    ) -> Model:
-        user_prior, item_prior = self._priors()
+    def _start(self, backend: Backend, counts: Counts, given: _Given, seed: int) -> Model:
         n, m = counts.shape
-        start = draw_start_values(n, m, self._width(), user_prior, item_prior, seed, backend.dtype)
+        priors = self._priors()
+        start = draw_start_values(n, m, self._width(), *priors, seed, backend.dtype)
+        drawn = ((start.user_shape, start.user_rate), (start.item_shape, start.item_rate))
         users, items = (
-            known_side(backend, prior, fixed[name])
-            if name in fixed
-            else start_side(backend, prior, shape, rate)
-            for name, prior, shape, rate in (
-                ("fixed_users", user_prior, start.user_shape, start.user_rate),
-                ("fixed_items", item_prior, start.item_shape, start.item_rate),
-            )
+            known_side(backend, prior, given.fixed[name])
+            if name in given.fixed
+            else start_side(backend, prior, *values)
+            for name, prior, values in zip(("fixed_users", "fixed_items"), priors, drawn, strict=True)
         )
-        return Model((Block(counts, users, validation),), items)
+        return Model((Block(counts, users, given.validation),), items)
 
     def _epochs(self, backend: Backend, data: TrainingData, seed: int) -> Epochs | None:
         """What stochastic fits do in place of full iterations; None for full-batch fits."""
