@@ -291,7 +291,8 @@ class HPF(FoldingModel):
         fixed_users, fixed_items : DataFrame (n, k) or array (nusers, k) or (nitems, k), optional
             Factors that are known and stay as they are, those of users or those of items: a frame with ids
             for index, of which those in ``counts_df`` are taken, or where ids are row numbers an array.
-            Columns are those of Theta and Beta; 0 up to 1e9, and not a row all zero.
+            Columns are those of Theta and Beta; 0 up to 1e9, and not a row all zero.  Values below 1e-15
+            lose digits.
 
         Returns
         -------

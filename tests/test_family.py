@@ -93,6 +93,19 @@ def test_the_elbo_never_falls(variant, schedule, backend, backend_name):
     assert np.all(np.diff(elbo) > -10 * ELBO_LIMITS[backend.dtype.name] * np.abs(elbo[1:]))
 
 
+@pytest.mark.parametrize("variant", FAMILY)
+def test_log_sum_exp(variant, backend, backend_name):
+    """The way that φ of underflowing counts takes, here that of all, has logarithms of what is known, too."""
+    single = backend.dtype == np.float32
+    models = [
+        fit(model_of(variant, backend=backend_name, use_float=single, sum_exp_trick=exact), variant)
+        for exact in (False, True)
+    ]
+    limit = LIMITS[backend.dtype.name]
+    assert relative_error(models[1].Theta, models[0].Theta) < limit
+    assert relative_error(models[1].Beta, models[0].Beta) < limit
+
+
 @pytest.mark.parametrize("batches", ["users", "items"])
 @pytest.mark.parametrize("variant", FAMILY)
 def test_one_batch_and_a_step_of_one_climb(variant, batches, backend_name):
