@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .backends.protocol import BackendUnavailable, NotEnoughMemory
     from .estimator import HPF
-    from .model_file import ModelFileError
+    from .tensor_file import ModelFileError
 else:
     # Imported when asked for: `hpf-gpu doctor` has to speak where NumPy or pandas is broken.
     _HOMES = {
         "HPF": ".estimator",
         "BackendUnavailable": ".backends.protocol",
-        "ModelFileError": ".model_file",
+        "ModelFileError": ".tensor_file",
         "NotEnoughMemory": ".backends.protocol",
     }
 

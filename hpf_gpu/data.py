@@ -17,6 +17,7 @@ from .ids import Ids, encode, narrow, shown
 from .variational import Pairs
 
 COLUMNS = ("UserId", "ItemId", "Count")
+_MOST_KNOWN = 1e9  # of a factor that is given: what float32 has room for, and sums of many
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,43 @@ def row_batches(
     for start in range(0, len(shuffled), size):
         rows = np.sort(shuffled[start : start + size])
         yield rows, csr[rows]
+
+
+def known_factors(given: Any, ids: Ids, k: int, *, name: str) -> NDArray[Any]:
+    """Factors (n, k) in the order of ``ids``, read from a frame by id or from an array by row number."""
+    matrix: NDArray[Any]
+    if isinstance(given, pd.DataFrame):
+        if not given.index.is_unique:
+            twice = given.index[given.index.duplicated()][0]
+            raise ValueError(f"{name} has several rows for {ids.kind} {shown(twice)}")
+        places = np.full(ids.size, -1)
+        codes = ids.codes(given.index)
+        places[codes[codes >= 0]] = np.flatnonzero(codes >= 0)
+        if (places < 0).any():
+            missing = ids.index[int(np.argmin(places))] if ids.values is not None else int(np.argmin(places))
+            raise ValueError(f"{name} has no row for {ids.kind} {shown(missing)}, who is in counts_df")
+        matrix = given.to_numpy()[places]
+    else:
+        matrix = np.asarray(on_host(given))
+        if ids.values is not None:
+            raise TypeError(
+                f"{name} must be a data frame with {ids.kind} ids for index: only row numbers tell the rows "
+                f"of an array apart, and not {type(given).__name__}"
+            )
+    if matrix.shape != (ids.size, k):
+        raise ValueError(f"{name} has shape {matrix.shape}, and the model has ({ids.size}, {k}) there")
+    if matrix.dtype.kind not in "iuf":
+        raise TypeError(f"{name} must have numbers, not {matrix.dtype}")
+    bad = ~((matrix >= 0) & (matrix <= _MOST_KNOWN))
+    if bad.any():
+        value = matrix[bad][0].item()
+        raise ValueError(f"{name} has {value!r}; factors lie between 0 and {_MOST_KNOWN:g}")
+    empty = ~(matrix > 0).any(axis=1)
+    if empty.any():
+        raise ValueError(
+            f"row {int(np.argmax(empty))} of {name} is all zero: nobody could have a count there"
+        )
+    return matrix
 
 
 @dataclass(frozen=True)

@@ -6,23 +6,35 @@ import inspect
 import os
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .backends.protocol import Backend, Counts
-from .convergence import history_frame
-from .data import TrainingData, held_out_pairs, row_batches, training_data
+from .checkpoint import Checkpoint, Identity
+from .convergence import Check, history_frame
+from .data import TrainingData, held_out_pairs, known_factors, row_batches, training_data
 from .folding import FoldingModel
-from .inference import Fit, Schedule, fit
+from .inference import Fit, Schedule, State, fit
 from .likelihood import Objective
 from .model_file import load_model, save_model
-from .parameters import check_parameters, default_step_size, seed_or_fresh, step_at
+from .parameters import check_parameters, default_step_size, seed_or_fresh, step_at, whole_number
 from .progress import ProgressBar
 from .stochastic import Batch, Epochs, Local
 from .storage import write_csv_folder
-from .variational import Block, Model, Pairs, draw_start_values, posterior_of, start_side
+from .variational import Block, Model, Pairs, draw_start_values, known_side, posterior_of, start_side
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What a fit is given, read and checked."""
+
+    data: TrainingData
+    validation: Pairs | None
+    fixed: dict[str, NDArray[Any]]  # factors of a side, by the name of the argument
 
 
 class HPF(FoldingModel):
@@ -107,11 +119,22 @@ class HPF(FoldingModel):
     allocate : {'fused', 'cusparse'}
         How the cuda backend shares counts among factors: in one kernel, or in a kernel for the
         weights and cuSPARSE products, for comparison.
+    hierarchical : bool
+        If False there are no ξ and η, the model is Bayesian Poisson factorization [1]_:
+        ``θ_uk ~ Gamma(a, b')`` and ``β_ik ~ Gamma(c, d')`` with rates b' and d' that are fixed, at the
+        prior means of ξ and η.  a' and c' are then but the level that start values have.
+    binary : bool
+        Whether counts above zero are taken as one: in ``fit``, ``val_set``, ``eval_llk`` and what is
+        folded in.
+    bias : bool
+        Whether rates have a bias of the user and one of the item, ``θ_u·β_i + b_u + c_i``, with the priors
+        of θ_uk and β_ik.  Theta and Beta then have k + 2 columns: the last two are b_u and one in Theta, one
+        and c_i in Beta, so that Theta @ Beta.T are the rates still.
 
     Attributes
     ----------
     Theta, Beta : array (nusers, k), array (nitems, k)
-        E[θ] and E[β].
+        E[θ] and E[β]; with ``bias=True`` two columns more.
     user_mapping_, item_mapping_ : array (nusers,), array (nitems,), or None
         Id of each row; None if ids are row numbers.  Also without the underscore.
     user_dict_, item_dict_ : dict or None
@@ -119,7 +142,8 @@ class HPF(FoldingModel):
     Gamma_shp, Gamma_rte, Lambda_shp, Lambda_rte : array (nusers, k) or (nitems, k)
         Parameters of q(θ) and q(β).  Rates are built at each access.
     k_rte, t_rte : array (nusers, 1), array (nitems, 1)
-        Rates of q(ξ) and q(η).
+        Rates of q(ξ) and q(η), where there are ξ and η.  Where θ or β is held (``bias``, ``fixed_items``),
+        q is a gamma distribution so narrow that it is a point, and the shapes and rates above are huge.
     seen : array (Z,)
         Item numbers that each user has had, user after user; with ``keep_data=True``.
     is_fitted : bool
@@ -177,6 +201,9 @@ class HPF(FoldingModel):
         schedule: str = "joint",
         precision: str = "full",
         allocate: str = "fused",
+        hierarchical: bool = True,
+        binary: bool = False,
+        bias: bool = False,
     ) -> None:
         self.k = k
         self.a = a
@@ -209,6 +236,9 @@ class HPF(FoldingModel):
         self.schedule = schedule
         self.precision = precision
         self.allocate = allocate
+        self.hierarchical = hierarchical
+        self.binary = binary
+        self.bias = bias
         self._check_parameters()
 
         self.Theta: Any = None
@@ -222,8 +252,18 @@ class HPF(FoldingModel):
 
     # -- fitting -------------------------------------------------------------------------------
 
-    def fit(self, counts_df: Any, val_set: Any = None) -> HPF:
-        """Fit the model to counts, from fresh start values.
+    def fit(
+        self,
+        counts_df: Any,
+        val_set: Any = None,
+        *,
+        callback: Callable[[Check], object] | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_every: int = 10,
+        fixed_users: Any = None,
+        fixed_items: Any = None,
+    ) -> HPF:
+        """Fit the model to counts, from fresh start values or from a checkpoint.
 
         Parameters
         ----------
@@ -237,6 +277,22 @@ class HPF(FoldingModel):
         val_set : same forms, optional
             Held-out counts for the log-likelihood in ``history_`` and for ``stop_crit='val-llk'``.
             Users and items without training data are left out.
+        callback : callable, optional
+            Called after every iteration with what ``history_`` would have in a row: an object with
+            ``iteration``, ``seconds`` and, where a check was due (NaN elsewhere), ``llk``, ``elbo``,
+            ``val_llk`` and ``diff_norm``.  The fit ends if it returns True.  An error that it raises is
+            passed on, after the iterations so far were kept as they are for Ctrl-C.
+        checkpoint : str or path-like, optional
+            File that the state of the fit is written to every ``checkpoint_every`` iterations.  If it is
+            there already, the fit goes on from it, and ends bit by bit as one that was never interrupted
+            (on the same backend with as many threads).  It stays when the fit has ended.
+        checkpoint_every : int
+            Iterations between two checkpoints.
+        fixed_users, fixed_items : DataFrame (n, k) or array (nusers, k) or (nitems, k), optional
+            Factors that are known and stay as they are, those of users or those of items: a frame with ids
+            for index, of which those in ``counts_df`` are taken, or where ids are row numbers an array.
+            Columns are those of Theta and Beta; 0 up to 1e9, and not a row all zero.  Values below 1e-15
+            lose digits.
 
         Returns
         -------
@@ -247,7 +303,11 @@ class HPF(FoldingModel):
         ------
         ValueError, TypeError
             For data that are not counts of users and items, naming the value at fault; the last
-            fit is kept.
+            fit is kept.  For a checkpoint of a fit with other data or other parameters; these alone
+            may differ: where it runs (``backend``, ``ncores``), how far (``maxiter``), and what is shown,
+            written and kept.
+        ModelFileError
+            If the checkpoint is damaged, none, or written by a newer version.
         BackendUnavailable
             If the backend asked for cannot work here.
         NotEnoughMemory
@@ -260,31 +320,75 @@ class HPF(FoldingModel):
         self._check_parameters()
         if self.stop_crit == "val-llk" and val_set is None:
             raise ValueError("stop_crit='val-llk' needs held-out counts: fit(counts_df, val_set=...)")
-        dtype = np.dtype(np.float32 if self.use_float else np.float64)
-        backend = self._working_backend(dtype, self.ncores)
-        data = training_data(counts_df, backend=backend, reindex=bool(self.reindex))
-        validation = None
-        if val_set is not None:
-            validation = held_out_pairs(val_set, data.users, data.items, dtype=dtype.type, name="val_set")
-        seed = seed_or_fresh(self.random_seed)
+        if callback is not None and not callable(callback):
+            raise TypeError(f"callback must be a function of the last check, not {callback!r}")
+        every, schedule = whole_number("checkpoint_every", checkpoint_every, 1), self._schedule()
+        backend = self._working_backend(np.dtype(np.float32 if self.use_float else np.float64), self.ncores)
+        given = self._read(backend, counts_df, val_set, fixed_users, fixed_items)
+        file = saved = None
+        if checkpoint is not None:
+            identity = Identity.of(self._parameters(), given.data.host_csr, given.validation, given.fixed)
+            file = Checkpoint.at(checkpoint, every, identity)
+            saved = file.read(schedule.maxiter)
+        seed = seed_or_fresh(self.random_seed) if saved is None else saved.seed
 
-        counts = backend.counts(data.csr, int(self.k))  # first: it refuses what would not fit into memory
+        counts = backend.counts(
+            given.data.csr, self._width()
+        )  # first: it refuses what would not fit in memory
         objective = Objective(backend, backend.log_factorial_sum(counts), bool(self.full_llk))
-        with ProgressBar(self.maxiter, enabled=bool(self.verbose)) as progress:
-            epochs = self._epochs(backend, data, seed)
+        epochs = self._epochs(backend, given.data, seed)
+        rng = None if epochs is None else epochs.rng
+        if saved is not None and rng is not None:
+            saved.draw_on(rng)
+        done = 0 if saved is None else saved.iteration
+
+        with ProgressBar(schedule.maxiter, done, enabled=bool(self.verbose)) as progress:
+
+            def report(check: Check) -> bool:
+                progress.report(check)
+                answer = None if callback is None else callback(check)
+                return isinstance(answer, (bool, np.bool_)) and bool(answer)
+
             # Nobody else holds the start, so that its matrices are free once they are not needed.
             result = fit(
                 backend,
-                self._start(backend, counts, validation, seed),
-                self._schedule(),
+                State(self._start(backend, counts, given, seed))
+                if saved is None
+                else saved.state(backend, counts, given.validation),
+                schedule,
                 objective,
-                progress.report,
+                report,
                 epochs,
+                keep=None if file is None else partial(file.keep, backend, seed, rng),
             )
-        self._keep(backend, data, result, seed)
-        if result.interrupted:
+        self._keep(backend, given.data, result, seed)
+        if isinstance(result.ended_by, KeyboardInterrupt):
             warnings.warn(f"the fit was interrupted; iteration {result.iterations} is kept", stacklevel=2)
+        elif result.ended_by is not None:
+            raise result.ended_by
         return self
+
+    def _read(
+        self, backend: Backend, counts_df: Any, val_set: Any, fixed_users: Any, fixed_items: Any
+    ) -> _Given:
+        if fixed_users is not None and fixed_items is not None:
+            raise ValueError("fixed_users with fixed_items too: there is nothing to fit")
+        if fixed_users is not None and self.stop_crit == "diff-norm":
+            raise ValueError("fixed_users with stop_crit='diff-norm', which watches Theta: it never changes")
+        data = training_data(counts_df, backend=backend, reindex=bool(self.reindex))
+        self._count_once(data.csr.data)
+        validation = None
+        if val_set is not None:
+            dtype = backend.dtype.type
+            validation = held_out_pairs(val_set, data.users, data.items, dtype=dtype, name="val_set")
+            self._count_once(validation.values)
+        sides = (("fixed_users", fixed_users, data.users), ("fixed_items", fixed_items, data.items))
+        fixed = {
+            name: known_factors(factors, ids, self._width(), name=name)
+            for name, factors, ids in sides
+            if factors is not None
+        }
+        return _Given(data, validation, fixed)
 
     def _parameters(self) -> dict[str, Any]:
         """The parameters as they are now: users change attributes after construction."""
@@ -304,19 +408,24 @@ class HPF(FoldingModel):
             exact_phi=bool(self.sum_exp_trick),
         )
 
-    def _start(self, backend: Backend, counts: Counts, validation: Pairs | None, seed: int) -> Model:
-        user_prior, item_prior = self._priors()
+    def _start(self, backend: Backend, counts: Counts, given: _Given, seed: int) -> Model:
         n, m = counts.shape
-        start = draw_start_values(n, m, int(self.k), user_prior, item_prior, seed, backend.dtype)
-        users = start_side(backend, user_prior, start.user_shape, start.user_rate)
-        items = start_side(backend, item_prior, start.item_shape, start.item_rate)
-        return Model((Block(counts, users, validation),), items)
+        priors = self._priors()
+        start = draw_start_values(n, m, self._width(), *priors, seed, backend.dtype)
+        drawn = ((start.user_shape, start.user_rate), (start.item_shape, start.item_rate))
+        users, items = (
+            known_side(backend, prior, given.fixed[name])
+            if name in given.fixed
+            else start_side(backend, prior, *values)
+            for name, prior, values in zip(("fixed_users", "fixed_items"), priors, drawn, strict=True)
+        )
+        return Model((Block(counts, users, given.validation),), items)
 
     def _epochs(self, backend: Backend, data: TrainingData, seed: int) -> Epochs | None:
         """What stochastic fits do in place of full iterations; None for full-batch fits."""
         if self.users_per_batch is None and self.items_per_batch is None:
             return None
-        rng, k = np.random.default_rng(seed), int(self.k)
+        rng, k = np.random.default_rng(seed), self._width()
 
         def batches(csr: Any, size: int | None) -> tuple[Batch, ...]:
             parts = () if size is None else row_batches(csr, int(size), rng)

@@ -31,6 +31,7 @@ class FittedModel:
     k: Any
     ncores: Any
     produce_dicts: Any
+    binary: Any
 
     is_fitted: bool
     nusers: int | None
@@ -126,8 +127,14 @@ class FittedModel:
         self._check_fitted()
         dtype = self.Theta.dtype.type
         pairs = held_out_pairs(input_df, self._user_ids, self._item_ids, dtype=dtype, name="input_df")
+        self._count_once(pairs.values)
         llk = pair_llk(self._host_backend(), self.Theta, self.Beta, pairs, full_llk=bool(full_llk))
         return {"llk": llk, "nobs": len(pairs.values)}
+
+    def _count_once(self, counts: Any) -> None:
+        """Make every count (Z,) a one, in place, if the model is of whether and not of how often."""
+        if self.binary:
+            counts[...] = 1
 
     def _working_backend(self, dtype: np.dtype[Any], ncores: Any) -> Backend:
         """What fits and folds in: the backend that was asked for."""
@@ -223,12 +230,20 @@ class FittedModel:
     @property
     def k_rte(self) -> NDArray[Any]:
         """Rates of q(ξ), (nusers, 1)."""
-        return self._posterior(0).hyper_rate[:, None].astype(self.Theta.dtype)
+        return self._hyper_rate(0)
 
     @property
     def t_rte(self) -> NDArray[Any]:
         """Rates of q(η), (nitems, 1)."""
-        return self._posterior(1).hyper_rate[:, None].astype(self.Beta.dtype)
+        return self._hyper_rate(1)
+
+    def _hyper_rate(self, side: int) -> NDArray[Any]:
+        posterior = self._posterior(side)
+        if posterior.prior.known or not posterior.prior.hierarchical:
+            raise AttributeError(
+                "a side that is fixed has no such rates, nor has a model that is not hierarchical"
+            )
+        return posterior.hyper_rate[:, None].astype(self.Theta.dtype)
 
     def _posterior(self, side: int) -> Posterior:
         if not self.is_fitted or self._posteriors is None:

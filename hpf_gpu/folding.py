@@ -226,6 +226,7 @@ class FoldingModel(PartialModel):
         maxiter, stop_thr = whole_number("maxiter", maxiter, 1), positive_number("stop_thr", stop_thr)
         kind, known = (("user", self._item_ids), ("item", self._user_ids))[side]
         given = new_rows(counts_df, kind, known, dtype=self.Theta.dtype.type, name="counts_df")
+        self._count_once(given.csr.data)
         backend = self._working_backend(self.Theta.dtype, self.ncores if ncores is None else ncores)
         numbers, csr = _columns_in_use(given.csr)
         k = self.Theta.shape[1]
@@ -250,6 +251,8 @@ class FoldingModel(PartialModel):
 
     def _put(self, folded: _Folded, update_existing: bool) -> None:
         """Take the users into the model; nothing is changed before all is known to be well."""
+        if self._known_posteriors()[_USERS].prior.known:
+            raise ValueError("the users of this model are fixed: transform tells the factors of others")
         rows, users = self._rows_for(folded.given.ids.index, update_existing)
         theta, (of_users, of_items) = put_rows(self.Theta, rows, folded.mean), self._known_posteriors()
         of_users = of_users.with_rows(rows, posterior_of(folded.backend, folded.rows), theta)

@@ -31,23 +31,36 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class Fit:
-    """What a fit leaves: the last finished model, its checks, and how it ended."""
+class State:
+    """Where a fit is between two iterations: all that the rest of it depends on."""
 
     model: Model
-    history: list[Check]
+    iteration: int = 0
+    history: tuple[Check, ...] = ()
+    seconds: float = 0.0  # taken so far
+    checked_theta: tuple[Array, ...] = ()  # E[θ] of each block at the last check, if the rule watches it
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a fit leaves: the last finished model, its checks, and how it ended.
+
+    ``ended_by`` is the interrupt of the user or the error of a listener that ended it too soon.
+    """
+
+    model: Model
+    history: tuple[Check, ...]
     iterations: int
-    interrupted: bool
+    ended_by: BaseException | None
 
 
 def iterate(backend: Backend, model: Model, schedule: Schedule) -> Model:
     """One full iteration over all blocks: φ, then the users, then the items."""
     items, blocks = model.items, []
     statistic: Array | None = None
-    sides: tuple[SideName, ...] = ("users", "items") if schedule.alternating else ("both",)
     for block in model.blocks:
         users = block.users
-        for side in sides:
+        for side in _sides_to_update(users, items, schedule):
             # The first block may overwrite the items' spare matrix; the others add to its result.
             out = (_spare_shape(users), _spare_shape(items) if statistic is None else None)
             user_part, item_part = backend.allocate(
@@ -60,56 +73,85 @@ def iterate(backend: Backend, model: Model, schedule: Schedule) -> Model:
             elif item_part is not None:
                 statistic += item_part
         blocks.append(replace(block, users=users))
-    items = update_side(backend, items, statistic, user_sums(blocks))
+    if statistic is not None:
+        items = update_side(backend, items, statistic, user_sums(blocks))
     return Model(tuple(blocks), items)
+
+
+def _sides_to_update(users: Side, items: Side, schedule: Schedule) -> tuple[SideName, ...]:
+    """For which sides φ is computed, one after the other; none for a side that is known."""
+    if users.prior.known:
+        return ("items",)
+    if items.prior.known:
+        return ("users",)
+    return ("users", "items") if schedule.alternating else ("both",)
 
 
 def fit(
     backend: Backend,
-    model: Model,
+    state: State,
     schedule: Schedule,
     objective: Objective,
-    report: Callable[[Check], None],
+    report: Callable[[Check], object],
     advance: Callable[[Model, int], Model] | None = None,
+    keep: Callable[[State], None] | None = None,
 ) -> Fit:
-    """Iterate until the rule is met, ``maxiter`` is reached or the user interrupts.
+    """Iterate until the rule is met, ``maxiter`` is reached, ``report`` returns True or the user interrupts.
 
-    ``report`` hears of every iteration; its Check holds figures where they were due.
+    ``report`` hears of every iteration; its Check holds figures where they were due.  ``keep`` hears of
+    every state that the fit goes on from.  An error of either ends the fit with the iteration it heard of.
     ``advance`` makes of a model and the number of iterations before it the next model; a full
     iteration unless given.
     KeyboardInterrupt is passed on when no iteration has finished yet.
     """
-    history: list[Check] = []
-    started, iteration, interrupted = time.perf_counter(), 0, False
-    watches_theta = schedule.stop_crit == "diff-norm"
+    started = time.perf_counter() - state.seconds
+    ended_by: BaseException | None = None
     try:
-        theta = _user_means(backend, model.blocks) if watches_theta else []
+        if schedule.stop_crit == "diff-norm" and not state.checked_theta:
+            state = replace(state, checked_theta=_user_means(backend, state.model.blocks))
         while True:
-            model = advance(model, iteration) if advance else iterate(backend, model, schedule)
-            iteration += 1
-            last = iteration == schedule.maxiter
-            if not last and (schedule.check_every is None or iteration % schedule.check_every):
-                report(Check(iteration))
-                continue
-            check = objective.check(model, iteration)
-            if watches_theta:
-                before, theta = theta, _user_means(backend, model.blocks)
-                norms = (backend.distance(a, b) for a, b in zip(theta, before, strict=True))
-                check = replace(check, diff_norm=math.hypot(*norms))
+            model = (
+                advance(state.model, state.iteration) if advance else iterate(backend, state.model, schedule)
+            )
+            # In one step: an interrupt finds the iteration counted or not begun.
+            state = replace(state, model=model, iteration=state.iteration + 1)
+            previous, check = state.history[-1] if state.history else None, Check(state.iteration)
+            last = state.iteration == schedule.maxiter
+            due = last or (schedule.check_every is not None and state.iteration % schedule.check_every == 0)
+            if due:
+                check, theta = _judge(backend, state, objective)
             check = replace(check, seconds=time.perf_counter() - started)
-            previous = history[-1] if history else None
-            history.append(check)
-            report(check)
-            if last or has_converged(schedule.stop_crit, schedule.stop_thr, previous, check):
+            state = replace(state, seconds=check.seconds)
+            if due:
+                state = replace(state, history=(*state.history, check), checked_theta=theta)
+            over = last or (due and has_converged(schedule.stop_crit, schedule.stop_thr, previous, check))
+            try:
+                if report(check) is True or over:
+                    break
+                if keep is not None:
+                    keep(state)
+            except Exception as error:
+                ended_by = error
                 break
-    except KeyboardInterrupt:
-        if iteration == 0:
+    except KeyboardInterrupt as interrupt:
+        if state.iteration == 0:
             raise
-        interrupted = True
-    if not history or history[-1].iteration < iteration:
-        check = objective.check(model, iteration)
-        history.append(replace(check, seconds=time.perf_counter() - started))
-    return Fit(model, history, iteration, interrupted)
+        ended_by = interrupt
+    history = state.history
+    if not history or history[-1].iteration < state.iteration:
+        check = objective.check(state.model, state.iteration)
+        history = (*history, replace(check, seconds=time.perf_counter() - started))
+    return Fit(state.model, history, state.iteration, ended_by)
+
+
+def _judge(backend: Backend, state: State, objective: Objective) -> tuple[Check, tuple[Array, ...]]:
+    """The figures of a state, and E[θ] where they have its distance from the last check."""
+    check = objective.check(state.model, state.iteration)
+    if not state.checked_theta:
+        return check, ()
+    theta = _user_means(backend, state.model.blocks)
+    norms = (backend.distance(a, b) for a, b in zip(theta, state.checked_theta, strict=True))
+    return replace(check, diff_norm=math.hypot(*norms)), theta
 
 
 def fold_in(
@@ -145,5 +187,5 @@ def _spare_shape(side: Side) -> Array | None:
     return None if side.spare is None else side.spare.shape
 
 
-def _user_means(backend: Backend, blocks: tuple[Block, ...]) -> list[Array]:
-    return [backend.mean(block.users.factor) for block in blocks]
+def _user_means(backend: Backend, blocks: tuple[Block, ...]) -> tuple[Array, ...]:
+    return tuple(backend.mean(block.users.factor) for block in blocks)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import gammaln
 
-from .backends.protocol import Array, Backend, Host
+from .backends.protocol import Array, Backend, Factor, Host
 from .convergence import Check
 from .variational import Block, Model, Pairs, Side
 
@@ -52,14 +52,37 @@ class Objective:
         return total
 
     def _gamma_elbo(self, side: Side) -> float:
-        prior = side.prior
-        return self.backend.gamma_elbo(
-            side.factor, side.hyper_rate, prior.shape, prior.hyper_shape, prior.hyper_rate
+        """Terms of θ and ξ: what is known has none, for its distribution is that of the prior."""
+        prior, (n, k) = side.prior, side.factor.shape.shape
+        if prior.known:
+            return 0.0
+        free = side.factor if prior.ones is None else _without_column(self.backend, side.factor, prior.ones)
+        total: float = self.backend.gamma_elbo(
+            free, side.hyper_rate, prior.shape, prior.hyper_shape, prior.hyper_rate
         )
+        if prior.hierarchical:
+            return total
+        # E[ξ] is b' in every row, but ξ has no distribution: what the backend has counted for it goes.
+        excess = (prior.hyper_shape, prior.posterior_hyper_shape(k))
+        without, counted = (math.lgamma(x) - x * math.log(x) + x for x in excess)
+        return total + int(n) * (without - counted)
 
     def _expected_total(self, model: Model) -> float:
         """Σ_ui E[θ_u]·E[β_i] over all pairs, those without a count included."""
         return float((user_sums(model.blocks) * model.items.column_sums).sum())
+
+
+def _without_column(backend: Backend, factor: Factor, column: int) -> Factor:
+    """The factor without one of its columns; its rates are of rank one, or have none there."""
+    left = np.delete(np.arange(factor.shape.shape[1]), column)
+    rates = factor.rate_rows
+    return replace(
+        factor,
+        shape=backend.select_columns(factor.shape, left),
+        rate_rows=rates if rates.shape[1] == 1 else backend.select_columns(rates, left),
+        rate_columns=backend.select_rows(factor.rate_columns, left),
+        exp_log=backend.select_columns(factor.exp_log, left),
+    )
 
 
 def user_sums(blocks: Iterable[Block]) -> Array:

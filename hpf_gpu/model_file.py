@@ -1,8 +1,7 @@
 """A fitted model in one file: arrays as safetensors, all else as JSON in the file's metadata.
 
 ``Theta``, ``Beta``; ``user.*`` and ``item.*``: ids, and the shapes and rates if they were kept;
-``seen.*``: the items that each user has had; ``history.*``: a column each.  The metadata has ``hpf_gpu``, a
-JSON object, and ``crc32``, a checksum of it and of all arrays.
+``seen.*``: the items that each user has had; ``history.*``: a column each.
 """
 
 from __future__ import annotations
@@ -10,8 +9,6 @@ from __future__ import annotations
 import json
 import numbers
 import os
-import uuid
-import zlib
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -21,13 +18,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from . import __version__
 from .ids import Ids
 from .parameters import default_step_size
+from .tensor_file import UPDATE, Kind, ModelFileError, Tensors
 from .variational import Posterior, Prior
 
-FORMAT = 1
-_UPDATE = "update hpf_gpu"
+MODEL = Kind("model", key="hpf_gpu", format=1)
 _DEFAULT = "default"  # stands for the function default_step_size
 _SIDES = ("user", "item")
 _ARRAYS = tuple(field.name for field in fields(Posterior) if field.name != "prior")
@@ -35,12 +31,6 @@ _SCALARS = ("nusers", "nitems", "niter", "train_llk", "random_seed_", "backend_"
 _NUMBERS = {
     np.dtype(name) for name in ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
 }
-
-Tensors = dict[str, NDArray[Any]]
-
-
-class ModelFileError(ValueError):
-    """A file that holds no model which this version can load; the message names it and says why."""
 
 
 # -- writing -----------------------------------------------------------------------------------
@@ -50,60 +40,37 @@ def save_model(path: str | os.PathLike[str], model: Any, parameters: Mapping[str
     """Write a fitted HPF; a file that is there is replaced when the new one is complete."""
     tensors: Tensors = {"Theta": model.Theta, "Beta": model.Beta}
     header: dict[str, Any] = {name: getattr(model, name) for name in _SCALARS}
-    header |= {"format": FORMAT, "version": __version__, "parameters": _plain(parameters), "ids": {}}
+    header |= {"parameters": plain_parameters(parameters), "ids": {}}
     for side, ids in zip(_SIDES, (model._user_ids, model._item_ids), strict=True):
         encoding, array = _encoded(ids)
         header["ids"][side] = encoding
         if array is not None:
             tensors[f"{side}.ids"] = array
     if model._posteriors is not None:
-        header["priors"] = {}
-        for side, posterior in zip(_SIDES, model._posteriors, strict=True):
-            header["priors"][side] = asdict(posterior.prior)
-            tensors |= {f"{side}.{name}": getattr(posterior, name) for name in _ARRAYS}
+        header["priors"] = encode_posteriors(model._posteriors, tensors)
     if model._seen is not None:
         tensors["seen.indptr"], tensors["seen.indices"] = model._seen
     tensors |= {f"history.{name}": column.to_numpy() for name, column in model.history_.items()}
     header["history"] = list(model.history_.columns)
-    tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    text = json.dumps(header)
-    _write(path, tensors, {"hpf_gpu": text, "crc32": _checksum(text, tensors)})
+    MODEL.write(path, header, tensors)
 
 
-def _write(path: str | os.PathLike[str], tensors: Tensors, metadata: dict[str, str]) -> None:
-    """Write beside the target, then rename: nobody ever sees half a file."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
-    target = Path(path).expanduser()
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"{target.parent} is not an existing folder")
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    try:
-        temporary.touch()
-        mode = temporary.stat().st_mode  # that of any new file; safetensors shuts everybody else out
-        save_file(tensors, temporary, metadata=metadata)
-        temporary.chmod(mode)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except SafetensorError as error:
-        raise OSError(f"{target} could not be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+def encode_posteriors(posteriors: tuple[Posterior, Posterior], tensors: Tensors) -> dict[str, Any]:
+    """Put both sides among ``tensors``; returns their priors, for the header."""
+    for side, posterior in zip(_SIDES, posteriors, strict=True):
+        tensors.update({f"{side}.{name}": getattr(posterior, name) for name in _ARRAYS})
+    return {side: asdict(posterior.prior) for side, posterior in zip(_SIDES, posteriors, strict=True)}
 
 
-def _checksum(text: str, tensors: Tensors) -> str:
-    """CRC-32 of the header and of every array with its name, type and shape."""
-    crc = zlib.crc32(text.encode())
-    for name, tensor in sorted(tensors.items()):
-        little = np.ascontiguousarray(tensor, dtype=tensor.dtype.newbyteorder("<"))
-        crc = zlib.crc32(f"{name} {tensor.dtype.name} {tensor.shape}".encode(), crc)
-        crc = zlib.crc32(little.reshape(-1).view(np.uint8).data, crc)
-    return f"{crc:08x}"
+def decode_posteriors(priors: Mapping[str, Any], tensors: Tensors) -> tuple[Posterior, Posterior]:
+    """Both sides, as :func:`encode_posteriors` has put them there."""
+    users, items = (
+        Posterior(Prior(**priors[side]), *(tensors[f"{side}.{name}"] for name in _ARRAYS)) for side in _SIDES
+    )
+    return users, items
 
 
-def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
+def plain_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters as JSON has them, but for ``save_folder``: truth values, numbers, texts and None."""
     plain: dict[str, Any] = {}
     for name, value in parameters.items():
@@ -174,14 +141,14 @@ def _id_of(value: Any) -> Any:
 def load_model(path: str | os.PathLike[str], known: Collection[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Parameters, which must be ``known``, and fitted state of a model that :func:`save_model` wrote."""
     source = Path(path).expanduser()
-    header, tensors = _read(source)
+    header, tensors = MODEL.read(source)
     try:
         parameters = header["parameters"]
         unknown = parameters.keys() - set(known)
         if unknown:
             names = ", ".join(sorted(unknown))
             raise ModelFileError(
-                f"{source} has parameters that this version does not know: {names}; {_UPDATE}"
+                f"{source} has parameters that this version does not know: {names}; {UPDATE}"
             )
         if parameters["step_size"] == _DEFAULT:
             parameters["step_size"] = default_step_size
@@ -190,39 +157,6 @@ def load_model(path: str | os.PathLike[str], known: Collection[str]) -> tuple[di
         raise
     except (KeyError, TypeError, ValueError) as error:
         raise ModelFileError(f"{source} contradicts itself: {error!r}") from error
-
-
-def _read(source: Path) -> tuple[dict[str, Any], Tensors]:
-    """The header and all arrays, once their checksum is known to be right."""
-    from safetensors import SafetensorError, safe_open
-
-    with open(source, "rb"):  # errors of the file system come from here, with the name
-        pass
-    try:
-        with safe_open(source, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            if "hpf_gpu" not in metadata:
-                raise ModelFileError(f"{source} is a safetensors file, but not a model of hpf_gpu")
-            text = metadata["hpf_gpu"]
-            header = _header(source, text)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ModelFileError(f"{source} is damaged, or no model of hpf_gpu: {error}") from error
-    if _checksum(text, tensors) != metadata.get("crc32"):
-        raise ModelFileError(f"{source} is damaged: its checksum is not that of its contents")
-    return header, tensors
-
-
-def _header(source: Path, text: str) -> dict[str, Any]:
-    try:
-        header = json.loads(text)
-        newer = int(header["format"]) > FORMAT
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelFileError(f"{source} is damaged: its header cannot be read ({error!r})") from error
-    if newer:
-        written = f"{source} has format {header['format']}, written by hpf_gpu {header.get('version')}"
-        raise ModelFileError(f"{written}; this version reads formats up to {FORMAT}; {_UPDATE}")
-    return dict(header)
 
 
 def _state(header: dict[str, Any], tensors: Tensors) -> dict[str, Any]:
@@ -236,10 +170,7 @@ def _state(header: dict[str, Any], tensors: Tensors) -> dict[str, Any]:
         state[f"_{side}_ids"] = ids
     state["_posteriors"] = None
     if "priors" in header:
-        state["_posteriors"] = tuple(
-            Posterior(Prior(**header["priors"][side]), *(tensors[f"{side}.{name}"] for name in _ARRAYS))
-            for side in _SIDES
-        )
+        state["_posteriors"] = decode_posteriors(header["priors"], tensors)
     state["_seen"] = None
     if "seen.indptr" in tensors:
         state["_seen"] = (tensors["seen.indptr"], tensors["seen.indices"])

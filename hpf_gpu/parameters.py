@@ -14,6 +14,7 @@ from .convergence import STOP_CRITERIA
 
 _PRIORS = ("a", "a_prime", "b_prime", "c", "c_prime", "d_prime")
 _LEAST, _MOST = 1e-30, 1e30  # of a prior: what float32 can hold, and the update can square in float64
+_MOST_BESIDE_ONES = 1e19
 _MOST_WHOLE = 2**63 - 1
 _OPTIONAL_COUNTS = ("check_every", "users_per_batch", "items_per_batch", "maxiter")
 _FLAGS = (
@@ -27,6 +28,9 @@ _FLAGS = (
     "produce_dicts",
     "keep_all_objs",
     "sum_exp_trick",
+    "hierarchical",
+    "binary",
+    "bias",
 )
 SCHEDULES = ("joint", "alternating")
 #: What only the cuda backend offers, the default first.
@@ -45,6 +49,8 @@ def check_parameters(given: Mapping[str, Any]) -> None:
         _check_real(name, given[name])
         if not _LEAST <= given[name] <= _MOST:
             raise ValueError(f"{name}={given[name]!r} must lie between {_LEAST:g} and {_MOST:g}")
+    if given["bias"]:
+        _check_rates_beside_ones(given)
     positive_number("stop_thr", given["stop_thr"])
     for name in _OPTIONAL_COUNTS:
         if given[name] is not None:
@@ -88,6 +94,17 @@ def _check_cuda_options(given: Mapping[str, Any]) -> None:
         raise ValueError("precision='mixed' keeps factors in half precision and needs use_float=True")
     if len(options) == 2:
         raise ValueError("allocate='cusparse' is in full precision: precision='mixed' needs allocate='fused'")
+
+
+def _check_rates_beside_ones(given: Mapping[str, Any]) -> None:
+    """A rate of q(θ) that is a sum with E[ξ] must not be seen in the column of ones."""
+    for shape, hyper_shape, mean in (("a", "a_prime", "b_prime"), ("c", "c_prime", "d_prime")):
+        largest = given[mean] * (1 + given["k"] * given[shape] / given[hyper_shape])
+        if largest > _MOST_BESIDE_ONES:
+            raise ValueError(
+                f"bias=True needs {mean}·(1 + k·{shape}/{hyper_shape}) up to {_MOST_BESIDE_ONES:g}, "
+                f"not {largest:.3g}"
+            )
 
 
 def thread_count(ncores: Any) -> int | None:

@@ -56,6 +56,8 @@ class PartialModel(FittedModel):
     schedule: str
     stop_crit: str
     sum_exp_trick: Any
+    hierarchical: Any
+    bias: Any
     step_size: Callable[[int], float] | None
     nitems: int | None
     niter: int | None
@@ -151,7 +153,9 @@ class PartialModel(FittedModel):
         users, items = (_place(*given) for given in zip(known, data.sides, totals, allowed, strict=True))
 
         backend = self._working_backend(dtype, self.ncores)
+        self._check_fixed((users, items))
         csr = data.csr((users.rows, items.rows), (users.ids.size, items.ids.size))
+        self._count_once(csr.data)
         batch = self._batch(backend, (users, items)[own], csr if own == 0 else csr.T.tocsr())
         seed = self._seed_of_rows(random_seed)
         sides = self._sides(backend, (users, items), seed)
@@ -200,13 +204,29 @@ class PartialModel(FittedModel):
         return Batch(own.members, counts, own.total / len(own.members))
 
     def _factors(self) -> int:
-        return self.Theta.shape[1] if self.is_fitted else int(self.k)
+        """Columns of Theta and Beta: K, and two for biases."""
+        return self.Theta.shape[1] if self.is_fitted else self._width()
+
+    def _width(self) -> int:
+        return int(self.k) + (2 if self.bias else 0)
 
     def _priors(self) -> tuple[Prior, Prior]:
+        # A bias is a factor whose other side is one: first that of the users, then that of the items.
+        k, levels = int(self.k), bool(self.hierarchical)
+        ones = (k + 1, k) if self.bias else (None, None)
         return (
-            Prior(float(self.a), float(self.a_prime), float(self.b_prime)),
-            Prior(float(self.c), float(self.c_prime), float(self.d_prime)),
+            Prior(float(self.a), float(self.a_prime), float(self.b_prime), levels, ones[0]),
+            Prior(float(self.c), float(self.c_prime), float(self.d_prime), levels, ones[1]),
         )
+
+    def _check_fixed(self, places: tuple[_Place, _Place]) -> None:
+        """What is new has no factors on a side whose factors were given."""
+        posteriors = self._posteriors if self.is_fitted else None
+        for place, posterior in zip(places, posteriors or (), strict=False):
+            if posterior.prior.known and place.ids.size > len(posterior.shape):
+                raise ValueError(
+                    f"the {place.ids.kind}s of this model are fixed: a batch cannot bring new ones"
+                )
 
     def _sides(self, backend: Backend, places: tuple[_Place, _Place], seed: int) -> tuple[Side, Side]:
         """Both sides before the step, rows that are new at start values."""

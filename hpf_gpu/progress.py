@@ -12,11 +12,16 @@ from .convergence import Check
 class ProgressBar:
     """Iterations, time left and the last likelihood on standard error; nothing unless ``enabled``."""
 
-    def __init__(self, maxiter: int | None, *, enabled: bool) -> None:
-        self._bar = tqdm(total=maxiter, desc="HPF", unit="it", disable=not enabled, dynamic_ncols=True)
+    def __init__(self, maxiter: int | None, first: int = 0, *, enabled: bool) -> None:
+        # A bar takes a lock that forked processes share, and keep for ever if they are killed with it.
+        self._bar = (
+            tqdm(total=maxiter, initial=first, desc="HPF", unit="it", dynamic_ncols=True) if enabled else None
+        )
 
     def report(self, check: Check) -> None:
         """Hear of one finished iteration."""
+        if self._bar is None:
+            return
         self._bar.update()
         if check.llk == check.llk:
             self._bar.set_postfix_str(f"llk={check.llk:.6g}", refresh=False)
@@ -27,4 +32,5 @@ class ProgressBar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()

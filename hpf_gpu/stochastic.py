@@ -91,19 +91,24 @@ def run_epoch(
         backend.assign_rows(rate_rows, batch.rows, part.factor.rate_rows[:, 0])
         moved = blend_side(backend, other, statistic, part.column_sums, scale=batch.scale, step=step)
         other = replace(moved, spare=None) if other is given else moved  # what was given stays whole
+    if side.prior.known:
+        return side, other
     # One rank for all rows: the columns are those that the last batch had.
+    k = shape.shape[1]
     exp_log = None if side.spare is None else side.spare.exp_log
     factor, row_sums, column_sums = backend.gamma_update(
-        shape, 0.0, rate_rows[:, None], rate_columns, out=exp_log
+        shape, 0.0, rate_rows[:, None], side.prior.column_rates(rate_columns, k, backend.asarray), out=exp_log
     )
-    return Side(side.prior, factor, side.prior.hyper_rate + row_sums, column_sums, spare=old), other
+    return Side(side.prior, factor, side.prior.next_hyper_rate(row_sums, k), column_sums, spare=old), other
 
 
 def settle(backend: Backend, counts: Counts, part: Side, other: Side, how: Local) -> tuple[Side, Array]:
     """Bring the rows ``part`` of a batch to rest and share its counts among the other side: Σ yφ (M, K)."""
     statistic = None
     asked: list[SideName] = ["users"] * how.steps
-    if how.alternating:
+    if part.prior.known:
+        asked = ["items"]
+    elif how.alternating:
         asked.append("items")
     else:
         asked[-1] = "both"
@@ -118,15 +123,15 @@ def settle(backend: Backend, counts: Counts, part: Side, other: Side, how: Local
 
 def select_rows(backend: Backend, side: Side, rows: Host) -> Side:
     """Copy of some rows of a side whose rates have rank one."""
-    old = side.factor
-    factor = Factor(
-        backend.select_rows(old.shape, rows),
-        backend.select_rows(old.rate_rows[:, 0], rows)[:, None],
-        old.rate_columns,
-        backend.select_rows(old.exp_log, rows),
-        backend.select_rows(old.log_scale, rows),
-    )
-    return replace(side, factor=factor, hyper_rate=backend.select_rows(side.hyper_rate, rows), spare=None)
+    old, hyper_rate = side.factor, backend.select_rows(side.hyper_rate, rows)
+    shape = backend.select_rows(old.shape, rows)
+    rate_rows = backend.select_rows(old.rate_rows[:, 0], rows)[:, None]
+    if side.prior.known:  # no update will add up the means of these rows
+        factor, _, sums = backend.gamma_update(shape, 0.0, rate_rows, old.rate_columns)
+        return Side(side.prior, factor, hyper_rate, sums, spare=None)
+    exp_log, log_scale = (backend.select_rows(array, rows) for array in (old.exp_log, old.log_scale))
+    factor = Factor(shape, rate_rows, old.rate_columns, exp_log, log_scale)
+    return replace(side, factor=factor, hyper_rate=hyper_rate, spare=None)
 
 
 def with_rank_one(backend: Backend, side: Side) -> Side:
@@ -134,7 +139,11 @@ def with_rank_one(backend: Backend, side: Side) -> Side:
 
     Expectations stay as the single rates had made them.
     """
-    mean = backend.asnumpy(side.factor.rate_rows).mean(axis=1, dtype=np.float64)
+    if side.prior.known:
+        return side
+    rates = backend.asnumpy(side.factor.rate_rows)
+    free = rates.shape[1] - (side.prior.ones is not None)  # the ones have none
+    mean = rates.sum(axis=1, dtype=np.float64) / free
     return replace(side, factor=replace(side.factor, rate_rows=backend.asarray(mean)[:, None]))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,18 +11,26 @@ import numpy as np
 from .backends.protocol import Array, Backend, Counts, Factor, Host
 
 _NOISE = 0.01  # of start values
+#: Where θ is known, q(θ) is Gamma(θ·POINT, POINT), so narrow that E[ln θ] is ln θ: no backend has to know.
+#: That of a column of ones is larger, for its rate is a sum with E[ξ], which must not be seen in it.
+POINT, ONE = 2.0**80, 2.0**120
 
 
 @dataclass(frozen=True)
 class Prior:
     """θ_nk ~ Gamma(shape, ξ_n),  ξ_n ~ Gamma(hyper_shape, hyper_shape / hyper_mean).
 
-    For users these are a, a', b' of Gopalan, Hofman and Blei (2015), for items c, c', d'.
+    For users these are a, a', b' of Gopalan, Hofman and Blei (2015), for items c, c', d'.  If not
+    ``hierarchical``, ξ_n is its mean: θ_nk ~ Gamma(shape, hyper_mean).  Column ``ones`` of θ, if any, is held
+    at one: what the other side has there are its biases.  If ``known``, no θ of this side is ever updated.
     """
 
     shape: float
     hyper_shape: float
     hyper_mean: float
+    hierarchical: bool = True
+    ones: int | None = None
+    known: bool = False
 
     @property
     def hyper_rate(self) -> float:
@@ -29,8 +38,31 @@ class Prior:
         return self.hyper_shape / self.hyper_mean
 
     def posterior_hyper_shape(self, k: int) -> float:
-        """Shape a' + K·a of q(ξ), which no data changes."""
-        return self.hyper_shape + k * self.shape
+        """Shape a' + K·a of q(ξ), which no data changes; ``k`` columns of θ, ones included."""
+        return self.hyper_shape + (k if self.ones is None else k - 1) * self.shape
+
+    def start_hyper_rate(self, k: int) -> float:
+        """Rate of q(ξ) before the first update: hpfrec's, or what makes E[ξ] its prior mean."""
+        return self.hyper_mean if self.hierarchical else self.posterior_hyper_shape(k) / self.hyper_mean
+
+    def next_hyper_rate(self, row_sums: Array, k: int) -> Array:
+        """Rates (N,) of q(ξ) at their optimum, given Σ_k E[θ_nk], ones included."""
+        if not self.hierarchical:
+            return row_sums * 0.0 + self.start_hyper_rate(k)
+        return (row_sums if self.ones is None else row_sums + -1.0) + self.hyper_rate
+
+    def column_rates(self, rates: Array, k: int, asarray: Callable[[Host], Array] = np.asarray) -> Array:
+        """Column part (K,) of the rates of q(θ), with that of the ones where they are."""
+        if self.ones is None:
+            return rates
+        one = np.zeros(k)
+        one[self.ones] = 1.0
+        return rates * asarray(1.0 - one) + asarray(one * ONE)
+
+    def hold(self, shape: Array) -> None:
+        """Put the shape (N, K) of q(θ) where the ones are."""
+        if self.ones is not None:
+            shape[:, self.ones] = ONE
 
 
 @dataclass(frozen=True)
@@ -114,10 +146,30 @@ def draw_start_values(
 def start_side(backend: Backend, prior: Prior, shape: Host, rate: Host) -> Side:
     """A side before its first update, with full matrices (N, K) for shape and rate."""
     n, k = shape.shape
+    if prior.ones is not None:
+        shape, rate = shape.copy(), rate.copy()
+        prior.hold(shape)
+        rate[:, prior.ones] = 0
+    columns = prior.column_rates(np.zeros(k), k)
     factor, _, column_sums = backend.gamma_update(
-        backend.asarray(shape), 0.0, backend.asarray(rate), backend.asarray(np.zeros(k))
+        backend.asarray(shape), 0.0, backend.asarray(rate), backend.asarray(columns)
     )
-    return Side(prior, factor, backend.asarray(np.full(n, prior.hyper_mean)), column_sums, spare=None)
+    hyper_rate = backend.asarray(np.full(n, prior.start_hyper_rate(k)))
+    return Side(prior, factor, hyper_rate, column_sums, spare=None)
+
+
+def known_side(backend: Backend, prior: Prior, mean: Host) -> Side:
+    """A side whose θ are given, (N, K), and stay."""
+    n, k = mean.shape
+    # Zero has no logarithm: this is so far below all else that it adds nothing.
+    shape = np.maximum(mean.astype(np.float64) * POINT, 1e-30)
+    factor, _, column_sums = backend.gamma_update(
+        backend.asarray(shape),
+        0.0,
+        backend.asarray(np.zeros(n))[:, None],
+        backend.asarray(np.full(k, POINT)),
+    )
+    return Side(replace(prior, known=True), factor, backend.asarray(np.ones(n)), column_sums, spare=None)
 
 
 def update_side(backend: Backend, side: Side, statistic: Array, other_sums: Array) -> Side:
@@ -125,15 +177,19 @@ def update_side(backend: Backend, side: Side, statistic: Array, other_sums: Arra
 
     The one update of users and of items (equations in section 3 of Gopalan, Hofman and Blei 2015).
     """
-    hyper_shape = side.prior.posterior_hyper_shape(statistic.shape[1])
+    prior = side.prior
+    if prior.known:
+        return side
+    k = statistic.shape[1]
+    prior.hold(statistic)
     factor, row_sums, column_sums = backend.gamma_update(
         statistic,
-        side.prior.shape,
-        (hyper_shape / side.hyper_rate)[:, None],
-        other_sums,
+        prior.shape,
+        (prior.posterior_hyper_shape(k) / side.hyper_rate)[:, None],
+        prior.column_rates(other_sums, k, backend.asarray),
         out=None if side.spare is None else side.spare.exp_log,
     )
-    return Side(side.prior, factor, side.prior.hyper_rate + row_sums, column_sums, spare=side.factor)
+    return Side(prior, factor, prior.next_hyper_rate(row_sums, k), column_sums, spare=side.factor)
 
 
 def blend_side(
@@ -145,19 +201,23 @@ def blend_side(
     the other side.  The prior is counted once.  A step of 1 with the whole for a sample is the full update.
     q(ξ) depends on data through q(θ) alone, so it is always at its optimum.
     """
-    old, kept = side.factor, 1.0 - step
-    hyper_shape = side.prior.posterior_hyper_shape(statistic.shape[1])
+    prior, old, kept = side.prior, side.factor, 1.0 - step
+    if prior.known:
+        return side
+    k = statistic.shape[1]
     statistic *= step * scale
     if kept:
         statistic += old.shape * kept
+    prior.hold(statistic)
+    columns = other_sums * (step * scale) + old.rate_columns * kept
     factor, row_sums, column_sums = backend.gamma_update(
         statistic,
-        step * side.prior.shape,
-        (hyper_shape / side.hyper_rate)[:, None] * step + old.rate_rows * kept,
-        other_sums * (step * scale) + old.rate_columns * kept,
+        step * prior.shape,
+        (prior.posterior_hyper_shape(k) / side.hyper_rate)[:, None] * step + old.rate_rows * kept,
+        prior.column_rates(columns, k, backend.asarray),
         out=None if side.spare is None else side.spare.exp_log,
     )
-    return Side(side.prior, factor, side.prior.hyper_rate + row_sums, column_sums, spare=old)
+    return Side(prior, factor, prior.next_hyper_rate(row_sums, k), column_sums, spare=old)
 
 
 def level_side(backend: Backend, prior: Prior, n: int, k: int) -> Side:
@@ -167,7 +227,7 @@ def level_side(backend: Backend, prior: Prior, n: int, k: int) -> Side:
     its place among the others.
     """
     level = np.broadcast_to(backend.dtype.type(prior.hyper_shape), (n, k))
-    return start_side(backend, prior, level, level)
+    return start_side(backend, replace(prior, known=False), level, level)
 
 
 @dataclass(frozen=True)
@@ -191,8 +251,10 @@ class Posterior:
         """The side with rates of rank one again: their next update, where rows were folded in."""
         if self.rate_rows.shape[1] == 1:
             return self
-        rate_rows = self.prior.posterior_hyper_shape(self.shape.shape[1]) / self.hyper_rate
-        return replace(self, rate_rows=rate_rows[:, None], rate_columns=other_sums)
+        k = self.shape.shape[1]
+        rate_rows = self.prior.posterior_hyper_shape(k) / self.hyper_rate
+        columns = self.prior.column_rates(other_sums, k)
+        return replace(self, rate_rows=rate_rows[:, None], rate_columns=columns)
 
     def with_rows(self, rows: Host, new: Posterior, mean: Host) -> Posterior:
         """The side after other rows took the places ``rows`` (B,), some of them behind its end.
@@ -219,12 +281,14 @@ def with_start_rows(posterior: Posterior, n: int, rng: np.random.Generator) -> P
         return posterior
     prior, k, dtype = posterior.prior, posterior.shape.shape[1], posterior.shape.dtype
     shape = (prior.hyper_shape + _NOISE * rng.random((n, k))).astype(dtype)
-    rate_rows = np.full((n, 1), prior.posterior_hyper_shape(k) / prior.hyper_mean)
+    prior.hold(shape)
+    hyper_rate = prior.start_hyper_rate(k)
+    rate_rows = np.full((n, 1), prior.posterior_hyper_shape(k) / hyper_rate)
     return replace(
         posterior,
         shape=np.concatenate([posterior.shape, shape]),
         rate_rows=np.concatenate([posterior.rate_rows, rate_rows]),
-        hyper_rate=np.concatenate([posterior.hyper_rate, np.full(n, prior.hyper_mean)]),
+        hyper_rate=np.concatenate([posterior.hyper_rate, np.full(n, hyper_rate)]),
     )
 
 

@@ -310,6 +310,115 @@ def fold_in(
     return states
 
 
+# -- the rest of the family ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Part:
+    """One side of a model in which columns of θ are held at one and whole sides at given values."""
+
+    x: Gamma  # (N, K), of the free columns
+    ones: int | None  # the column that is one
+    hyper_rate: Vector  # (N,)
+    shape: float
+    hyper_shape: float
+    hyper_mean: float
+    hierarchical: bool
+    known: Matrix | None  # (N, K), in place of all that
+
+    def _whole(self, free: Matrix, one: float) -> Matrix:
+        return free if self.ones is None else np.insert(free, self.ones, one, axis=1)
+
+    @property
+    def mean(self) -> Matrix:
+        return self._whole(self.x.mean, 1.0) if self.known is None else self.known
+
+    @property
+    def expected_log(self) -> Matrix:
+        if self.known is None:
+            return self._whole(self.x.expected_log, 0.0)
+        return np.log(np.maximum(self.known, 1e-300))
+
+    @property
+    def hyper(self) -> Gamma:
+        free = self.x.shape.shape[1]
+        return Gamma(np.full(len(self.hyper_rate), self.hyper_shape + free * self.shape), self.hyper_rate)
+
+    @property
+    def expected_hyper(self) -> Vector:
+        return self.hyper.mean if self.hierarchical else np.full(len(self.hyper_rate), self.hyper_mean)
+
+    def updated(self, z: Matrix, other_sums: Vector) -> Part:
+        """Given Σ y φ (N, K) and the column sums (K,) of the other side's mean."""
+        if self.known is not None:
+            return self
+        free = np.delete(np.arange(z.shape[1]), self.ones if self.ones is not None else [])
+        x = Gamma(self.shape + z[:, free], self.expected_hyper[:, None] + other_sums[free])
+        return replace(self, x=x, hyper_rate=self.hyper_shape / self.hyper_mean + x.row_sums)
+
+    @property
+    def elbo_terms(self) -> list[float]:
+        if self.known is not None:
+            return []
+        if self.hierarchical:
+            rate = self.hyper_shape / self.hyper_mean
+            return list(gamma_elbo_terms(self.x, self.hyper, self.shape, self.hyper_shape, rate).values())
+        log_p = self.shape * np.log(self.hyper_mean) - gammaln(self.shape)
+        log_p = log_p + (self.shape - 1) * self.x.expected_log - self.hyper_mean * self.x.mean  # (N, K)
+        return [float(log_p.sum()), self.x.entropy]
+
+
+def fit_family(
+    y: Matrix,  # (N, M)
+    k: int,
+    priors: Priors,
+    seed: int,
+    dtype: DTypeLike,
+    iterations: int,
+    schedule: Literal["joint", "alternating"] = "joint",
+    *,
+    hierarchical: bool = True,
+    bias: bool = False,
+    known_users: Matrix | None = None,
+    known_items: Matrix | None = None,
+) -> list[tuple[Part, Part, float, float]]:
+    """Both sides, the ELBO and its magnitude after each iteration, without constants for known sides."""
+    n, m = y.shape
+    width = k + 2 * bias
+    rng = np.random.Generator(np.random.MT19937(seed))
+    levels = (priors.a_prime, priors.c_prime, priors.a_prime, priors.c_prime)
+    drawn = [
+        (level + 0.01 * rng.random(size=(rows, width), dtype=dtype)).astype(np.float64)
+        for level, rows in zip(levels, (n, m, n, m), strict=True)
+    ]
+
+    def part(shape: Matrix, rate: Matrix, ones: int, prior: tuple[float, ...], known: Matrix | None) -> Part:
+        free = np.delete(np.arange(width), ones if bias else [])
+        start = np.full(len(shape), prior[2])
+        x = Gamma(shape[:, free], rate[:, free])
+        return Part(x, ones if bias else None, start, *prior, hierarchical, known)
+
+    p = priors
+    users = part(drawn[2], drawn[0], k + 1, (p.a, p.a_prime, p.b_prime), known_users)
+    items = part(drawn[3], drawn[1], k, (p.c, p.c_prime, p.d_prime), known_items)
+    states = []
+    for _ in range(iterations):
+        z = expected_z(y, users.expected_log, items.expected_log)
+        users = users.updated(z.sum(axis=1), items.mean.sum(axis=0))
+        if schedule == "alternating":
+            z = expected_z(y, users.expected_log, items.expected_log)
+        items = items.updated(z.sum(axis=0), users.mean.sum(axis=0))
+        terms = [
+            log_normalizer_sum(y, users.expected_log, items.expected_log),
+            -float((users.mean @ items.mean.T).sum()),
+            -log_factorial_sum(y),
+            *users.elbo_terms,
+            *items.elbo_terms,
+        ]
+        states.append((users, items, sum(terms), sum(map(abs, terms))))
+    return states
+
+
 # -- stochastic updates ------------------------------------------------------------------------
 
 

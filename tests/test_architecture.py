@@ -16,7 +16,7 @@ PACKAGE = Path(hpf_gpu.__file__).parent
 
 #: Modules of the package that each module may import; what is not listed may import nothing of it.
 ALLOWED = {
-    "__init__": {"backends.protocol", "estimator", "model_file"},
+    "__init__": {"backends.protocol", "estimator", "tensor_file"},
     "backends.__init__": {
         "backends.protocol", "backends.cuda_backend", "backends.cuda_source", "backends.openmp_backend",
         "backends.numpy_backend",
@@ -52,10 +52,15 @@ ALLOWED = {
         "backends.protocol", "convergence", "data", "fitted", "ids", "parameters", "ranking", "stochastic",
         "variational",
     },
-    "model_file": {"", "ids", "parameters", "variational"},
+    "tensor_file": {""},
+    "model_file": {"ids", "parameters", "tensor_file", "variational"},
+    "checkpoint": {
+        "backends.protocol", "convergence", "inference", "model_file", "parameters", "tensor_file",
+        "variational",
+    },
     "estimator": {
-        "backends.protocol", "convergence", "data", "folding", "inference", "likelihood", "model_file",
-        "parameters", "progress", "stochastic", "storage", "variational",
+        "backends.protocol", "checkpoint", "convergence", "data", "folding", "inference", "likelihood",
+        "model_file", "parameters", "progress", "stochastic", "storage", "variational",
     },
     "demo": {"", "datasets", "estimator", "metrics", "plot"},
     "doctor": {

@@ -28,7 +28,7 @@ from scipy.special import gammaln
 from hpf_gpu.backends import protocol
 from hpf_gpu.backends.protocol import Array, Backend, Factor, Host
 from hpf_gpu.convergence import Check
-from hpf_gpu.inference import Fit, Schedule, fit, iterate
+from hpf_gpu.inference import Fit, Schedule, State, fit, iterate
 from hpf_gpu.likelihood import Objective, log_factorial_sum, pair_llk
 from hpf_gpu.variational import Block, Model, Pairs, Prior, draw_start_values, start_side
 
@@ -454,6 +454,21 @@ def test_rows(backend: Backend, shape: tuple[int, ...], numbers: list[int]) -> N
     assert_same(backend.asnumpy(target), want)
 
 
+@pytest.mark.parametrize("columns", [[0], [4, 1], [0, 1, 2, 3, 4]], ids=str)
+def test_columns(backend: Backend, columns: list[int]) -> None:
+    """Columns are copied, in a layout that kernels take, and one can be overwritten with a number."""
+    host = np.random.default_rng(6).random((7, 5)).astype(backend.dtype)
+    array = backend.asarray(host)
+    selected = backend.select_columns(array, np.array(columns))
+    assert_same(backend.asnumpy(selected), np.ascontiguousarray(host[:, columns]))
+    assert backend.distance(selected, backend.asarray(host[:, columns])) == 0
+    selected *= 2.0
+    assert_same(backend.asnumpy(array), host)
+    array[:, 3] = 2.0**120
+    host[:, 3] = 2.0**120
+    assert_same(backend.asnumpy(array), host)
+
+
 @pytest.mark.parametrize("index", [np.int32, np.int64])
 def test_counts(backend: Backend, case: Case, index: type) -> None:
     """Shape and number of nonzeros are kept; the matrix that was handed over is left alone."""
@@ -833,6 +848,7 @@ def test_operations_repeat_and_leave_inputs_alone(backend: Backend, case: Case) 
         "distance": lambda: (backend.distance(theta, users.shape),),
         "log_factorial_sum": lambda: (backend.log_factorial_sum(counts),),
         "select_rows": lambda: on_host(backend, (backend.select_rows(users.exp_log, rows),)),
+        "select_columns": lambda: on_host(backend, (backend.select_columns(users.exp_log, np.array([0])),)),
         "predict_pairs": lambda: (backend.predict_pairs(theta, beta, rows, columns),),
         "top_items": lambda: backend.top_items(theta, beta, 3, exclude),
     }
@@ -969,8 +985,8 @@ def test_iterations(
 def run_fit(backend: Backend, schedule: ScheduleName, *, full_llk: bool) -> Fit:
     reports: list[Check] = []
     objective = SMALL.objective(backend, full_llk=full_llk)
-    fitted = fit(backend, SMALL.model(backend), rule(schedule), objective, reports.append)
-    assert reports == fitted.history
+    fitted = fit(backend, State(SMALL.model(backend)), rule(schedule), objective, reports.append)
+    assert reports == list(fitted.history)
     return fitted
 
 

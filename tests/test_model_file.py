@@ -22,8 +22,9 @@ from test_folding import COUNTS, of_user, quick
 from test_hpf import IDS
 
 from hpf_gpu import HPF, ModelFileError
-from hpf_gpu.model_file import FORMAT, _checksum
+from hpf_gpu.model_file import MODEL
 from hpf_gpu.parameters import default_step_size
+from hpf_gpu.tensor_file import checksum
 
 MATRICES = ("Theta", "Beta", "Gamma_shp", "Gamma_rte", "Lambda_shp", "Lambda_rte", "k_rte", "t_rte")
 
@@ -203,7 +204,7 @@ def test_what_a_file_holds(tmp_path):
     assert np.array_equal(tensors["user.ids"], model.user_mapping_)
     with safe_open(tmp_path / "model", framework="numpy") as file:
         header = json.loads(file.metadata()["hpf_gpu"])
-    assert header["format"] == FORMAT
+    assert header["format"] == MODEL.format
     (tmp_path / "any file").touch()
     assert (tmp_path / "model").stat().st_mode == (tmp_path / "any file").stat().st_mode
     assert header["parameters"]["k"] == 3
@@ -278,7 +279,7 @@ def rewritten(path, change):
         header = json.loads(file.metadata()["hpf_gpu"])
     change(header, tensors)
     text = json.dumps(header)
-    save_file(tensors, path, metadata={"hpf_gpu": text, "crc32": _checksum(text, tensors)})
+    save_file(tensors, path, metadata={"hpf_gpu": text, "crc32": checksum(text, tensors)})
 
 
 @pytest.mark.parametrize(

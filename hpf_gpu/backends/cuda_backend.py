@@ -255,6 +255,11 @@ class CudaBackend:
         padded[...] = selected
         return padded
 
+    def select_columns(self, array: Array, columns: Host) -> Array:
+        padded = self._empty(len(array), len(columns), array.dtype)
+        padded[...] = array[:, cp.array(columns, dtype=np.int64)]
+        return padded
+
     def assign_rows(self, array: Array, rows: Host, values: Array) -> None:
         array[cp.array(rows, dtype=np.int64)] = values
 

@@ -69,6 +69,9 @@ class NumpyBackend:
     def select_rows(self, array: Array, rows: Host) -> Array:
         return array[rows]
 
+    def select_columns(self, array: Array, columns: Host) -> Array:
+        return np.ascontiguousarray(array[:, columns])
+
     def assign_rows(self, array: Array, rows: Host, values: Array) -> None:
         array[rows] = values
 

@@ -99,6 +99,11 @@ class OpenMPBackend:
         selected[...] = array[rows]
         return selected
 
+    def select_columns(self, array: Array, columns: Host) -> Array:
+        selected = self._empty(len(array), len(columns))
+        selected[...] = array[:, columns]
+        return selected
+
     def assign_rows(self, array: Array, rows: Host, values: Array) -> None:
         array[rows] = values
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 #: An array in the backend's own memory.  Vectors support ``+``, ``*`` and ``/``, matrices ``+=`` and, with
-#: a number, ``*`` and ``*=``; everything else goes through the operations below.
+#: a number, ``*``, ``*=`` and assignment to a column; everything else goes through the operations below.
 Array: TypeAlias = Any
 #: A count matrix (N, M) in the backend's own layout, made by :meth:`Backend.counts`.  It has
 #: ``shape`` and ``nnz``.
@@ -98,6 +98,9 @@ class Backend(Protocol):
 
     def select_rows(self, array: Array, rows: Host) -> Array:
         """Copy of the rows with these numbers (B,) of a matrix (N, K) or a vector (N,)."""
+
+    def select_columns(self, array: Array, columns: Host) -> Array:
+        """Copy of the columns with these numbers (K',) of a matrix (N, K)."""
 
     def assign_rows(self, array: Array, rows: Host, values: Array) -> None:
         """Overwrite the rows with these different numbers (B,) with ``values``, (B, K) or (B,)."""

@@ -18,33 +18,39 @@ struct Segments {
   const Real* __restrict__ value;       // (Z,)
 };
 
-// Adds y/(U·V) V of `Count` nonzeros for every group; with Whole all of them exist, else only
-// those before `size`.
+// Adds y/(U·V) V of `Count` nonzeros for every group; with Whole all of them exist, else only those before
+// `size`.  Each lane has the value and the weight of its share of the nonzeros.
 template <int Count, bool Whole>
 __device__ __forceinline__ void add_nonzeros(const int* __restrict__ column, const Real* __restrict__ value, int first,
                                              int size, const Own& own, const Store* __restrict__ other, int lane,
                                              Own& sum, bool& underflowed) {
   using L = Layout<Store>;
-  int c[Count];
-  Real y[Count], product[Count];
-  Own row[Count];
-#pragma unroll
-  for (int j = 0; j < Count; ++j) {
+  using Sums = LaneSums<L::lanes, Count>;
+  // The last nonzero stands in for those that do not exist, with y = 0.
+  const auto place = [&](int j) {
     const int z = first + j * L::groups;
-    const int at = Whole || z < size ? z : size - 1;
-    c[j] = column[at];
-    y[j] = Whole || z < size ? value[at] : Real(0);
+    return Whole || z < size ? z : size - 1;
+  };
+  Own row[Count];
+  Real product[Count], weight[Sums::kept];
+#pragma unroll
+  for (int j = 0; j < Count; ++j) row[j].load(other, column[place(j)], lane);
+#pragma unroll
+  for (int i = 0; i < Sums::kept; ++i) {
+    const int j = Sums::first(lane) + i;
+    weight[i] = Whole || first + j * L::groups < size ? value[place(j)] : Real(0);
   }
 #pragma unroll
-  for (int j = 0; j < Count; ++j) row[j].load(other, c[j], lane);
+  for (int j = 0; j < Count; ++j) product[j] = own.dot(row[j]);
+  Sums::reduce(product, lane);
 #pragma unroll
-  for (int j = 0; j < Count; ++j) product[j] = sum_lanes<L::lanes>(own.dot(row[j]));
-#pragma unroll
-  for (int j = 0; j < Count; ++j) {
-    const bool tiny = !(product[j] >= tiny_stored_product);
-    underflowed |= tiny && y[j] > Real(0);
-    sum.add(tiny ? Real(0) : quotient(y[j], product[j]), row[j]);
+  for (int i = 0; i < Sums::kept; ++i) {
+    const bool tiny = !(product[i] >= tiny_stored_product);
+    underflowed |= tiny && weight[i] > Real(0);
+    weight[i] = tiny ? Real(0) : quotient(weight[i], product[i]);
   }
+#pragma unroll
+  for (int j = 0; j < Count; ++j) sum.add(Sums::get(weight, j), row[j]);
 }
 
 // Nonzeros of a group in flight: enough loads to hide their latency, few enough to stay in registers.
@@ -81,8 +87,7 @@ extern "C" __global__ void __launch_bounds__(HPF_THREADS, 1)
   int z = 0;
   for (; z + in_flight * L::groups <= size; z += in_flight * L::groups)
     add_nonzeros<in_flight, true>(columns, values, z + group, size, mine, other, lane, sum, tiny);
-  for (; z < size; z += L::groups)
-    add_nonzeros<1, false>(columns, values, z + group, size, mine, other, lane, sum, tiny);
+  if (z < size) add_nonzeros<in_flight, false>(columns, values, z + group, size, mine, other, lane, sum, tiny);
   sum.add_groups();
   sum.multiply(mine);
   const int slot = at.slot[segment];

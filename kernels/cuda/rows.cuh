@@ -167,6 +167,38 @@ __device__ __forceinline__ T sum_lanes(T value) {
   return value;
 }
 
+// What sum_lanes gives for each of `Count` values, bit by bit, with fewer shuffles: while a lane has several
+// values, it gives half of them away and gets its partner's part of the others.  The sums end up spread
+// over the lanes: `kept` of them in a lane, the same ones in `sharers` lanes side by side.
+template <int lanes, int Count>
+struct LaneSums {
+  static constexpr int kept = Count > lanes ? Count / lanes : 1;
+  static constexpr int sharers = Count < lanes ? lanes / Count : 1;
+
+  // The first of the values whose sums this lane gets.
+  static __device__ __forceinline__ int first(int lane) { return lane / sharers * kept; }
+
+  template <class T>
+  static __device__ __forceinline__ void reduce(T (&value)[Count], int lane) {
+#pragma unroll
+    for (int step = lanes / 2, half = Count / 2; step > 0; step /= 2, half /= 2) {
+      const bool upper = lane & step;
+#pragma unroll
+      for (int j = 0; j < half; ++j) {
+        const T given = upper ? value[j] : value[j + half];
+        value[j] = (upper ? value[j + half] : value[j]) + __shfl_xor_sync(whole_warp, given, step);
+      }
+      if (half == 0) value[0] += __shfl_xor_sync(whole_warp, value[0], step);
+    }
+  }
+
+  // Number j, in all lanes, of numbers that are spread like the sums.
+  template <class T>
+  static __device__ __forceinline__ T get(const T (&spread)[kept], int j) {
+    return Count == 1 ? spread[0] : __shfl_sync(whole_warp, spread[j % kept], j / kept * sharers, lanes);
+  }
+};
+
 template <int lanes>
 __device__ __forceinline__ double max_lanes(double value) {
 #pragma unroll

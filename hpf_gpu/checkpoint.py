@@ -1,0 +1,177 @@
+"""The state of a fit in a file, and how a fit that was killed goes on from there."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .backends.protocol import Backend, Counts
+from .convergence import Check
+from .inference import State
+from .model_file import decode_posteriors, encode_posteriors, plain_parameters
+from .parameters import step_at
+from .tensor_file import Kind, ModelFileError, Tensors, remove_leftovers
+from .variational import Block, Model, Pairs, posterior_of, whole_side
+
+CHECKPOINT = Kind("checkpoint", key="hpf_gpu.checkpoint", format=1)
+#: Parameters that a fit may go on with other values of: where it runs, how far, what is shown and kept.
+_FREE = (
+    "backend", "ncores", "maxiter", "verbose", "reindex", "save_folder", "keep_data", "produce_dicts",
+    "keep_all_objs", "allow_inconsistent_math", "alloc_full_phi",
+)  # fmt: skip
+_CHUNK = 1 << 20  # numbers whose copies are held at once
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a fit must share with a checkpoint to go on from it."""
+
+    parameters: dict[str, Any]
+    data: dict[str, str]  # what the fit was given, and a line that tells it from others
+
+    @staticmethod
+    def of(
+        parameters: Mapping[str, Any], csr: Any, validation: Pairs | None, fixed: Mapping[str, NDArray[Any]]
+    ) -> Identity:
+        """Of a fit with these parameters to ``csr``, scipy's, held-out counts and factors that are given."""
+        relevant = {name: value for name, value in plain_parameters(parameters).items() if name not in _FREE}
+        stochastic = parameters["users_per_batch"] is not None or parameters["items_per_batch"] is not None
+        # A function is known by what it gives; without batches nobody asks it.
+        steps = [step_at(parameters["step_size"], epoch) for epoch in (0, 1)] if stochastic else None
+        data = {"counts_df": _fingerprint(csr.shape, csr.indptr, csr.indices, csr.data)}
+        if validation is not None:
+            arrays = (validation.rows, validation.columns, validation.values)
+            data["val_set"] = _fingerprint(csr.shape, *arrays)
+        for name, factors in fixed.items():
+            crc = zlib.crc32(np.ascontiguousarray(factors, "<f8").data)
+            data[name] = f"shape {factors.shape}, checksum {crc:08x}"
+        return Identity(relevant | {"step_size": steps}, data)
+
+    def check(self, path: Path, parameters: Mapping[str, Any], data: Mapping[str, str]) -> None:
+        """Raise ValueError unless the checkpoint at ``path`` has these too."""
+        for name, value in self.parameters.items():
+            if parameters[name] != value:
+                found = f"{path} is a checkpoint of a fit with {name}={parameters[name]!r}, not {value!r}"
+                raise ValueError(f"{found}; delete it to fit from the start")
+        for name in ("counts_df", "val_set", "fixed_users", "fixed_items"):
+            if data.get(name) != self.data.get(name):
+                found, given = (known.get(name, "none") for known in (data, self.data))
+                raise ValueError(
+                    f"{path} is a checkpoint of a fit to another {name} ({found}, not {given}); delete it to "
+                    "fit from the start"
+                )
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint in memory."""
+
+    header: dict[str, Any]
+    tensors: Tensors
+
+    @property
+    def seed(self) -> int:
+        """Seed that the start values were drawn with."""
+        return int(self.header["seed"])
+
+    @property
+    def iteration(self) -> int:
+        """Iterations that are done."""
+        return int(self.header["iteration"])
+
+    def state(self, backend: Backend, counts: Counts, validation: Pairs | None) -> State:
+        """The state of the fit, in the backend's memory; to be asked for once, for the host's arrays go."""
+        users, items = (
+            whole_side(backend, side) for side in decode_posteriors(self.header["priors"], self.tensors)
+        )
+        columns = [self.tensors[f"history.{field.name}"].tolist() for field in fields(Check)]
+        theta = [self.tensors["checked_theta"]] if "checked_theta" in self.tensors else []
+        self.tensors.clear()
+        return State(
+            Model((Block(counts, users, validation),), items),
+            self.iteration,
+            tuple(Check(*row) for row in zip(*columns, strict=True)),
+            self.header["seconds"],
+            tuple(backend.asarray(matrix) for matrix in theta),
+        )
+
+    def draw_on(self, rng: np.random.Generator) -> None:
+        """Let ``rng`` go on where that of the fit was."""
+        rng.bit_generator.state = self.header["rng"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The file of a fit."""
+
+    path: Path
+    every: int  # iterations between two states that are written
+    identity: Identity
+
+    @staticmethod
+    def at(path: str | os.PathLike[str], every: int, identity: Identity) -> Checkpoint:
+        """Find out now, and not after hours, whether a file can be there."""
+        target = Path(path).expanduser()
+        if not target.parent.is_dir():
+            raise FileNotFoundError(f"{target.parent} is not an existing folder")
+        return Checkpoint(target, every, identity)
+
+    def read(self, maxiter: int | None) -> Saved | None:
+        """What there is to go on from: None if there is nothing yet.
+
+        ModelFileError if the file is damaged, ValueError if it is of another fit.
+        """
+        remove_leftovers(self.path)
+        if not self.path.exists():
+            return None
+        saved = Saved(*CHECKPOINT.read(self.path))
+        try:
+            iteration = saved.iteration
+            self.identity.check(self.path, saved.header["parameters"], saved.header["data"])
+        except (KeyError, TypeError) as error:
+            raise ModelFileError(f"{self.path} contradicts itself: {error!r}") from error
+        if maxiter is not None and iteration >= maxiter:
+            raise ValueError(
+                f"{self.path} is a checkpoint of iteration {iteration}, and maxiter={maxiter} has no more; "
+                "delete it to fit from the start"
+            )
+        return saved
+
+    def keep(self, backend: Backend, seed: int, rng: np.random.Generator | None, state: State) -> None:
+        """Replace the file by one of this state, if it is time."""
+        if state.iteration % self.every:
+            return
+        (block,) = state.model.blocks
+        tensors: Tensors = {}
+        posteriors = (posterior_of(backend, block.users), posterior_of(backend, state.model.items))
+        header = {
+            "parameters": self.identity.parameters,
+            "data": self.identity.data,
+            "priors": encode_posteriors(posteriors, tensors),
+            "iteration": state.iteration,
+            "seconds": state.seconds,
+            "seed": seed,
+            "rng": None if rng is None else rng.bit_generator.state,
+        }
+        for field in fields(Check):
+            tensors[f"history.{field.name}"] = np.array([getattr(row, field.name) for row in state.history])
+        for theta in state.checked_theta:
+            tensors["checked_theta"] = backend.asnumpy(theta)
+        CHECKPOINT.write(self.path, header, tensors)
+
+
+def _fingerprint(shape: tuple[int, int], *arrays: NDArray[Any]) -> str:
+    """The size of a set of counts and a checksum of its numbers, whatever integers they are in."""
+    crc = 0
+    for array in arrays:
+        kind = "<i8" if array.dtype.kind in "iu" else array.dtype.newbyteorder("<")
+        for start in range(0, len(array), _CHUNK):
+            crc = zlib.crc32(array[start : start + _CHUNK].astype(kind).data, crc)
+    return f"{len(arrays[-1])} counts of {shape[0]} users and {shape[1]} items, checksum {crc:08x}"

@@ -1,0 +1,315 @@
+"""Fits that are watched, stopped, killed and resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import random
+import signal
+import time
+import traceback
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from test_folding import COUNTS
+
+from hpf_gpu import HPF, ModelFileError
+
+MATRICES = ("Theta", "Beta", "Gamma_shp", "Gamma_rte", "Lambda_shp", "Lambda_rte", "k_rte", "t_rte")
+VALIDATION = COUNTS.iloc[::7]
+
+#: One fit for every rule, each ended by it; full-batch and stochastic, in both precisions.
+FITS = {
+    "maxiter": {"stop_crit": "maxiter", "maxiter": 17},
+    "train-llk": {"stop_crit": "train-llk", "stop_thr": 2e-3, "check_every": 4, "use_float": False},
+    "val-llk": {"stop_crit": "val-llk", "stop_thr": 5e-4, "check_every": 3, "schedule": "alternating"},
+    "elbo": {"stop_crit": "elbo", "stop_thr": 1e-3, "check_every": 3, "random_seed": None},
+    "diff-norm": {"stop_crit": "diff-norm", "stop_thr": 1.0, "check_every": 4},
+    "users": {"stop_crit": "maxiter", "maxiter": 7, "users_per_batch": 13},
+    "items": {"stop_crit": "train-llk", "items_per_batch": 7, "check_every": 2, "stop_thr": 0.02},
+    "both": {"stop_crit": "diff-norm", "users_per_batch": 20, "items_per_batch": 9, "stop_thr": 3.0},
+}
+
+
+def model_of(name, **others):
+    arguments = {"k": 3, "random_seed": 5, "verbose": False, "maxiter": 60, "check_every": 5}
+    return HPF(**arguments | FITS[name] | others)
+
+
+def fit(model, **options):
+    with np.errstate(all="raise", under="ignore"):
+        return model.fit(COUNTS, VALIDATION if model.stop_crit == "val-llk" else None, **options)
+
+
+def assert_same_fit(got, want):
+    """All that a fit leaves but the times, bit by bit."""
+    for name in MATRICES:
+        assert np.array_equal(getattr(got, name), getattr(want, name)), name
+    assert got.niter == want.niter
+    assert got.random_seed_ == want.random_seed_
+    columns = [name for name in want.history_ if name != "seconds"]
+    assert got.history_[columns].equals(want.history_[columns])
+    assert np.all(np.diff(got.history_.seconds) > 0)
+
+
+class Killed(BaseException):
+    """Ends a fit in a way that it does not notice, as a signal would."""
+
+
+def kill_at(iteration):
+    def callback(check):
+        if check.iteration == iteration:
+            raise Killed
+
+    return callback
+
+
+# -- callbacks ---------------------------------------------------------------------------------
+
+
+def test_callback_hears_of_every_iteration():
+    heard = []
+    model = fit(model_of("diff-norm"), callback=heard.append)
+    assert [check.iteration for check in heard] == list(range(1, model.niter + 1))
+    assert np.all(np.diff([check.seconds for check in heard]) > 0)
+    due = [dataclasses.asdict(check) for check in heard if not np.isnan(check.elbo)]
+    for check in due:
+        row = model.history_[model.history_.iteration == check["iteration"]].iloc[0]
+        assert all(check[name] == row[name] for name in ("llk", "elbo", "diff_norm", "seconds"))
+    assert len(due) == len(model.history_)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        heard[0].llk = 0.0
+    assert_same_fit(model, fit(model_of("diff-norm")))
+
+
+@pytest.mark.parametrize("true", [True, np.True_])
+def test_callback_stops_the_fit(true, recwarn):
+    model = fit(model_of("maxiter"), callback=lambda check: true if check.iteration == 6 else None)
+    assert not recwarn.list
+    assert_same_fit(model, fit(model_of("maxiter", maxiter=6)))
+
+
+@pytest.mark.parametrize("other", [None, False, 1, "stop", np.False_])
+def test_other_answers_let_it_go_on(other):
+    assert fit(model_of("maxiter"), callback=lambda check: other).niter == 17
+
+
+def test_an_error_of_a_callback_loses_nothing():
+    """It is passed on, and the model has what was fitted until then."""
+    model = model_of("maxiter")
+    with pytest.raises(ZeroDivisionError):
+        fit(model, callback=lambda check: 1 / (check.iteration - 6))
+    assert_same_fit(model, fit(model_of("maxiter", maxiter=6)))
+
+
+def test_callback_must_be_a_function():
+    with pytest.raises(TypeError, match="callback must be a function of the last check, not 'print'"):
+        fit(model_of("maxiter"), callback="print")
+
+
+# -- checkpoints -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_a_killed_fit_ends_the_same(name, backend_name, tmp_path):
+    """Killed after every third iteration, also where no checkpoint was written since the last time."""
+    path = tmp_path / "state"
+    for number in itertools.count(3, 3):
+        model = model_of(name, backend=backend_name)
+        try:
+            fit(model, checkpoint=path, checkpoint_every=2, callback=kill_at(number))
+        except Killed:
+            continue
+        break
+    assert number > 3
+    # Where none was given, the first run has drawn a seed and the others went on with it.
+    assert_same_fit(model, fit(model_of(name, backend=backend_name, random_seed=model.random_seed_)))
+    # Once more, from the last checkpoint to the same end.
+    again = fit(model_of(name, backend=backend_name), checkpoint=path, checkpoint_every=2)
+    assert_same_fit(again, model)
+
+
+def in_a_child(task):
+    """Run in a forked process, which is returned without waiting for it."""
+    child = os.fork()
+    if child == 0:
+        try:
+            task()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    return child
+
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked on this system")
+
+
+@needs_fork
+@pytest.mark.parametrize("name", ["elbo", "both"])
+def test_sigkill_at_any_moment(name, backend_name, tmp_path):
+    """A new process after each kill, until one comes to the end."""
+    if backend_name == "cuda":
+        pytest.skip("CUDA does not survive a fork")
+    path, rng = tmp_path / "state", random.Random(1)
+    arguments = {"backend": backend_name, "ncores": 1, "random_seed": 5, "maxiter": 60, "stop_thr": 1e-9}
+
+    def slowly(_check):  # so that one process cannot do it all before it is killed
+        time.sleep(0.005)
+
+    def run():
+        model = fit(model_of(name, **arguments), checkpoint=path, checkpoint_every=1, callback=slowly)
+        model.save(tmp_path / "model")
+
+    kills = 0
+    while True:
+        child = in_a_child(run)
+        time.sleep(rng.uniform(0.0, 0.06 if kills < 20 else 9.0))
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        if not os.WIFSIGNALED(status):
+            assert os.waitstatus_to_exitcode(status) == 0
+            break
+        kills += 1
+    assert kills
+    assert_same_fit(HPF.load(tmp_path / "model"), fit(model_of(name, **arguments)))
+    assert {file.name for file in tmp_path.iterdir()} == {"state", "model"}
+
+
+@needs_fork
+@pytest.mark.parametrize("function", ["fsync", "replace"])
+def test_sigkill_in_a_write(function, tmp_path, monkeypatch):
+    """At the first and the third write; what was half written is cleared away by the next fit."""
+    path = tmp_path / "state"
+
+    def dies_at(number):
+        def run():
+            left, original = itertools.count(1 - number), getattr(os, function)
+
+            def dying(*given):
+                if next(left) == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return original(*given)
+
+            monkeypatch.setattr(os, function, dying)
+            fit(model_of("maxiter", backend="numpy"), checkpoint=path, checkpoint_every=2)
+
+        _, status = os.waitpid(in_a_child(run), 0)
+        assert os.WTERMSIG(status) == signal.SIGKILL
+
+    dies_at(1)
+    assert not path.exists()
+    dies_at(3)
+    assert len(list(tmp_path.iterdir())) == 2
+    heard = []
+    model = fit(
+        model_of("maxiter", backend="numpy"), checkpoint=path, checkpoint_every=2, callback=heard.append
+    )
+    assert heard[0].iteration == 5
+    assert list(tmp_path.iterdir()) == [path]
+    assert_same_fit(model, fit(model_of("maxiter", backend="numpy")))
+
+
+def test_a_fit_goes_on_further(tmp_path):
+    """With another maxiter, and where nothing that it computes depends on."""
+    path = tmp_path / "state"
+    fit(model_of("maxiter", maxiter=9), checkpoint=str(path), checkpoint_every=4)
+    more = model_of("maxiter", verbose=True, keep_data=False, ncores=1)
+    model = fit(more, checkpoint=path, checkpoint_every=4)
+    assert model.niter == 17
+    assert np.array_equal(model.Theta, fit(model_of("maxiter", ncores=1)).Theta)
+    with pytest.raises(
+        ValueError, match=r"state is a checkpoint of iteration 16, and maxiter=16 has no more"
+    ):
+        fit(model_of("maxiter", maxiter=16), checkpoint=path)
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "message"),
+    [
+        ("maxiter", {"k": 4}, "a fit with k=3, not 4; delete it"),
+        ("maxiter", {"random_seed": None}, "a fit with random_seed=5, not None"),
+        ("maxiter", {"use_float": False}, "a fit with use_float=True, not False"),
+        ("maxiter", {"users_per_batch": 5}, "a fit with users_per_batch=None, not 5"),
+        ("users", {"step_size": lambda epoch: 0.5}, r"a fit with step_size=\[0.7.*\], not \[0.5, 0.5\]"),
+    ],
+)  # fmt: skip
+def test_other_parameters(name, other, message, tmp_path):
+    path = tmp_path / "state"
+    fit(model_of(name), checkpoint=path, checkpoint_every=3)
+    before = path.read_bytes()
+    model = model_of(name, **other)
+    with pytest.raises(ValueError, match=f"state is a checkpoint of {message}"):
+        fit(model, checkpoint=path)
+    assert not model.is_fitted
+    assert path.read_bytes() == before
+
+
+def test_other_data(tmp_path):
+    path = tmp_path / "state"
+    fit(model_of("val-llk"), checkpoint=path, checkpoint_every=3)
+    for data in (
+        COUNTS.assign(Count=COUNTS.Count + (COUNTS.index == 4)),
+        COUNTS.iloc[:-1],
+        COUNTS.iloc[::-1],
+    ):
+        with pytest.raises(ValueError, match=r"another counts_df \(\d+ counts of 60 users .* delete it"):
+            model_of("val-llk").fit(data, VALIDATION, checkpoint=path)
+    with pytest.raises(ValueError, match="another val_set"):
+        model_of("val-llk").fit(COUNTS, VALIDATION.iloc[1:], checkpoint=path)
+
+
+def test_the_same_data_in_other_forms(tmp_path):
+    path = tmp_path / "state"
+    fit(model_of("maxiter"), checkpoint=path, checkpoint_every=4)
+    heard = []
+    triplets = COUNTS[["UserId", "ItemId", "Count"]].astype({"Count": float}).to_numpy(dtype=object)
+    model_of("maxiter").fit(triplets, checkpoint=path, callback=heard.append)
+    assert heard[0].iteration == 17
+
+
+def test_damaged_checkpoints(tmp_path):
+    path, cut = tmp_path / "state", tmp_path / "cut"
+    fit(model_of("maxiter"), checkpoint=path, checkpoint_every=4)
+    whole = path.read_bytes()
+    for length in [0, 7, 500, len(whole) // 2, len(whole) - 1]:
+        cut.write_bytes(whole[:length])
+        with pytest.raises(ModelFileError, match="cut is damaged"):
+            fit(model_of("maxiter"), checkpoint=cut)
+    for place in (40, len(whole) // 2, len(whole) - 2):
+        cut.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        with pytest.raises(ModelFileError, match=r"cut is (damaged|a safetensors file, but no)"):
+            fit(model_of("maxiter"), checkpoint=cut)
+    save_file(load_file(path), cut)
+    with pytest.raises(ModelFileError, match="not a checkpoint of hpf_gpu"):
+        fit(model_of("maxiter"), checkpoint=cut)
+
+
+def test_checkpoints_and_models_are_told_apart(tmp_path):
+    path = tmp_path / "state"
+    model = fit(model_of("maxiter"), checkpoint=path, checkpoint_every=4)
+    with pytest.raises(ModelFileError, match="not a model of hpf_gpu"):
+        HPF.load(path)
+    model.save(path)
+    with pytest.raises(ModelFileError, match="not a checkpoint of hpf_gpu"):
+        fit(model, checkpoint=path)
+
+
+def test_a_checkpoint_that_cannot_be_written(tmp_path, monkeypatch):
+    """Before the fit where that is known; later the iterations so far are kept."""
+    with pytest.raises(FileNotFoundError, match="nowhere is not an existing folder"):
+        fit(model_of("maxiter"), checkpoint=tmp_path / "nowhere" / "state")
+    with pytest.raises(ValueError, match="checkpoint_every=0 must be at least 1"):
+        fit(model_of("maxiter"), checkpoint_every=0)
+    model, path = model_of("maxiter"), tmp_path / "state"
+
+    def full(*_given):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no space left"):
+        fit(model, checkpoint=path, checkpoint_every=4)
+    assert_same_fit(model, fit(model_of("maxiter", maxiter=4)))
