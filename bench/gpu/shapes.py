@@ -14,7 +14,6 @@ import numpy as np
 from cases import DATA
 from scipy import sparse
 
-
 #: Those that synthetic.py makes as matrices: frames take too long at these sizes.
 SHAPES = {name: data for name, data in DATA.items() if data.make == "power_law_csr"}
 
