@@ -186,7 +186,9 @@ def why_not(who: str, dtype: str = "float32") -> str | None:
     competitor = COMPETITORS[who]
     if competitor.package != "hpf_gpu":
         missing = version(competitor.package) is None
-        return f"{competitor.package} is not installed (pip install '.[bench]')" if missing else None
+        return (
+            f"{competitor.package} is not installed (pip install {competitor.package})" if missing else None
+        )
     try:
         create(who.partition("-")[0], dtype)
     except BackendUnavailable as error:

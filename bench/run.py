@@ -156,7 +156,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("cases", nargs="*", metavar="CASE")
-    parser.add_argument("--who", nargs="+", choices=list(COMPETITORS), help="only these")
+    parser.add_argument("--who", nargs="+", choices=list(COMPETITORS), help="in place of the case's own")
     parser.add_argument("--record", nargs="?", type=Path, const=RECORD, metavar="FILE")
     parser.add_argument("--smoke", action="store_true", help="every measure on little data")
     arguments = parser.parse_args()
