@@ -29,9 +29,8 @@ import pandas as pd
 from cases import CASES, DATA, Case, Input, Job
 from competitors import COMPETITORS, PACKAGES, why_not
 from measures import MEASURES, Entry, seconds
-from record import RESULTS, append, machine
+from record import CPU_RECORD, QUIET, append, core_seconds_of_others, machine
 
-RECORD = RESULTS / "cpu.jsonl"
 _THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -138,6 +137,19 @@ def line(entry: Entry) -> str:
     return what + told + "".join(f"  {name} {entry[name]:,.0f}" for name in ("training",) if name in entry)
 
 
+def watched(case: Case, folder: Path) -> tuple[list[Entry], float | None]:
+    """All results of a case, and how many cores were busy with other processes meanwhile."""
+    before, started = core_seconds_of_others(), time.monotonic()
+    results = list(measure(case, folder))
+    after = core_seconds_of_others()
+    if before is None or after is None:
+        return results, None
+    others = round((after - before) / (time.monotonic() - started), 2)
+    if others > QUIET:
+        sys.stdout.write(f"other processes kept {others} cores busy: these figures are not to be trusted\n")
+    return results, others
+
+
 def smoke_cases() -> list[Case]:
     """One small case of each measure, with everybody who takes part in any of them."""
     cases = {}
@@ -157,7 +169,7 @@ def main() -> None:
     )
     parser.add_argument("cases", nargs="*", metavar="CASE")
     parser.add_argument("--who", nargs="+", choices=list(COMPETITORS), help="in place of the case's own")
-    parser.add_argument("--record", nargs="?", type=Path, const=RECORD, metavar="FILE")
+    parser.add_argument("--record", nargs="?", type=Path, const=CPU_RECORD, metavar="FILE")
     parser.add_argument("--smoke", action="store_true", help="every measure on little data")
     arguments = parser.parse_args()
     if unknown := set(arguments.cases) - set(CASES):
@@ -172,12 +184,13 @@ def main() -> None:
         for case in chosen:
             case = replace(case, who=tuple(arguments.who)) if arguments.who else case
             sys.stdout.write(f"\n{case.name}: {case.data}, {case.dtype}\n")
-            for entry in measure(case, Path(folder)):
+            sys.stdout.flush()
+            results, others = watched(case, Path(folder))
+            for entry in results:
                 sys.stdout.write(line(entry) + "\n")
-                sys.stdout.flush()
                 failed |= not entry.get("error", "not measured").startswith(("not measured", "cut off"))
                 if arguments.record:
-                    append(arguments.record, run | entry | {"machine": facts})
+                    append(arguments.record, run | entry | {"others": others, "machine": facts})
     sys.exit(failed)
 
 

@@ -14,6 +14,7 @@ import cases
 import ceilings
 import compare
 import competitors
+import entries
 import likelihood
 import measures
 import numpy as np
@@ -200,10 +201,10 @@ def test_the_exit_status_is_the_verdict(
 
 def test_time_to_a_likelihood() -> None:
     points = [(1.0, -100.0), (2.0, -50.0), (4.0, -40.0)]
-    assert report.time_to(points, -75.0) == 1.5
-    assert report.time_to(points, -45.0) == 3.0
-    assert report.time_to(points, -200.0) == 1.0
-    assert report.time_to(points, -10.0) is None
+    assert entries.time_to(points, -75.0) == 1.5
+    assert entries.time_to(points, -45.0) == 3.0
+    assert entries.time_to(points, -200.0) == 1.0
+    assert entries.time_to(points, -10.0) is None
 
 
 def test_a_short_hpfrec_is_extrapolated_along_its_likelihoods() -> None:
@@ -213,10 +214,10 @@ def test_a_short_hpfrec_is_extrapolated_along_its_likelihoods() -> None:
     ]
     theirs = [e | {"who": "hpfrec", "value": 5.0 + 2 * e["iterations"]} for e in ours[:2]]
     derived = [entry(2.0, who="hpfrec"), entry(5.0, who="hpfrec", quantity="set-up")]
-    assert report.curves([*ours, *theirs, *derived], "training")["hpfrec"] == [
+    assert entries.curves([*ours, *theirs, *derived], "training")["hpfrec"] == [
         (7.0, -100.0), (11.0, pytest.approx(-100 / 3)), (205.0, -1.0),
     ]  # fmt: skip
-    assert report.curves(ours, "training") == {"openmp": [(e["value"], e["training"]) for e in ours]}
+    assert entries.curves(ours, "training") == {"openmp": [(e["value"], e["training"]) for e in ours]}
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="the ceilings need g++")
@@ -226,10 +227,10 @@ def test_everything_runs_and_is_reported(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(BENCH.parent)}
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    entries = record.read(path)
-    assert {entry["measure"] for entry in entries} == set(measures.MEASURES)
-    assert not [entry for entry in entries if "error" in entry]
-    assert all(entry["machine"]["cpu"] and entry["run"] for entry in entries)
+    results = record.read(path)
+    assert {result["measure"] for result in results} == set(measures.MEASURES)
+    assert not [result for result in results if "error" in result]
+    assert all(result["machine"]["cpu"] and result["run"] for result in results)
     text = report.write(path, tmp_path)
     assert (tmp_path / "REPORT.md").read_text(encoding="utf-8") == text
     for told in ("to equal training", "peak of a fit", "in iterations", "ten items", "nearer ceiling"):
