@@ -110,10 +110,10 @@ def test_likelihoods_are_those_of_the_model() -> None:
 
 def test_a_process_is_cut_off_at_its_limit_and_keeps_what_it_told(tmp_path: Path) -> None:
     SMALL.frame.to_pickle(tmp_path / "small.pkl")
-    endless = replace(cases.CASES["iteration-2m"], lengths={"all": [1, 10**9]}, limit=4)
+    endless = replace(cases.CASES["iteration-2m"], lengths={"all": [1, 10**9]}, limit=6)
     first, last = run.in_process(cases.Job(endless, "numpy", k=4, threads=1), tmp_path / "small.pkl")
     assert (first["quantity"], first["iterations"]) == ("fit", 1)
-    assert last == {"error": "cut off after 4 s"}
+    assert last == {"error": "cut off after 6 s"}
 
 
 def test_what_fails_in_a_process_is_its_result(tmp_path: Path) -> None:
