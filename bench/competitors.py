@@ -46,6 +46,7 @@ class Competitor:
     fit: Fit
     package: str  # on PyPI
     poisson: bool = True  # whether Theta and Beta are means of counts
+    even: bool = True  # whether one iteration is as much work as another
     threads_in_blas: bool = True  # whether BLAS may use threads: implicit asks that it does not
 
 
@@ -167,7 +168,7 @@ COMPETITORS = {
     "cuda": _ours("cuda"),
     "hpfrec": Competitor(fit_hpfrec, "hpfrec"),
     "torch": Competitor(fit_torch, "torch"),
-    "poismf": Competitor(fit_poismf, "poismf"),
+    "poismf": Competitor(fit_poismf, "poismf", even=False),
     "sklearn": Competitor(fit_sklearn, "scikit-learn"),
     "implicit": Competitor(fit_implicit, "implicit", poisson=False, threads_in_blas=False),
 }

@@ -34,7 +34,7 @@ def draw_all(runs: dict[str, list[Entry]]) -> Iterator[tuple[str, Any]]:
 
 
 def draw_bars(seconds: dict[tuple[str, int, int], float]) -> Any:
-    figure, axes = plt.subplots(figsize=(6, 3))
+    figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
     bars = sorted(((value * 1e3, who) for (who, *_), value in seconds.items()), reverse=True)
     colours = [_OURS if who in ("numpy", "openmp", "cuda") else _THEIRS for _, who in bars]
     drawn = axes.barh([who for _, who in bars], [ms for ms, _ in bars], color=colours)
@@ -45,7 +45,7 @@ def draw_bars(seconds: dict[tuple[str, int, int], float]) -> Any:
 
 
 def draw_factors(cases: Sequence[list[Entry]]) -> Any:
-    figure, axes = plt.subplots(figsize=(6, 3))
+    figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
     for entries in cases:
         nnz, best = entries[0]["data"]["nnz"], values(entries, "iteration")
         ks = sorted(k for _, k, _ in best)
@@ -58,17 +58,17 @@ def draw_factors(cases: Sequence[list[Entry]]) -> Any:
 
 
 def draw_likelihoods(entries: Sequence[Entry]) -> Any:
-    figure, both = plt.subplots(1, 2, figsize=(9, 3.5))
+    figure, both = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
     for axes, quantity, name in zip(both, ("training", "with_zeros"), ("training", "held-out"), strict=True):
         for who, points in curves(entries, quantity).items():
             axes.plot(*zip(*points, strict=True), marker=".", label=who)
         axes.set(xscale="log", xlabel="seconds", ylabel=f"{name} log-likelihood")
-    both[0].legend()
+    figure.legend(*both[0].get_legend_handles_labels(), loc="outside upper center", ncols=6)
     return figure
 
 
 def draw_shares(entries: Sequence[Entry]) -> Any:
-    figure, axes = plt.subplots(figsize=(6, 3.5))
+    figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
     shared = [entry for entry in reversed(entries) if "share" in entry]
     bars = axes.barh([e["quantity"] for e in shared], [100 * e["share"] for e in shared], color=_OURS)
     axes.bar_label(bars, [e["ceiling"] for e in shared], padding=3, color=_INK)
@@ -81,7 +81,6 @@ def save(runs: dict[str, list[Entry]], out: Path) -> list[str]:
     names = []
     with mpl.rc_context(_STYLE):
         for name, figure in draw_all(runs):
-            figure.tight_layout()
             figure.savefig(out / f"{name}.png", dpi=150)
             figure.savefig(out / f"{name}.svg", metadata={"Date": None})
             plt.close(figure)

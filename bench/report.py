@@ -142,7 +142,7 @@ def markdown(runs: dict[str, list[Entry]], figures: Sequence[str]) -> str:
         lines[-1] += f"commit {machine['commit']}, {entries[0]['run'][:10]}."
         if (others := entries[0].get("others")) is not None:
             lines[-1] += f" Other processes kept {others} cores busy."
-            lines[-1] += " **Not to be trusted: measure again.**" * (others > QUIET)
+            lines[-1] += " **Measure again on a quiet machine.**" * (others > QUIET)
         failures = [entry for entry in entries if "error" in entry]
         if len(failures) < len(entries):
             lines += ["", *TABLES[entries[0]["measure"]](entries)]

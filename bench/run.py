@@ -94,7 +94,8 @@ def measure(case: Case, folder: Path) -> Iterator[Entry]:
         facts = {"case": case.name, "measure": case.measure, "data": vars(DATA[case.data]), "who": job.who}
         facts |= {"k": job.k, "threads": job.threads, "dtype": case.dtype}
         best = list(fastest(found[job]))
-        best += derived(best)
+        if best and COMPETITORS[job.who].even:
+            best += derived(best)
         if job in failures:
             best.append({"quantity": case.measure, "error": failures[job]})
         yield from (facts | entry for entry in best)
@@ -146,7 +147,7 @@ def watched(case: Case, folder: Path) -> tuple[list[Entry], float | None]:
         return results, None
     others = round((after - before) / (time.monotonic() - started), 2)
     if others > QUIET:
-        sys.stdout.write(f"other processes kept {others} cores busy: these figures are not to be trusted\n")
+        sys.stdout.write(f"other processes kept {others} cores busy: measure again on a quiet machine\n")
     return results, others
 
 

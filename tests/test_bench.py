@@ -201,8 +201,9 @@ def test_the_exit_status_is_the_verdict(
 
 def test_time_to_a_likelihood() -> None:
     points = [(1.0, -100.0), (2.0, -50.0), (4.0, -40.0)]
-    assert entries.time_to(points, -75.0) == 1.5
-    assert entries.time_to(points, -45.0) == 3.0
+    assert entries.time_to(points, -75.0) == pytest.approx(1.5, rel=1e-4)
+    assert entries.time_to(points, -45.0) == pytest.approx(3.0, rel=1e-4)
+    assert entries.time_to(points, -40.0 + 1e-4) == pytest.approx(4.0, rel=1e-4)  # but for rounding
     assert entries.time_to(points, -200.0) == 1.0
     assert entries.time_to(points, -10.0) is None
 
