@@ -105,7 +105,8 @@ def kernels(job: Job, given: Input) -> Iterator[Entry]:
     for operation in (*operations(backend, given, job.k), *encodings(given)):
         floor, nearest = operation.floor(limits)
         entry = _timed(operation.name, operation.work, prepare=operation.prepare)
-        yield entry | {"floor": floor, "ceiling": nearest, "share": floor / entry["value"]}
+        shares = {"share": floor / entry["value"], "untiled": operation.untiled(limits) / entry["value"]}
+        yield entry | {"floor": floor, "ceiling": nearest} | shares
 
 
 def _timed(

@@ -16,8 +16,10 @@ encode              0                    0                    ids read, codes wr
 ==================  ===================  ===================  =========================================
 
 A count is its column number and its value.  Rows are gathered at the rate of a block in cache: tiling keeps
-one there.  Writing the sums back is not counted, nor ψ, exp and ln.  The slowest of the three gives the
-floor: what an operation reaches of it is its share of the nearer ceiling.
+one there.  Writing the sums back is not counted, nor ψ, exp and ln, nor what tiling costs: own rows that are
+read once for each column block.  The slowest of the three gives the floor: what an operation reaches of it
+is its share of the nearer ceiling.  Beside it stands the share of the time in which the same rows could be
+gathered from all over the memory: beyond 100 % where tiling pays.
 """
 
 from __future__ import annotations
@@ -55,6 +57,10 @@ class Operation(NamedTuple):
             (self.gathered / ceilings.gather_cache, "gather"),
             (self.streamed / ceilings.copy, "copy"),
         )
+
+    def untiled(self, ceilings: Ceilings) -> float:
+        """Seconds in which its rows could be gathered from memory, without tiles."""
+        return self.gathered / ceilings.gather_memory
 
 
 def operations(backend: Backend, given: Input, k: int) -> Iterator[Operation]:

@@ -115,10 +115,19 @@ def of_top(entries: Sequence[Entry]) -> list[str]:
 def of_kernels(entries: Sequence[Entry]) -> list[str]:
     rates = [entry for entry in entries if entry["quantity"].startswith("ceiling ")]
     shared = [entry for entry in entries if "share" in entry]
-    rows = [[e["quantity"], f"{e['value'] * 1e3:,.2f} ms", e["ceiling"], f"{e['share']:.0%}"] for e in shared]
+    rows = [
+        [
+            e["quantity"],
+            f"{e['value'] * 1e3:,.2f} ms",
+            e["ceiling"],
+            f"{e['share']:.0%}",
+            f"{e['untiled']:.0%}",
+        ]
+        for e in shared
+    ]
     told = ", ".join(f"{e['quantity'].split()[1]} {e['value'] / 1e9:,.1f} G{e['unit']}" for e in rates)
     return [
-        *table("|time|nearer ceiling|share of it", rows),
+        *table("|time|nearer ceiling|share of it|of a gather from memory", rows),
         "",
         f"Ceilings: {told}. `bench/operations.py` has the model.",
     ]
