@@ -21,7 +21,7 @@ _SOURCE = Path(__file__).with_suffix(".cpp")
 _LINE = 64  # bytes of a cache line: rows of factors fill whole ones
 _IN_CACHE, _IN_MEMORY = 1 << 19, 1 << 29  # bytes: half of a usual L2, and more than any L3 of a desktop
 _ROWS_READ = 1 << 20
-_CLOCK = Clock(warm_up=1, least=5, seconds=0.2)
+_CLOCK = Clock(warm_up=1, least=5, seconds=0.1)
 
 
 @dataclass(frozen=True)

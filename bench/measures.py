@@ -27,7 +27,7 @@ from hpf_gpu.inference import iterate
 
 Entry = dict[str, Any]
 
-_CLOCK = Clock(warm_up=1, least=3, seconds=0.5)
+_CLOCK = Clock(warm_up=1, least=3, seconds=0.2)
 _HELD_OUT = 0.1
 _TOP = 10
 

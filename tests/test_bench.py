@@ -133,6 +133,15 @@ def test_the_fastest_round_counts_and_iterations_are_differences() -> None:
     assert run.derived(best[:1]) == []
 
 
+def test_work_of_others_is_what_neither_idles_nor_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    stat = "cpu  500 20 30 9000 700 1 2 4 0 0\ncpu0 250 10 15 4500 350 0 1 2 0 0\n"
+    monkeypatch.setattr(record.Path, "exists", lambda path: str(path) == "/proc/stat")
+    monkeypatch.setattr(record.Path, "read_text", lambda path: stat)
+    monkeypatch.setattr(record.os, "sysconf", {"SC_CLK_TCK": 100}.__getitem__)
+    monkeypatch.setattr(record.os, "times", lambda: (0.5, 0.25, 1.0, 0.25, 99.0))
+    assert record.core_seconds_of_others() == pytest.approx(5.57 - 2.0)
+
+
 def test_ceilings_are_ceilings() -> None:
     try:
         found = ceilings.measure(30, "float32", 1)
