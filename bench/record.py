@@ -14,6 +14,9 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
+CPU_RECORD = RESULTS / "cpu.jsonl"
+#: Cores that others may keep busy while something is measured.
+QUIET = 0.2
 
 
 def machine(*packages: str) -> dict[str, Any]:
@@ -32,6 +35,18 @@ def graphics_card() -> dict[str, str]:
     query = f"--query-gpu={','.join(fields.values())}"
     first = output("nvidia-smi", query, "--format=csv,noheader").partition("\n")[0]
     return dict(zip(fields, first.split(", "), strict=True)) if first else {}
+
+
+def core_seconds_of_others() -> float | None:
+    """Core-seconds that this machine has spent on other processes than this one and those it has started.
+
+    Of two calls the difference over the time between says how busy others were.  None but on Linux.
+    """
+    if not Path("/proc/stat").exists():
+        return None
+    user, nice, system, _idle, _iowait, *interrupts = map(int, Path("/proc/stat").read_text().split()[1:9])
+    spent = (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
+    return spent - sum(os.times()[:4])
 
 
 def commit() -> str:

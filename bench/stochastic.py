@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from likelihood import held_out_likelihoods
 from record import RESULTS, append, machine
 from synthetic import model_counts, power_law_counts
 
@@ -47,22 +48,6 @@ def data_sets(arguments: argparse.Namespace) -> dict[str, pd.DataFrame]:
         plays = pd.read_csv(arguments.lastfm, sep="\t")
         sets["Last.fm 2k"] = plays.set_axis([*ids, "Count"], axis=1)
     return sets
-
-
-def likelihoods(model: Any, train: pd.DataFrame, test: pd.DataFrame) -> dict[str, float]:
-    """Of the held-out counts alone, and of all pairs outside the training data; without −Σ ln y!."""
-    theta, beta = (np.asarray(factors, dtype=np.float64) for factors in (model.Theta, model.Beta))
-    users, items = pd.Index(model.user_mapping_), pd.Index(model.item_mapping_)
-
-    def rates(frame: pd.DataFrame) -> tuple[Any, Any]:
-        rows, columns = users.get_indexer(frame.UserId), items.get_indexer(frame.ItemId)
-        known = (rows >= 0) & (columns >= 0)
-        return np.einsum("zk,zk->z", theta[rows[known]], beta[columns[known]]), frame.Count.to_numpy()[known]
-
-    held_out, counts = rates(test)
-    data_term = float(counts @ np.log(held_out))
-    outside = float(theta.sum(axis=0) @ beta.sum(axis=0) - rates(train)[0].sum())
-    return {"counts_alone": data_term - float(held_out.sum()), "with_zeros": data_term - outside}
 
 
 def fit_with(
@@ -96,7 +81,7 @@ def compare(arguments: argparse.Namespace, name: str, frame: pd.DataFrame) -> li
     for way, who in ((None, "hpf_gpu"), *((way, who) for way in WAYS for who in ("hpfrec", "hpf_gpu"))):
         for epochs in arguments.epochs:
             model, seconds = fit_with(who, arguments, train, way, epochs)
-            found = likelihoods(model, train, test)
+            found = held_out_likelihoods(model, train, test)
             results.append(
                 {"data": name, "batches_of": way, "who": who, "epochs": epochs, "s": seconds} | found
             )

@@ -27,10 +27,12 @@ class Clock:
     most: int = 30
     seconds: float = 0.25
 
-    def wall(self, work: Callable[[], object]) -> Timing:
-        """Time work that ends when it returns."""
+    def wall(self, work: Callable[[], object], prepare: Callable[[], object] | None = None) -> Timing:
+        """Time work that ends when it returns; ``prepare`` comes before each run, untimed."""
 
         def once() -> float:
+            if prepare is not None:
+                prepare()
             started = time.perf_counter()
             work()
             return (time.perf_counter() - started) * 1e3

@@ -8,30 +8,14 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from cases import DATA
 from scipy import sparse
-from synthetic import power_law_csr
 
-
-@dataclass(frozen=True)
-class Shape:
-    """Users, items and counts of a data set."""
-
-    users: int
-    items: int
-    nnz: int
-
-
-SHAPES = {
-    "lastfm": Shape(358_868, 160_113, 17_500_000),  # LastFM-360K
-    "netflix": Shape(480_189, 17_770, 100_500_000),  # Netflix Prize
-    "taste": Shape(1_019_318, 384_546, 48_400_000),  # Taste Profile
-    "small": Shape(2000, 700, 60_000),  # rows of several segments, for the sanitizer
-    "tiny": Shape(400, 150, 4000),
-}
+#: Those that synthetic.py makes as matrices: frames take too long at these sizes.
+SHAPES = {name: data for name, data in DATA.items() if data.make == "power_law_csr"}
 
 
 def path(folder: Path, name: str) -> Path:
@@ -39,8 +23,7 @@ def path(folder: Path, name: str) -> Path:
 
 
 def save(folder: Path, name: str) -> None:
-    shape = SHAPES[name]
-    csr = power_law_csr(shape.users, shape.items, shape.nnz)
+    csr = SHAPES[name].csr()
     unfinished = path(folder, f"unfinished-{name}")
     np.savez(unfinished, shape=csr.shape, data=csr.data, indices=csr.indices, indptr=csr.indptr)
     unfinished.rename(path(folder, name))

@@ -1,0 +1,248 @@
+"""The benchmark suite: its cases, competitors and verdicts, and a small run of everything."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cases
+import ceilings
+import compare
+import competitors
+import entries
+import likelihood
+import measures
+import numpy as np
+import pandas as pd
+import pytest
+import record
+import report
+import run
+
+from hpf_gpu import HPF
+
+BENCH = Path(run.__file__).parent
+SMALL = cases.Input(cases.DATA["small"].frame())
+
+# -- cases -----------------------------------------------------------------------------------------
+
+
+def test_every_case_can_be_run() -> None:
+    for case in cases.CASES.values():
+        assert case.data in cases.DATA
+        assert case.measure in measures.MEASURES
+        assert case.dtype in ("float32", "float64")
+        assert set(case.who) <= set(competitors.COMPETITORS) | set(competitors.NEVER_MEASURED)
+        assert set(case.lengths) <= {*case.who, "all"}
+        for job in case.jobs():
+            assert job.lengths == sorted(set(job.lengths))
+            assert bool(job.lengths) == (case.measure == "fits"), job
+
+
+@pytest.mark.parametrize("name", ["small", "tiny", "online-retail"])
+def test_data_sets_are_of_their_size(name: str) -> None:
+    data = cases.DATA[name]
+    frame, csr = data.frame(), data.csr()
+    assert (len(frame), csr.nnz, csr.shape) == (data.nnz, data.nnz, (data.users, data.items))
+    assert not frame.duplicated(["UserId", "ItemId"]).any()
+    assert csr.sum() == frame["Count"].sum()
+
+
+def test_a_matrix_and_its_ids_say_what_the_frame_says() -> None:
+    frame = pd.DataFrame({"UserId": [7, 3, 7], "ItemId": ["b", "b", "a"], "Count": [1, 2, 3]})
+    given = cases.Input(frame)
+    users, items = given.ids
+    coo = given.csr.tocoo()
+    back = zip(users[coo.row], items[coo.col], coo.data, strict=True)
+    assert sorted(back) == [(3, "b", 2), (7, "a", 3), (7, "b", 1)]
+
+
+# -- competitors -----------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:OpenBLAS is configured:RuntimeWarning")  # implicit; run.py does it
+@pytest.mark.parametrize("who", competitors.COMPETITORS)
+def test_competitors_have_one_signature(who: str) -> None:
+    if why := competitors.why_not(who):
+        pytest.skip(why)
+    fitted = competitors.COMPETITORS[who].fit(SMALL, competitors.Task(k=5, iterations=3, threads=1))
+    for factors, ids, column in (
+        (fitted.Theta, fitted.user_mapping_, "UserId"),
+        (fitted.Beta, fitted.item_mapping_, "ItemId"),
+    ):
+        assert factors.shape == (SMALL.frame[column].nunique(), 5)
+        assert set(ids) == set(SMALL.frame[column])
+    # The factors belong to these ids: who counts much is expected to.
+    expected = pd.Series(fitted.Theta @ fitted.Beta.sum(axis=0), fitted.user_mapping_)
+    counted = SMALL.frame.groupby("UserId")["Count"].sum()
+    assert expected.corr(counted) > 0.5  # 0.88 (poismf)
+
+
+def test_who_is_missing_is_told_why() -> None:
+    assert competitors.why_not("numpy") is None
+    assert competitors.why_not("schpf") == "scHPF is not on PyPI"
+
+
+def test_likelihoods_are_those_of_the_model() -> None:
+    held_out = np.random.default_rng(0).random(len(SMALL.frame)) < 0.2
+    train, test = SMALL.frame[~held_out], SMALL.frame[held_out]
+    options = {"k": 4, "backend": "numpy", "use_float": False, "maxiter": 5, "verbose": False}
+    model = HPF(**options, stop_crit="maxiter", random_seed=1).fit(train)
+    assert likelihood.training_likelihood(model, train) == pytest.approx(model.train_llk, rel=1e-9)
+    found = likelihood.held_out_likelihoods(model, train, test)
+    assert found["counts_alone"] == pytest.approx(model.eval_llk(test)["llk"], rel=1e-9)
+    rates = model.Theta @ model.Beta.T
+    rows, columns = (
+        pd.Index(ids).get_indexer(train[name])
+        for ids, name in zip((model.user_mapping_, model.item_mapping_), ("UserId", "ItemId"), strict=True)
+    )
+    zeros = rates.sum() - rates[rows, columns].sum() - likelihood._rates(model, test)[0].sum()
+    assert found["with_zeros"] == pytest.approx(found["counts_alone"] - zeros, rel=1e-9)
+
+
+# -- running ---------------------------------------------------------------------------------------
+
+
+def test_a_process_is_cut_off_at_its_limit_and_keeps_what_it_told(tmp_path: Path) -> None:
+    SMALL.frame.to_pickle(tmp_path / "small.pkl")
+    endless = replace(cases.CASES["iteration-2m"], lengths={"all": [1, 10**9]}, limit=6)
+    first, last = run.in_process(cases.Job(endless, "numpy", k=4, threads=1), tmp_path / "small.pkl")
+    assert (first["quantity"], first["iterations"]) == ("fit", 1)
+    assert last == {"error": "cut off after 6 s"}
+
+
+def test_what_fails_in_a_process_is_its_result(tmp_path: Path) -> None:
+    job = cases.Job(cases.CASES["iteration-2m"], "numpy", k=4, threads=1)
+    (told,) = run.in_process(job, tmp_path / "missing.pkl")
+    assert told["error"].startswith("FileNotFoundError: ")
+
+
+def test_the_fastest_round_counts_and_iterations_are_differences() -> None:
+    def fit(length: int, value: float) -> dict[str, Any]:
+        return {"quantity": "fit", "value": value, "unit": "s", "iterations": length}
+
+    best = list(run.fastest([fit(1, 3.0), fit(11, 9.0), fit(1, 2.0), fit(11, 7.0)]))
+    assert [(entry["iterations"], entry["value"]) for entry in best] == [(1, 2.0), (11, 7.0)]
+    assert best[0]["rounds"] == [3.0, 2.0]
+    assert [(e["quantity"], e["value"]) for e in run.derived(best)] == [("iteration", 0.5), ("set-up", 1.5)]
+    assert run.derived(best[:1]) == []
+
+
+def test_work_of_others_is_what_neither_idles_nor_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    stat = "cpu  500 20 30 9000 700 1 2 4 0 0\ncpu0 250 10 15 4500 350 0 1 2 0 0\n"
+    monkeypatch.setattr(record.Path, "exists", lambda path: str(path) == "/proc/stat")
+    monkeypatch.setattr(record.Path, "read_text", lambda path: stat)
+    monkeypatch.setattr(record.os, "sysconf", {"SC_CLK_TCK": 100}.__getitem__)
+    monkeypatch.setattr(record.os, "times", lambda: (0.5, 0.25, 1.0, 0.25, 99.0))
+    assert record.core_seconds_of_others() == pytest.approx(5.57 - 2.0)
+
+
+def test_ceilings_are_ceilings() -> None:
+    try:
+        found = ceilings.measure(30, "float32", 1)
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    assert min(vars(found).values()) > 1e8
+    assert found.gather_memory < found.gather_cache
+
+
+# -- verdicts --------------------------------------------------------------------------------------
+
+
+def entry(value: float, who: str = "openmp", unit: str = "s", **more: Any) -> dict[str, Any]:
+    facts = {"case": "iteration-2m", "who": who, "k": 30, "threads": 2, "dtype": "float32"}
+    return facts | {"quantity": "iteration", "value": value, "unit": unit} | more
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "unit", "worse"),
+    [
+        (0.020, 0.030, "s", True),  # beyond both limits
+        (0.0010, 0.0019, "s", False),  # nearly twice as long, and less than a millisecond more
+        (10.0, 10.9, "s", False),  # nearly a second more, and less than a tenth
+        (0.030, 0.020, "s", False),
+        (100e6, 120e6, "B", True),
+        (1e6, 5e6, "B", False),
+        (100.0, 200.0, "B/s", False),  # rates are no times
+    ],
+)
+def test_a_regression_exceeds_both_limits(old: float, new: float, unit: str, worse: bool) -> None:
+    lines, compared = compare.what_got_worse([entry(old, unit=unit)], [entry(new, unit=unit)])
+    assert bool(lines) == worse
+    assert compared == (unit != "B/s")
+
+
+def test_the_best_of_a_record_counts_and_only_ours() -> None:
+    old, new = [entry(0.02), entry(0.08)], [entry(0.09), entry(0.021)]
+    assert compare.what_got_worse(old, new) == ([], 1)
+    assert compare.what_got_worse([entry(1.0, who="hpfrec")], [entry(9.0, who="hpfrec")]) == ([], 0)
+    failed = {key: value for key, value in entry(0).items() if key not in ("value", "unit")} | {"error": "no"}
+    lines, _ = compare.what_got_worse(old, [failed])
+    assert lines == ["iteration-2m openmp K=30 2 threads: was measured, and now: no"]
+
+
+@pytest.mark.parametrize(("new", "status"), [(0.020, 0), (0.030, 1)])
+def test_the_exit_status_is_the_verdict(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    new: float,
+    status: int,
+) -> None:
+    path = tmp_path / "record.jsonl"
+    for commit, value in (("old", 0.020), ("new", new)):
+        machine = {"cpu": "x", "cores": 2, "commit": commit}
+        record.append(path, entry(value, machine=machine))
+    monkeypatch.setattr(sys, "argv", ["compare.py", str(path), "--commits", "old", "new"])
+    with pytest.raises(SystemExit) as ended:
+        compare.main()
+    assert ended.value.code == status
+    assert capsys.readouterr().out.endswith(f"1 figures compared, {status} worse\n")
+
+
+# -- the report ------------------------------------------------------------------------------------
+
+
+def test_time_to_a_likelihood() -> None:
+    points = [(1.0, -100.0), (2.0, -50.0), (4.0, -40.0)]
+    assert entries.time_to(points, -75.0) == pytest.approx(1.5, rel=1e-4)
+    assert entries.time_to(points, -45.0) == pytest.approx(3.0, rel=1e-4)
+    assert entries.time_to(points, -40.0 + 1e-4) == pytest.approx(4.0, rel=1e-4)  # but for rounding
+    assert entries.time_to(points, -200.0) == 1.0
+    assert entries.time_to(points, -10.0) is None
+
+
+def test_a_short_hpfrec_is_extrapolated_along_its_likelihoods() -> None:
+    ours = [
+        entry(0.1 * n, quantity="fit", iterations=n, training=-100.0 / n, with_zeros=-50.0 / n)
+        for n in (1, 3, 100)
+    ]
+    theirs = [e | {"who": "hpfrec", "value": 5.0 + 2 * e["iterations"]} for e in ours[:2]]
+    derived = [entry(2.0, who="hpfrec"), entry(5.0, who="hpfrec", quantity="set-up")]
+    assert entries.curves([*ours, *theirs, *derived], "training")["hpfrec"] == [
+        (7.0, -100.0), (11.0, pytest.approx(-100 / 3)), (205.0, -1.0),
+    ]  # fmt: skip
+    assert entries.curves(ours, "training") == {"openmp": [(e["value"], e["training"]) for e in ours]}
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the ceilings need g++")
+def test_everything_runs_and_is_reported(tmp_path: Path) -> None:
+    path = tmp_path / "record.jsonl"
+    command = [sys.executable, str(BENCH / "run.py"), "--smoke", "--who", "numpy", "--record", str(path)]
+    environment = os.environ | {"PYTHONPATH": str(BENCH.parent)}
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    results = record.read(path)
+    assert {result["measure"] for result in results} == set(measures.MEASURES)
+    assert not [result for result in results if "error" in result]
+    assert all(result["machine"]["cpu"] and result["run"] for result in results)
+    text = report.write(path, tmp_path)
+    assert (tmp_path / "REPORT.md").read_text(encoding="utf-8") == text
+    for told in ("to equal training", "peak of a fit", "in iterations", "ten items", "nearer ceiling"):
+        assert told in text
+    assert {".png", ".svg"} <= {file.suffix for file in tmp_path.iterdir()}
