@@ -304,11 +304,107 @@ inline void spread_any(const T* u, const T* v, int64_t stride, const int32_t* co
                                item_sums + j * lanes);
 }
 
+// Rows of a tile are short and its columns at random places, so what comes next is asked for in time: the rows
+// of this many vectors' nonzeros ahead, and those of some segments ahead.  (Always inline: as calls they cost
+// what they gain.)
+constexpr int vectors_ahead = 64;
+static_assert(vectors_ahead <= nonzeros_beyond);
+constexpr int segments_ahead = 4;
+static_assert(segments_ahead <= segments_beyond);
+
+template <class T, bool Write>
+HPF_FN void prefetch_row(const T* row, int vectors) {
+  for (int j = 0; j < vectors; ++j) __builtin_prefetch(row + j * Simd<T>::lanes, Write, 3);
+}
+
+// Asks for the rows of `count` nonzeros that come `ahead` after these.
+template <class T, bool Items>
+HPF_FN void prefetch_nonzeros(const T* v, const T* item_sums, int64_t stride, const int32_t* column, int64_t count,
+                              int vectors) {
+  const int ahead = vectors_ahead / vectors;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t at = column[i + ahead] * stride;
+    prefetch_row<T, false>(v + at, vectors);
+    if (Items) prefetch_row<T, true>(item_sums + at, vectors);
+  }
+}
+
+// Rows of up to so many vectors stay in registers while four nonzeros are worked on.
+constexpr int most_in_registers = 4;
+
+// Four nonzeros of one row, or fewer at its end: adds y/(u·v) v to `sum` and y/(u·v) u to the items' sums.
+template <class T, int NV, bool Users, bool Items, bool Whole>
+inline void add_four(const Vector<T>* own, const T* v, int64_t stride, const int32_t* column, const T* value, int count,
+                     Vector<T>* sum, T* item_sums, FourBits<T>& underflowed) {
+  constexpr int lanes = Simd<T>::lanes;
+  const int last = Whole ? 3 : count - 1;  // stands in for those that do not exist, with y = 0
+  int64_t at[4];
+  Vector<T> row[4][NV], product[4];
+  Four<T> y;
+  for (int i = 0; i < 4; ++i) {
+    at[i] = column[i < last ? i : last] * stride;
+    y[i] = Whole || i <= last ? value[i < last ? i : last] : T(0);
+  }
+  for (int i = 0; i < 4; ++i) {
+    for (int j = 0; j < NV; ++j) row[i][j] = load(v + at[i] + j * lanes);
+    product[i] = own[0] * row[i][0];
+    for (int j = 1; j < NV; ++j) product[i] += own[j] * row[i][j];
+  }
+  const Four<T> u_v = lane_sums_of_four<T>(product[0], product[1], product[2], product[3]);
+  const FourBits<T> fits = u_v >= tiny_product<T>;
+  underflowed |= ~fits;
+  Four<T> weight = y / u_v;
+  weight = reinterpret_cast<Four<T>>(reinterpret_cast<FourBits<T>>(weight) & fits);
+  for (int i = 0; i <= last; ++i) {
+    if (Users)
+      for (int j = 0; j < NV; ++j) sum[j] += weight[i] * row[i][j];
+    if (Items) {
+      T* target = item_sums + at[i];
+      for (int j = 0; j < NV; ++j) store(target + j * lanes, load(target + j * lanes) + weight[i] * own[j]);
+    }
+  }
+}
+
+// One tile with rows of few vectors; as allocate_tile.
+template <class T, int NV, bool Users, bool Items>
+int64_t allocate_short_rows(TilesView<T> tiles, int64_t tile, int64_t stride, const T* u, const T* v, T* user_sums,
+                            T* item_sums) {
+  constexpr int lanes = Simd<T>::lanes;
+  FourBits<T> underflowed = {};
+  int64_t z = tiles.tiles[tile].first_nonzero;
+  for (int64_t segment = tiles.tiles[tile].first_segment; segment < tiles.tiles[tile + 1].first_segment; ++segment) {
+    const int64_t row = tiles.segment_row[segment], end = z + tiles.segment_size[segment];
+    const int64_t next = tiles.segment_row[segment + segments_ahead] * stride;
+    prefetch_row<T, false>(u + next, NV);
+    if (Users) prefetch_row<T, true>(user_sums + next, NV);
+    prefetch_nonzeros<T, Items>(v, item_sums, stride, tiles.column + z, end - z, NV);
+    Vector<T> own[NV], sum[NV];
+    for (int j = 0; j < NV; ++j) {
+      own[j] = load(u + row * stride + j * lanes);
+      sum[j] = Vector<T>{};
+    }
+    for (; z + 4 <= end; z += 4)
+      add_four<T, NV, Users, Items, true>(own, v, stride, tiles.column + z, tiles.value + z, 4, sum, item_sums,
+                                          underflowed);
+    if (z < end)
+      add_four<T, NV, Users, Items, false>(own, v, stride, tiles.column + z, tiles.value + z, static_cast<int>(end - z),
+                                           sum, item_sums, underflowed);
+    z = end;
+    if (Users) {
+      T* total = user_sums + row * stride;
+      for (int j = 0; j < NV; ++j) store(total + j * lanes, load(total + j * lanes) + own[j] * sum[j]);
+    }
+  }
+  return (underflowed[0] | underflowed[1] | underflowed[2] | underflowed[3]) != 0;
+}
+
 // One tile: Σ w v to the users' sums (times u, so that they are complete), Σ w u to the items'
 // (still to be multiplied by v).  Returns how many nonzeros were left to the log-sum-exp.
 template <class T, int NV, bool Users, bool Items>
 int64_t allocate_tile(TilesView<T> tiles, int64_t tile, int64_t stride, const T* u, const T* v, T* user_sums,
                       T* item_sums, T* scratch) {
+  if constexpr (NV != 0 && NV <= most_in_registers)
+    return allocate_short_rows<T, NV, Users, Items>(tiles, tile, stride, u, v, user_sums, item_sums);
   constexpr int lanes = Simd<T>::lanes;
   const int vectors = static_cast<int>(stride / lanes);
   T *weight = scratch, *row_sum = scratch + piece + 4;
@@ -323,6 +419,7 @@ int64_t allocate_tile(TilesView<T> tiles, int64_t tile, int64_t stride, const T*
       const int count = static_cast<int>(minimum(piece, end - z));
       const int32_t* column = tiles.column + z;
       const T* y = tiles.value + z;
+      if (vectors <= vectors_ahead) prefetch_nonzeros<T, Items>(v, item_sums, stride, column, count, vectors);
       products<T, NV>(own, v, stride, column, count, vectors, weight);
       int underflows = 0;
 #pragma omp simd reduction(+ : underflows)

@@ -47,13 +47,21 @@ static inline T sum_lanes(Vector<T> v) {
   return total;
 }
 
-// The lane sums of four vectors, to out[0..4).
+// Four numbers, and masks of their bits as comparisons give them.
 template <class T>
-static inline void sum_lanes_of_four(Vector<T> a, Vector<T> b, Vector<T> c, Vector<T> d, T* out) {
-  out[0] = sum_lanes<T>(a);
-  out[1] = sum_lanes<T>(b);
-  out[2] = sum_lanes<T>(c);
-  out[3] = sum_lanes<T>(d);
+struct InFour {
+  typedef T Numbers __attribute__((vector_size(4 * sizeof(T))));
+  using Bits = decltype(Numbers{} < Numbers{});
+};
+template <class T>
+using Four = typename InFour<T>::Numbers;
+template <class T>
+using FourBits = typename InFour<T>::Bits;
+
+// The lane sums of four vectors.
+template <class T>
+static inline Four<T> lane_sums_of_four(Vector<T> a, Vector<T> b, Vector<T> c, Vector<T> d) {
+  return Four<T>{sum_lanes<T>(a), sum_lanes<T>(b), sum_lanes<T>(c), sum_lanes<T>(d)};
 }
 
 // Bit by bit, in which lanes a exceeds b.
@@ -99,21 +107,27 @@ static inline __m256d halves(Vector<double> v) {
 }
 
 template <>
-inline void sum_lanes_of_four<float>(Vector<float> a, Vector<float> b, Vector<float> c, Vector<float> d, float* out) {
+inline Four<float> lane_sums_of_four<float>(Vector<float> a, Vector<float> b, Vector<float> c, Vector<float> d) {
   const __m256 ab = _mm256_hadd_ps(halves(a), halves(b)), cd = _mm256_hadd_ps(halves(c), halves(d));
   const __m256 abcd = _mm256_hadd_ps(ab, cd);
-  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1)));
+  return reinterpret_cast<Four<float>>(_mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1)));
 }
 
 template <>
-inline void sum_lanes_of_four<double>(Vector<double> a, Vector<double> b, Vector<double> c, Vector<double> d,
-                                      double* out) {
+inline Four<double> lane_sums_of_four<double>(Vector<double> a, Vector<double> b, Vector<double> c, Vector<double> d) {
   const __m256d ab = _mm256_hadd_pd(halves(a), halves(b)), cd = _mm256_hadd_pd(halves(c), halves(d));
   const __m256d low = _mm256_permute2f128_pd(ab, cd, 0x20), high = _mm256_permute2f128_pd(ab, cd, 0x31);
-  _mm256_storeu_pd(out, _mm256_add_pd(low, high));
+  return reinterpret_cast<Four<double>>(_mm256_add_pd(low, high));
 }
 
 #endif
+
+// The same, to out[0..4).
+template <class T>
+static inline void sum_lanes_of_four(Vector<T> a, Vector<T> b, Vector<T> c, Vector<T> d, T* out) {
+  const Four<T> sums = lane_sums_of_four<T>(a, b, c, d);
+  __builtin_memcpy(out, &sums, sizeof(sums));
+}
 
 }  // namespace HPF_ISA
 }  // namespace hpf

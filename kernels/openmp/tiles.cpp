@@ -75,9 +75,9 @@ Tiles<T>::Tiles(int64_t rows, int64_t columns, const Index* indptr, const Index*
     tiles_[t].first_segment += tiles_[t - 1].first_segment;
     tiles_[t].first_nonzero += tiles_[t - 1].first_nonzero;
   }
-  segment_row_.resize(tiles_.back().first_segment);
+  segment_row_.resize(tiles_.back().first_segment + segments_beyond);
   segment_size_.resize(tiles_.back().first_segment);
-  column_.resize(nonzeros);
+  column_.resize(nonzeros + nonzeros_beyond);
   value_.resize(nonzeros);
 #pragma omp parallel for schedule(static, 1) num_threads(static_cast<int>(row_blocks))
   for (int64_t r = 0; r < row_blocks; ++r) {

@@ -18,6 +18,9 @@ struct Tile {
   int64_t first_segment, first_nonzero;  // one past the end: those of the next tile
 };
 
+// Entries behind the end of `column` and `segment_row` that may be read, so that kernels can look ahead.
+constexpr int nonzeros_beyond = 64, segments_beyond = 4;
+
 // What a kernel sees; plain pointers, so that code for several instruction sets can share it.
 template <class T>
 struct TilesView {
@@ -41,7 +44,7 @@ class Tiles {
         int64_t column_block_size);
 
   TilesView<T> view() const;
-  int64_t nonzeros() const { return static_cast<int64_t>(column_.size()); }
+  int64_t nonzeros() const { return static_cast<int64_t>(value_.size()); }
 
  private:
   int64_t rows_, columns_;
