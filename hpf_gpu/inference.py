@@ -141,7 +141,13 @@ def fit(
     if not history or history[-1].iteration < state.iteration:
         check = objective.check(state.model, state.iteration)
         history = (*history, replace(check, seconds=time.perf_counter() - started))
-    return Fit(state.model, history, state.iteration, ended_by)
+    return Fit(_without_spares(state.model), history, state.iteration, ended_by)
+
+
+def _without_spares(model: Model) -> Model:
+    """The model without the matrices that are kept to be overwritten."""
+    blocks = (replace(block, users=replace(block.users, spare=None)) for block in model.blocks)
+    return Model(tuple(blocks), replace(model.items, spare=None))
 
 
 def _judge(backend: Backend, state: State, objective: Objective) -> tuple[Check, tuple[Array, ...]]:
