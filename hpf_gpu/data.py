@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,10 +21,19 @@ _MOST_KNOWN = 1e9  # of a factor that is given: what float32 has room for, and s
 
 
 @dataclass(frozen=True)
+class Pattern:
+    """Where counts (N, M) are, without the counts."""
+
+    shape: tuple[int, int]
+    indptr: NDArray[Any]  # (N + 1,)
+    indices: NDArray[Any]  # (Z,)
+
+
+@dataclass(frozen=True)
 class TrainingData:
     """Canonical counts (sorted, unique, above zero) and the ids of their rows and columns."""
 
-    csr: Any  # (N, M), a scipy.sparse.csr_array, or a backend's own from Backend.adopt
+    csr: Any  # (N, M), a scipy.sparse.csr_array, or a backend's own from Backend.adopt, or a Pattern
     users: Ids
     items: Ids
 
@@ -40,6 +49,10 @@ class TrainingData:
     def seen(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """Which items each user has, as indptr (N + 1,) and item numbers (Z,) on the host."""
         return on_host(self.csr.indptr), on_host(self.csr.indices)
+
+    def without_counts(self) -> TrainingData:
+        """What is left when a backend has taken the counts, whose values are half of the matrix."""
+        return replace(self, csr=Pattern(self.csr.shape, *self.seen))
 
 
 def training_data(data: Any, *, backend: Backend, reindex: bool) -> TrainingData:

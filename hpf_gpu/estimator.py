@@ -6,7 +6,7 @@ import inspect
 import os
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -332,11 +332,11 @@ class HPF(FoldingModel):
             saved = file.read(schedule.maxiter)
         seed = seed_or_fresh(self.random_seed) if saved is None else saved.seed
 
-        counts = backend.counts(
-            given.data.csr, self._width()
-        )  # first: it refuses what would not fit in memory
+        # First: it refuses what would not fit into memory.
+        counts = backend.counts(given.data.csr, self._width())
         objective = Objective(backend, backend.log_factorial_sum(counts), bool(self.full_llk))
         epochs = self._epochs(backend, given.data, seed)
+        given = replace(given, data=given.data.without_counts())
         rng = None if epochs is None else epochs.rng
         if saved is not None and rng is not None:
             saved.draw_on(rng)
