@@ -577,13 +577,18 @@ void allocate_sides(TilesView<T> tiles, int64_t k, int64_t stride, Factor<T> use
     allocate_with<T, NV, false, true>(tiles, k, stride, users, items, user_sums, item_sums, exact, threads);
 }
 
-template <class T>
-void allocate(TilesView<T> tiles, int64_t k, int64_t stride, Factor<T> users, Factor<T> items, T* user_sums,
-              T* item_sums, bool exact, int threads) {
+template <int N>
+struct Vectors {
+  static constexpr int count = N;
+};
+
+// Calls `body` with the vectors of a row as a constant: up to most_vectors, or 0 for any number.
+template <class T, class Body>
+inline auto with_vectors(int64_t stride, Body body) {
   switch (stride / Simd<T>::lanes) {
-#define HPF_CASE(NV) \
-  case NV:           \
-    return allocate_sides<T, NV>(tiles, k, stride, users, items, user_sums, item_sums, exact, threads);
+#define HPF_CASE(N) \
+  case N:           \
+    return body(Vectors<N>{});
     HPF_CASE(1)
     HPF_CASE(2)
     HPF_CASE(3)
@@ -594,8 +599,16 @@ void allocate(TilesView<T> tiles, int64_t k, int64_t stride, Factor<T> users, Fa
     HPF_CASE(8)
 #undef HPF_CASE
     default:
-      return allocate_sides<T, 0>(tiles, k, stride, users, items, user_sums, item_sums, exact, threads);
+      return body(Vectors<0>{});
   }
+}
+
+template <class T>
+void allocate(TilesView<T> tiles, int64_t k, int64_t stride, Factor<T> users, Factor<T> items, T* user_sums,
+              T* item_sums, bool exact, int threads) {
+  with_vectors<T>(stride, [&](auto vectors) {
+    allocate_sides<T, decltype(vectors)::count>(tiles, k, stride, users, items, user_sums, item_sums, exact, threads);
+  });
 }
 
 // ln Σ_k exp(E[ln θ_uk] + E[ln β_ik]) for one pair, in double.
@@ -617,47 +630,61 @@ double log_small_product(const T* a, const T* b, int64_t k) {
   return log_lifted_rate(sum);
 }
 
-template <class T>
-double log_rate_sum(TilesView<T> tiles, int64_t k, int64_t stride, const T* a, const T* b, const Factor<T>* users,
-                    const Factor<T>* items, int threads) {
+constexpr int batch = 256;  // nonzeros of a tile, whatever their rows, whose logarithms are taken together
+
+template <class T, int NV>
+double log_rate_sum_with(TilesView<T> tiles, int64_t k, int64_t stride, const T* a, const T* b, const Factor<T>* users,
+                         const Factor<T>* items, int threads) {
   const int64_t tile_count = tiles.row_blocks * tiles.column_blocks;
   const int vectors = static_cast<int>(stride / Simd<T>::lanes);
   Scratch<double> partial(tile_count);
 #pragma omp parallel num_threads(threads_for_tiles(tiles, threads))
   {
-    Scratch<T> product(piece + 4);
-    Scratch<double> log_rate(piece), logs(exact_rows * whole_groups(k));
+    Scratch<T> products_of(batch + 4);
+    Scratch<int32_t> row_of(batch);
+    Scratch<double> log_rates(batch), logs(exact_rows * whole_groups(k));
+    T* product = products_of.aligned;
+    int32_t* row = row_of.aligned;
+    double* log_rate = log_rates.aligned;
 #pragma omp for schedule(dynamic, 1)
     for (int64_t tile = 0; tile < tile_count; ++tile) {
+      const int64_t last = tiles.tiles[tile + 1].first_nonzero;
+      int64_t segment = tiles.tiles[tile].first_segment, z = tiles.tiles[tile].first_nonzero;
+      int64_t end = z < last ? z + tiles.segment_size[segment] : z;  // of the segment
       double total = 0;
-      int64_t z = tiles.tiles[tile].first_nonzero;
-      for (int64_t segment = tiles.tiles[tile].first_segment; segment < tiles.tiles[tile + 1].first_segment;
-           ++segment) {
-        const int64_t row = tiles.segment_row[segment];
-        for (int64_t end = z + tiles.segment_size[segment]; z < end;) {
-          const int count = static_cast<int>(minimum(piece, end - z));
-          const int32_t* column = tiles.column + z;
-          const T* y = tiles.value + z;
-          products<T, 0>(a + row * stride, b, stride, column, count, vectors, product.aligned);
-          int underflows = 0;
-#pragma omp simd reduction(+ : underflows)
-          for (int i = 0; i < count; ++i) {
-            const double rate = product.aligned[i];
-            const bool under = !(rate >= double(tiny_product<T>));
-            underflows += under;
-            log_rate.aligned[i] = log_normal(under ? 1.0 : rate);
-          }
-          if (users)
-            for (int i = 0; i < count; ++i) log_rate.aligned[i] += users->log_scale[row] + items->log_scale[column[i]];
-          if (underflows)
-            for (int i = 0; i < count; ++i) {
-              if (product.aligned[i] >= tiny_product<T>) continue;
-              log_rate.aligned[i] = users ? exact_log_rate(k, stride, *users, *items, row, column[i], logs.aligned)
-                                          : log_small_product(a + row * stride, b + column[i] * stride, k);
-            }
-          for (int i = 0; i < count; ++i) total += double(y[i]) * log_rate.aligned[i];
+      while (z < last) {
+        const int32_t* column = tiles.column + z;
+        const T* y = tiles.value + z;
+        const int size = static_cast<int>(minimum(batch, last - z));
+        for (int done = 0; done < size;) {
+          const int count = static_cast<int>(minimum(size - done, end - z));
+          const int64_t u = tiles.segment_row[segment];
+          if (vectors <= vectors_ahead)
+            prefetch_nonzeros<T, false>(b, static_cast<T*>(nullptr), stride, column + done, count, vectors);
+          products<T, NV>(a + u * stride, b, stride, column + done, count, vectors, product + done);
+          for (int i = done; i < done + count; ++i) row[i] = static_cast<int32_t>(u);
+          done += count;
           z += count;
+          if (z == end && z < last) end += tiles.segment_size[++segment];
         }
+        int underflows = 0;
+#pragma omp simd reduction(+ : underflows)
+        for (int i = 0; i < size; ++i) {
+          const double rate = product[i];
+          const bool under = !(rate >= double(tiny_product<T>));
+          underflows += under;
+          log_rate[i] = log_normal(under ? 1.0 : rate);
+        }
+        if (users)
+          for (int i = 0; i < size; ++i) log_rate[i] += users->log_scale[row[i]] + items->log_scale[column[i]];
+        if (underflows)
+          for (int i = 0; i < size; ++i) {
+            if (product[i] >= tiny_product<T>) continue;
+            log_rate[i] = users ? exact_log_rate(k, stride, *users, *items, row[i], column[i], logs.aligned)
+                                : log_small_product(a + row[i] * stride, b + column[i] * stride, k);
+          }
+#pragma omp simd reduction(+ : total)
+        for (int i = 0; i < size; ++i) total += double(y[i]) * log_rate[i];
       }
       partial.aligned[tile] = total;
     }
@@ -665,6 +692,14 @@ double log_rate_sum(TilesView<T> tiles, int64_t k, int64_t stride, const T* a, c
   double total = 0;
   for (int64_t tile = 0; tile < tile_count; ++tile) total += partial.aligned[tile];
   return total;
+}
+
+template <class T>
+double log_rate_sum(TilesView<T> tiles, int64_t k, int64_t stride, const T* a, const T* b, const Factor<T>* users,
+                    const Factor<T>* items, int threads) {
+  return with_vectors<T>(stride, [&](auto vectors) {
+    return log_rate_sum_with<T, decltype(vectors)::count>(tiles, k, stride, a, b, users, items, threads);
+  });
 }
 
 template <class T>
