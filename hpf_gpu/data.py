@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from .ids import Ids, encode, narrow, shown
 from .variational import Pairs
 
 COLUMNS = ("UserId", "ItemId", "Count")
+_PACKAGE = Path(__file__).parent
 _MOST_KNOWN = 1e9  # of a factor that is given: what float32 has room for, and sums of many
 
 
@@ -131,7 +134,8 @@ def known_factors(given: Any, ids: Ids, k: int, *, name: str) -> NDArray[Any]:
         if (places < 0).any():
             missing = ids.index[int(np.argmin(places))] if ids.values is not None else int(np.argmin(places))
             raise ValueError(f"{name} has no row for {ids.kind} {shown(missing)}, who is in counts_df")
-        matrix = given.to_numpy()[places]
+        numeric = all(pd.api.types.is_numeric_dtype(column) for column in given.dtypes)
+        matrix = (given.to_numpy(np.float64, na_value=np.nan) if numeric else given.to_numpy())[places]
     else:
         matrix = np.asarray(on_host(given))
         if ids.values is not None:
@@ -183,12 +187,12 @@ def new_rows(data: Any, kind: str, known: Ids, *, dtype: type, name: str) -> New
     codes = known.codes(columns)
     unknown, zero = codes < 0, values == 0
     if zero.any():
-        _warn_zeros(int(zero.sum()), f"left out of {name}", stacklevel=5)
+        _warn_zeros(int(zero.sum()), f"left out of {name}")
     if unknown.all():
         raise ValueError(f"{name} has no {known.kind} that was in the training data")
     if unknown.any():
         left_out = f"{int(unknown.sum())} counts of {name} were left out: their {known.kind}s"
-        warnings.warn(f"{left_out} were not in the training data", stacklevel=4)
+        warn(f"{left_out} were not in the training data")
     kept = ~(unknown | zero)
     if not kept.any():
         raise ValueError(f"{name} has no count above zero of {known.kind}s that were in the training data")
@@ -196,10 +200,9 @@ def new_rows(data: Any, kind: str, known: Ids, *, dtype: type, name: str) -> New
     csr = _canonical(coo.tocsr())
     empty = int((np.diff(csr.indptr) == 0).sum())
     if empty:
-        warnings.warn(
+        warn(
             f"{empty} new {kind}s have no count that can be used; they get the factors of a {kind} "
-            "without counts",
-            stacklevel=4,
+            "without counts"
         )
     return NewRows(csr, ids)
 
@@ -399,6 +402,13 @@ def _canonical(csr: sparse.csr_array, drop_zeros: bool = False) -> sparse.csr_ar
     return csr
 
 
-def _warn_zeros(how_many: int, what: str, stacklevel: int = 4) -> None:
-    message = f"{how_many} counts of zero were {what}: pairs that are absent count as zero"
-    warnings.warn(message, stacklevel=stacklevel)
+def _warn_zeros(how_many: int, what: str) -> None:
+    warn(f"{how_many} counts of zero were {what}: pairs that are absent count as zero")
+
+
+def warn(message: str) -> None:
+    """Warn about user data, at the line of the user's that has led here."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and Path(frame.f_code.co_filename).is_relative_to(_PACKAGE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)

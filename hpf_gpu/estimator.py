@@ -285,13 +285,15 @@ class HPF(FoldingModel):
         checkpoint : str or path-like, optional
             File that the state of the fit is written to every ``checkpoint_every`` iterations.  If it is
             there already, the fit goes on from it, and ends bit by bit as one that was never interrupted
-            (on the same backend with as many threads).  It stays when the fit has ended.
+            (on the same backend with as many threads).  It stays when the fit has ended.  It knows a
+            ``step_size`` by its first two values.
         checkpoint_every : int
             Iterations between two checkpoints.
         fixed_users, fixed_items : DataFrame (n, k) or array (nusers, k) or (nitems, k), optional
             Factors that are known and stay as they are, those of users or those of items: a frame with ids
             for index, of which those in ``counts_df`` are taken, or where ids are row numbers an array.
-            Columns are those of Theta and Beta; 0 up to 1e9, and not a row all zero.  Values below 1e-15
+            Columns are those of Theta and Beta, with ``bias=True`` those of the biases too: what is given
+            there weighs the bias of the other side.  0 up to 1e9, and not a row all zero.  Values below 1e-15
             lose digits.
 
         Returns
@@ -323,7 +325,8 @@ class HPF(FoldingModel):
         if callback is not None and not callable(callback):
             raise TypeError(f"callback must be a function of the last check, not {callback!r}")
         every, schedule = whole_number("checkpoint_every", checkpoint_every, 1), self._schedule()
-        backend = self._working_backend(np.dtype(np.float32 if self.use_float else np.float64), self.ncores)
+        dtype = np.dtype(np.float32 if self.use_float else np.float64)
+        backend = self._working_backend(dtype, self.ncores, self._width())
         given = self._read(backend, counts_df, val_set, fixed_users, fixed_items)
         file = saved = None
         if checkpoint is not None:
@@ -444,6 +447,11 @@ class HPF(FoldingModel):
         users, items = result.model.blocks[0].users, result.model.items
         # Everything comes to the host before anything is set: if that fails, the last fit is whole.
         means = [backend.asnumpy(backend.mean(side.factor)) for side in (users, items)]
+        for name, mean in zip(("Theta", "Beta"), means, strict=True):
+            if not np.isfinite(mean).all():
+                raise ValueError(
+                    f"{name} is too large for {mean.dtype}: take use_float=False, or priors nearer to 1"
+                )
         posteriors = None
         if self.keep_all_objs or self.save_folder is not None:
             posteriors = (posterior_of(backend, users), posterior_of(backend, items))
@@ -514,7 +522,8 @@ class HPF(FoldingModel):
         Notes
         -----
         The backend that fitted it need not be there: predictions run on the host.  Where ``backend`` names
-        one that is missing, set it to ``'auto'`` before the next fit or fold-in.
+        one that is missing, set it to ``'auto'`` before the next fit or fold-in, and ``precision`` and
+        ``allocate`` to their defaults.
         """
         parameters, state = load_model(path, inspect.signature(HPF).parameters)
         model = cls(**parameters)

@@ -136,10 +136,10 @@ class FittedModel:
         if self.binary:
             counts[...] = 1
 
-    def _working_backend(self, dtype: np.dtype[Any], ncores: Any) -> Backend:
-        """What fits and folds in: the backend that was asked for."""
+    def _working_backend(self, dtype: np.dtype[Any], ncores: Any, k: int) -> Backend:
+        """What fits and folds in, with ``k`` columns: the backend that was asked for."""
         options = cuda_options(vars(self))
-        return backends.choose(self.backend, dtype, thread_count(ncores), k=int(self.k), **options)
+        return backends.choose(self.backend, dtype, thread_count(ncores), k=k, **options)
 
     def _host_backend(self) -> Backend:
         """What predicts: the model is on the host, in the precision that it was fitted in."""

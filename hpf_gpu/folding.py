@@ -227,9 +227,9 @@ class FoldingModel(PartialModel):
         kind, known = (("user", self._item_ids), ("item", self._user_ids))[side]
         given = new_rows(counts_df, kind, known, dtype=self.Theta.dtype.type, name="counts_df")
         self._count_once(given.csr.data)
-        backend = self._working_backend(self.Theta.dtype, self.ncores if ncores is None else ncores)
-        numbers, csr = _columns_in_use(given.csr)
         k = self.Theta.shape[1]
+        backend = self._working_backend(self.Theta.dtype, self.ncores if ncores is None else ncores, k)
+        numbers, csr = _columns_in_use(given.csr)
         counts = backend.counts(csr, k)  # first: it refuses what would not fit into memory
         frozen = frozen_side(backend, posteriors[1 - side], numbers)
         start = level_side(backend, posteriors[side].prior, csr.shape[0], k)

@@ -152,7 +152,7 @@ class PartialModel(FittedModel):
         allowed = (bool(new_users), bool(new_items))
         users, items = (_place(*given) for given in zip(known, data.sides, totals, allowed, strict=True))
 
-        backend = self._working_backend(dtype, self.ncores)
+        backend = self._working_backend(dtype, self.ncores, self._factors())
         self._check_fixed((users, items))
         csr = data.csr((users.rows, items.rows), (users.ids.size, items.ids.size))
         self._count_once(csr.data)

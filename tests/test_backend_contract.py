@@ -1087,3 +1087,22 @@ def test_elbo_never_falls(
             assert_near(elbo, state.elbo, tolerance.objective, state.elbo_magnitude)
 
     check()
+
+
+@pytest.mark.parametrize("k", [8, 30, 64, 100])
+def test_a_product_at_the_threshold_is_counted_once(backend: Backend, k: int) -> None:
+    """U·V within some rounding errors of where the log-sum-exp begins: one of the two passes takes it."""
+    rng, size = np.random.default_rng(k), 3000
+    threshold, epsilon = (1e-18, 1e-7) if backend.dtype == np.float32 else (1e-150, 2e-16)
+    u, v = rng.uniform(0.1, 1.0, (1, k)), rng.uniform(0.1, 1.0, (size, k))
+    v *= (threshold / (v @ u[0]) * (1 + rng.uniform(-3, 3, size) * epsilon))[:, None]
+
+    def factor(exp_log: Host) -> Factor:
+        n = len(exp_log)
+        rates = backend.asarray(np.ones(n))[:, None], backend.asarray(np.ones(k))
+        shape, scale = backend.asarray(np.ones((n, k))), backend.asarray(np.zeros(n))
+        return Factor(shape, *rates, backend.asarray(exp_log), scale)
+
+    csr = sparse.csr_array(np.ones((1, size)), dtype=backend.dtype)
+    sums = backend.allocate(backend.counts(csr, k), factor(u), factor(v))[1]
+    np.testing.assert_allclose(backend.asnumpy(sums).sum(axis=1), 1.0, rtol=1e-5)

@@ -315,3 +315,11 @@ def test_partial_fit_before_fit_with_biases():
     assert model.Theta.shape == (Y.shape[0], K + 2)
     assert np.all(model.Theta[:, K + 1] == 1)
     assert np.all(model.Beta[:, K] == 1)
+
+
+def test_known_factors_of_nullable_types() -> None:
+    counts = sparse.csr_array(np.array([[1.0, 2, 0], [0, 1, 3]]))
+    factors = pd.DataFrame(np.ones((3, 2)))
+    model = HPF(k=2, maxiter=3, random_seed=1, verbose=False, backend="numpy")
+    plain = model.fit(counts, fixed_items=factors).Theta
+    np.testing.assert_array_equal(model.fit(counts, fixed_items=factors.astype("Float64")).Theta, plain)

@@ -665,3 +665,35 @@ def test_save_folder(keep_all_objs, counts, tmp_path):
 
 def test_time_is_recorded(fitted):
     assert 0 < fitted.history_.seconds.iloc[-1] < time.perf_counter()
+
+
+@pytest.mark.parametrize("where", ["frame", "matrix", "val_set", "eval_llk"])
+def test_warnings_point_at_the_users_line(where):
+    table = np.array([[0, 0, 1], [1, 1, 2], [0, 1, 3], [1, 0, 0]])
+    frame = pd.DataFrame(table, columns=["UserId", "ItemId", "Count"])
+    model = HPF(k=2, maxiter=2, verbose=False, backend="numpy")
+    work = {
+        "frame": lambda: model.fit(frame),
+        "matrix": lambda: model.fit(sparse.csr_array((table[:, 2], (table[:, 0], table[:, 1])))),
+        "val_set": lambda: model.fit(frame[:3], val_set=frame),
+        "eval_llk": lambda: model.fit(frame[:3]).eval_llk(frame),
+    }[where]
+    with pytest.warns(UserWarning, match="counts of zero") as warned:
+        work()
+    assert [warning.filename for warning in warned] == [__file__]
+
+
+def test_factors_beyond_the_precision_are_an_error():
+    model = HPF(k=2, maxiter=5, random_seed=1, verbose=False, hierarchical=False, a=1e10, b_prime=1e-30)
+    with pytest.raises(ValueError, match="is too large for float32: take use_float=False"):
+        model.fit(sparse.eye_array(3, format="csr") * 2)
+    assert not model.is_fitted
+
+
+def test_auto_is_asked_for_the_width_with_biases(monkeypatch):
+    from hpf_gpu import backends
+
+    asked, choose = [], backends.choose
+    monkeypatch.setattr(backends, "choose", lambda *a, k, **o: asked.append(k) or choose(*a, k=k, **o))
+    HPF(k=4, bias=True, maxiter=2, verbose=False).fit(sparse.eye_array(5, format="csr"))
+    assert asked == [6]

@@ -125,7 +125,7 @@ def _above_zero(xp: Any, shape: tuple[int, int], row: Array, column: Array, valu
 def _warn_of_zeros(how_many: int) -> None:
     if how_many:
         warnings.warn(
-            f"{how_many} counts of zero were dropped: pairs that are absent count as zero", stacklevel=6
+            f"{how_many} counts of zero were dropped: pairs that are absent count as zero", stacklevel=7
         )
 
 

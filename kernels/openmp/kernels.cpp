@@ -233,6 +233,8 @@ double distance(int64_t n, int64_t k, int64_t stride, const T* a, const T* b, in
 // -- the nonzeros --------------------------------------------------------------------------------
 
 // u·v_z for up to `piece` nonzeros of one row.  NV vectors a row; 0 means `vectors` of them.
+// Every product of two rows in this file starts from zero: a first term that is not a sum could be rounded one way
+// here and another there, and two passes would not agree which nonzeros underflow.
 template <class T, int NV>
 inline void products(const T* u, const T* v, int64_t stride, const int32_t* column, int count, int vectors, T* out) {
   constexpr int lanes = Simd<T>::lanes;
@@ -241,8 +243,8 @@ inline void products(const T* u, const T* v, int64_t stride, const int32_t* colu
   for (; z + 4 <= count; z += 4) {
     const T *v0 = v + column[z] * stride, *v1 = v + column[z + 1] * stride;
     const T *v2 = v + column[z + 2] * stride, *v3 = v + column[z + 3] * stride;
-    Vector<T> a = load(u) * load(v0), b = load(u) * load(v1), c = load(u) * load(v2), d = load(u) * load(v3);
-    for (int j = 1; j < nv; ++j) {
+    Vector<T> a = {}, b = {}, c = {}, d = {};
+    for (int j = 0; j < nv; ++j) {
       const Vector<T> w = load(u + j * lanes);
       a += w * load(v0 + j * lanes);
       b += w * load(v1 + j * lanes);
@@ -254,9 +256,8 @@ inline void products(const T* u, const T* v, int64_t stride, const int32_t* colu
   if (z < count) {  // the last one to three, the last repeated
     const T* rows[4];
     for (int i = 0; i < 4; ++i) rows[i] = v + column[z + i < count ? z + i : count - 1] * stride;
-    Vector<T> sums[4];
-    for (int i = 0; i < 4; ++i) sums[i] = load(u) * load(rows[i]);
-    for (int j = 1; j < nv; ++j)
+    Vector<T> sums[4] = {};
+    for (int j = 0; j < nv; ++j)
       for (int i = 0; i < 4; ++i) sums[i] += load(u + j * lanes) * load(rows[i] + j * lanes);
     sum_lanes_of_four<T>(sums[0], sums[1], sums[2], sums[3], out + z);  // `out` has room for the repeats
   }
@@ -347,8 +348,8 @@ inline void add_four(const Vector<T>* own, const T* v, int64_t stride, const int
   }
   for (int i = 0; i < 4; ++i) {
     for (int j = 0; j < NV; ++j) row[i][j] = load(v + at[i] + j * lanes);
-    product[i] = own[0] * row[i][0];
-    for (int j = 1; j < NV; ++j) product[i] += own[j] * row[i][j];
+    product[i] = Vector<T>{};
+    for (int j = 0; j < NV; ++j) product[i] += own[j] * row[i][j];
   }
   const Four<T> u_v = lane_sums_of_four<T>(product[0], product[1], product[2], product[3]);
   const FourBits<T> fits = u_v >= tiny_product<T>;
