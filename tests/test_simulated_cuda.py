@@ -44,7 +44,7 @@ class Leg:
 #: Every operation and a whole fit, once.
 FEW = (
     "(allocate or gamma or sum or predict or top_items or iterations or by_items or device or stream or wait)"
-    " and not float64 and not where_blocks_meet and not csr_types"
+    " and not float64 and not where_blocks_meet and not csr_types and not memory"
 )
 #: The same for few cases.
 SMALL = f"{FEW} and (5 or user or nonzero or device or stream or wait) and not 50"
