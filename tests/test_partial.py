@@ -243,6 +243,17 @@ def test_users_of_a_batch_without_counts(numbers: pd.DataFrame) -> None:
     assert (by_item.Gamma_shp - 0.3).sum() == pytest.approx(batch.Count.sum(), rel=1e-4)
 
 
+def test_users_of_a_batch_are_any_collection(frame: pd.DataFrame) -> None:
+    batch = frame[frame.UserId < "user 2"]
+    users = [*batch.UserId.unique(), "idle"]
+    listed = model_of().partial_fit(batch, users_in_batch=users, **sizes(frame))
+    for given in (iter(users), dict.fromkeys(users), pd.Series(users), tuple(users)):
+        assert_same_model(listed, model_of().partial_fit(batch, users_in_batch=given, **sizes(frame)))
+    for wrong in ("user 1", b"user 1", 5):
+        with pytest.raises(TypeError, match=f"users_in_batch is {wrong!r}: pass a list"):
+            model_of().partial_fit(batch, users_in_batch=wrong, **sizes(frame))
+
+
 def test_start_values_of_new_rows_follow_the_seed(frame: pd.DataFrame) -> None:
     few, more = frame[frame.UserId < "user 2"], frame[frame.UserId >= "user 2"]
 
