@@ -258,7 +258,10 @@ def _batch_side(column: pd.Series, known: Ids, members: Any) -> BatchSide:
     if members is None:
         codes, ids = encode(column, kind, named, room=known.size)
         return BatchSide(ids, codes, np.unique(codes))
-    listed = pd.Series(list(members), dtype=None if len(members) else column.dtype)
+    if not pd.api.types.is_list_like(members):
+        raise TypeError(f"{kind}s_in_batch is {shown(members)}: pass a list of {kind} ids")
+    members = list(members)
+    listed = pd.Series(members, dtype=None if members else column.dtype)
     codes, ids = encode(pd.concat([column, listed], ignore_index=True), kind, named, room=known.size)
     codes, places = codes[: len(column)], np.unique(codes[len(column) :])
     stray = codes[~np.isin(codes, places)]

@@ -15,7 +15,7 @@ from .data import NewRows, new_rows, on_host, one_user
 from .ids import Ids
 from .inference import fold_in
 from .parameters import positive_number, whole_number
-from .partial import PartialModel
+from .partial import PartialModel, Place
 from .ranking import with_items
 from .variational import Posterior, Side, frozen_side, level_side, posterior_of, put_rows
 
@@ -176,9 +176,7 @@ class FoldingModel(PartialModel):
         whole_number("random_seed", random_seed, 0)
         user = one_user(counts_df, user_id, name="counts_df")
         if update_all_params:
-            self._check_fitted()
-            self._rows_for(pd.Index([user_id], tupleize_cols=False), update_existing)
-            self.partial_fit(user, new_users=True)
+            self._step_with(user, update_existing, ncores)
             return True
         self._put(self._fold(_USERS, user, maxiter, stop_thr, ncores), update_existing)
         return True
@@ -236,6 +234,20 @@ class FoldingModel(PartialModel):
         exact = bool(self.sum_exp_trick)
         rows = fold_in(backend, counts, start, frozen, maxiter=maxiter, stop_thr=stop_thr, exact_phi=exact)
         return _Folded(backend, given, rows, frozen, numbers)
+
+    def _step_with(self, user: pd.DataFrame, update_existing: bool, ncores: int) -> None:
+        """Move all parameters by the counts of one user, who is added or replaced."""
+        self._check_fitted()
+        step, known = self._step(None), self._item_ids
+        given = new_rows(user, "user", known, dtype=self.Theta.dtype.type, name="counts_df")
+        rows, users = self._rows_for(given.ids.index, update_existing)
+        totals = max(self.nusers or 0, users.size), max(self.nitems or 0, known.size)
+        everything = np.arange(known.size)
+        places = Place(users, rows, rows, totals[0]), Place(known, everything, everything, totals[1])
+        indices = (np.repeat(rows, given.csr.nnz), given.csr.indices)
+        csr = sparse.coo_array((given.csr.data, indices), shape=(users.size, known.size)).tocsr()
+        seed = self._seed_of_rows(None)
+        self._take_step(places, csr, _USERS, step, seed, ncores, replaces=update_existing)
 
     def _phi(self, folded: _Folded, items: pd.Series) -> NDArray[Any]:
         """φ of one user with each of the given items (n, k)."""

@@ -13,6 +13,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 _NAMED = 3  # of many unknown ids in a message
+_NUMERIC = {"i", "u", "f"}  # kinds of dtypes
+_EXACT = 2**53  # float64 holds every integer up to here
 _BLOCK = 1 << 18  # rows that are worked on at once
 
 
@@ -56,8 +58,7 @@ class Ids:
         """Row numbers of many ids (n,); −1 where an id is unknown."""
         column = _column(ids)
         if self.values is not None:
-            codes: NDArray[np.int64] = self._index.get_indexer(pd.Index(column, tupleize_cols=False))
-            return codes
+            return self._places(pd.Index(column, tupleize_cols=False))
         if column.dtype == object:
             return np.array([self._number(value) for value in column], dtype=np.int64)
         if column.dtype.kind not in "iufb":
@@ -65,6 +66,14 @@ class Ids:
         with np.errstate(invalid="ignore"):
             valid = (column >= 0) & (column < self.size) & (column == np.floor(column))
         return np.where(valid, np.where(valid, column, 0).astype(np.int64), -1)
+
+    def _places(self, ids: pd.Index) -> NDArray[np.int64]:
+        """Row numbers of ids (n,), found as in a dict: True, 1 and 1.0 are one id; −1 where unknown."""
+        if _compare_as_in_python(self._index, ids):
+            codes: NDArray[np.int64] = self._index.get_indexer(ids)
+            return codes
+        rows = self.rows or {}
+        return np.array([rows.get(one, -1) for one in ids], dtype=np.int64)
 
     def codes_of(self, given: Any) -> NDArray[np.int64]:
         """Row numbers of one id or of many, (1,) or (n,); −1 where an id is unknown."""
@@ -109,12 +118,14 @@ class Ids:
 
     def _joined(self, ids: pd.Index) -> NDArray[Any]:
         """All ids in the type of those that are there, or as objects where it cannot hold the new ones."""
-        new = ids.infer_objects()
-        with contextlib.suppress(TypeError, ValueError, OverflowError):
-            cast = new.astype(self._index.dtype)
-            if (cast == new).all():
-                return _as_values(self._index.append(cast))
-        return _objects([*self._index, *new])
+        new, dtype = ids.infer_objects(), self._index.dtype
+        if new.dtype.kind == dtype.kind or {new.dtype.kind, dtype.kind} <= _NUMERIC:
+            with contextlib.suppress(TypeError, ValueError, OverflowError), np.errstate(invalid="ignore"):
+                cast = new.astype(dtype)
+                # As Python compares: to NumPy 2**53 + 1 equals 2.0**53.
+                if [*cast] == [*ids]:
+                    return _as_values(self._index.append(cast))
+        return _objects([*self._index, *ids])
 
     def _named(self, ids: Iterable[Any], singular: str, plural: str) -> str:
         """Some ids as the subject of a message: "users 'ann', 'bob', 'eve' and 2 more were"."""
@@ -218,6 +229,18 @@ def _row_numbers(column: pd.Series, kind: str, room: int) -> NDArray[Any]:
 def narrow(codes: NDArray[Any], size: int) -> NDArray[Any]:
     """Row numbers in 32 bits where these hold ``size`` rows."""
     return codes.astype(np.int32 if size <= np.iinfo(np.int32).max else np.int64)
+
+
+def _compare_as_in_python(one: pd.Index, other: pd.Index) -> bool:
+    """Whether pandas finds the ids of one index in another where a dict would.
+
+    Between types it reads texts as dates, tells True from 1, makes floats of integers, and dates overflow.
+    """
+    kinds = {one.dtype.kind, other.dtype.kind}
+    if one.dtype == other.dtype or kinds == {"O"}:
+        return True
+    integers = [index for index in (one, other) if index.dtype.kind in "iu" and len(index)]
+    return kinds <= _NUMERIC and all(ids.min() >= -_EXACT and ids.max() <= _EXACT for ids in integers)
 
 
 def _as_values(values: Any) -> NDArray[Any]:

@@ -16,7 +16,7 @@ from .data import BatchSide, batch_data
 from .fitted import FittedModel
 from .ids import Ids
 from .parameters import check_choice, check_parameters, checked_step, seed_or_fresh, step_at, whole_number
-from .ranking import with_more_items
+from .ranking import UserItems, with_items, with_more_items
 from .stochastic import Batch, Local, run_epoch, with_rank_one
 from .variational import (
     Prior,
@@ -30,7 +30,7 @@ from .variational import (
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """Where the ids of a batch belong on one side of the model."""
 
     ids: Ids  # of the whole side, those that are new included
@@ -137,32 +137,60 @@ class PartialModel(FittedModel):
                     batch = plays.read_row_group(group).to_pandas()
                     model.partial_fit(batch, nusers=1_000_000, nitems=50_000)
         """
-        check_parameters(vars(self))
         check_choice("batch_type", batch_type, ("users", "items"))
-        if not self.keep_all_objs or (self.is_fitted and self._posteriors is None):
-            raise ValueError("partial_fit needs shapes and rates, which keep_all_objs=False drops")
-        step = step_at(self.step_size, self.niter or 0) if step_size is None else step_size
-        step = checked_step("step_size", step)
-        dtype = self.Theta.dtype if self.is_fitted else np.dtype(np.float32 if self.use_float else np.float64)
+        step = self._step(step_size)
         own = 0 if batch_type == "users" else 1
         members = (users_in_batch, None) if own == 0 else (None, items_in_batch)
         totals = self._totals(nusers, nitems)
         known = self._known_ids(totals)
-        data = batch_data(counts_df, known, members, dtype=dtype.type, name="counts_df")
+        data = batch_data(counts_df, known, members, dtype=self._dtype().type, name="counts_df")
         allowed = (bool(new_users), bool(new_items))
         users, items = (_place(*given) for given in zip(known, data.sides, totals, allowed, strict=True))
-
-        backend = self._working_backend(dtype, self.ncores, self._factors())
-        self._check_fixed((users, items))
         csr = data.csr((users.rows, items.rows), (users.ids.size, items.ids.size))
+        self._take_step((users, items), csr, own, step, self._seed_of_rows(random_seed), self.ncores)
+        return self
+
+    def _step(self, given: Any) -> float:
+        """The next step of a model that can take one, unless another is given."""
+        check_parameters(vars(self))
+        if not self.keep_all_objs or (self.is_fitted and self._posteriors is None):
+            raise ValueError("partial_fit needs shapes and rates, which keep_all_objs=False drops")
+        return checked_step("step_size", step_at(self.step_size, self.niter or 0) if given is None else given)
+
+    def _dtype(self) -> np.dtype[Any]:
+        return self.Theta.dtype if self.is_fitted else np.dtype(np.float32 if self.use_float else np.float64)
+
+    def _take_step(
+        self,
+        places: tuple[Place, Place],
+        csr: sparse.csr_array,  # (N, M)
+        own: int,  # 0 for a batch of users, 1 for one of items
+        step: float,
+        seed: int,
+        ncores: Any,
+        *,
+        replaces: bool = False,  # what the users of the batch have had
+    ) -> None:
+        """Move the model by a batch."""
+        backend = self._working_backend(self._dtype(), ncores, self._factors())
+        self._check_fixed(places)
         self._count_once(csr.data)
-        batch = self._batch(backend, (users, items)[own], csr if own == 0 else csr.T.tocsr())
-        seed = self._seed_of_rows(random_seed)
-        sides = self._sides(backend, (users, items), seed)
+        batch = self._batch(backend, places[own], csr if own == 0 else csr.T.tocsr())
+        sides = self._sides(backend, places, seed)
         how = Local(self.schedule == "alternating", bool(self.sum_exp_trick))
         moved = run_epoch(backend, [batch], sides[own], sides[1 - own], how, step)
-        self._keep_step(backend, moved if own == 0 else moved[::-1], (users, items), csr, seed)
-        return self
+        seen = self._seen_after(places[0], csr, replaces) if self.keep_data else None
+        self._keep_step(backend, moved if own == 0 else moved[::-1], places, seen, seed)
+
+    def _seen_after(self, users: Place, csr: sparse.csr_array, replaces: bool) -> UserItems | None:
+        """What users have had, that of a batch included; None if it was dropped before."""
+        seen = self._seen if self.is_fitted else (np.zeros(1, np.int64), np.empty(0, csr.indices.dtype))
+        if seen is None:
+            return None
+        if not replaces:
+            return with_more_items(seen, csr)
+        given = csr[users.members]
+        return with_items(seen, users.members, (given.indptr, given.indices))
 
     def _totals(self, nusers: Any, nitems: Any) -> tuple[int, int]:
         """How many users and items there are in all: as given, or as known."""
@@ -199,7 +227,7 @@ class PartialModel(FittedModel):
             return seed_or_fresh(self.random_seed)
         return int(np.random.SeedSequence((self.random_seed_, self.niter or 0)).generate_state(1)[0])
 
-    def _batch(self, backend: Backend, own: _Place, csr: sparse.csr_array) -> Batch:
+    def _batch(self, backend: Backend, own: Place, csr: sparse.csr_array) -> Batch:
         counts = backend.counts(csr[own.members], self._factors())
         return Batch(own.members, counts, own.total / len(own.members))
 
@@ -219,7 +247,7 @@ class PartialModel(FittedModel):
             Prior(float(self.c), float(self.c_prime), float(self.d_prime), levels, ones[1]),
         )
 
-    def _check_fixed(self, places: tuple[_Place, _Place]) -> None:
+    def _check_fixed(self, places: tuple[Place, Place]) -> None:
         """What is new has no factors on a side whose factors were given."""
         posteriors = self._posteriors if self.is_fitted else None
         for place, posterior in zip(places, posteriors or (), strict=False):
@@ -228,7 +256,7 @@ class PartialModel(FittedModel):
                     f"the {place.ids.kind}s of this model are fixed: a batch cannot bring new ones"
                 )
 
-    def _sides(self, backend: Backend, places: tuple[_Place, _Place], seed: int) -> tuple[Side, Side]:
+    def _sides(self, backend: Backend, places: tuple[Place, Place], seed: int) -> tuple[Side, Side]:
         """Both sides before the step, rows that are new at start values."""
         n, m = (place.ids.size for place in places)
         if not self.is_fitted or self._posteriors is None:
@@ -248,13 +276,12 @@ class PartialModel(FittedModel):
         self,
         backend: Backend,
         sides: tuple[Side, Side],
-        places: tuple[_Place, _Place],
-        csr: sparse.csr_array,
+        places: tuple[Place, Place],
+        seen: UserItems | None,
         seed: int,
     ) -> None:
         """Take the model after the step; nothing of it is set before all is known to be well."""
         theta, beta = (backend.asnumpy(backend.mean(side.factor)) for side in sides)
-        seen = self._seen if self.is_fitted else (np.zeros(1, np.int64), np.empty(0, csr.indices.dtype))
         users, items = places
         vars(self).update(
             Theta=theta,
@@ -264,7 +291,7 @@ class PartialModel(FittedModel):
             _user_ids=users.ids,
             _item_ids=items.ids,
             _posteriors=(posterior_of(backend, sides[0]), posterior_of(backend, sides[1])),
-            _seen=with_more_items(seen, csr) if seen is not None and self.keep_data else None,
+            _seen=seen,
             niter=(self.niter or 0) + 1,
             train_llk=None,
             history_=self.history_ if self.is_fitted else history_frame([], self.stop_crit),
@@ -274,7 +301,7 @@ class PartialModel(FittedModel):
         )
 
 
-def _place(known: Ids, given: BatchSide, total: int, may_grow: bool) -> _Place:
+def _place(known: Ids, given: BatchSide, total: int, may_grow: bool) -> Place:
     """Find the ids of a batch in the model, and rows for those that are new."""
     ids, rows = known.extended(given.ids)
     if ids.size > max(total, known.size) and not may_grow:
@@ -283,4 +310,4 @@ def _place(known: Ids, given: BatchSide, total: int, may_grow: bool) -> _Place:
             f"the batch brings {ids.size - known.size} new {kind}s, and the model has {known.size} of the "
             f"{total} that it was told of: new_{kind}s=True takes in more, n{kind}s= says how many there are"
         )
-    return _Place(ids, rows, np.sort(rows[given.members]), max(total, ids.size))
+    return Place(ids, rows, np.sort(rows[given.members]), max(total, ids.size))

@@ -16,7 +16,7 @@ from scipy import sparse
 from test_hpf import IDS
 
 from hpf_gpu import HPF
-from hpf_gpu.ids import Ids
+from hpf_gpu.ids import Ids, shown
 from hpf_gpu.inference import fold_in
 from hpf_gpu.ranking import with_items
 from hpf_gpu.variational import Posterior, Prior, frozen_side, level_side
@@ -328,6 +328,17 @@ def test_ids_of_another_type_are_kept_beside_the_old():
     assert np.array_equal(
         model.predict(list(model.user_dict_), 503), model.Theta @ model.Beta[model.item_dict_[503]]
     )
+
+
+def test_an_id_that_equals_a_known_one_is_that_one():
+    model = quick(k=2).fit(COUNTS.assign(UserId=COUNTS.UserId - 100))
+    before = model.user_mapping_
+    for same in (True, 1.0, np.float32(1), np.True_):
+        with pytest.raises(ValueError, match=f"user {shown(same)} is in the model already"):
+            model.add_user(same, of_user(100))
+        assert model.predict(same, 503) == model.predict(1, 503)
+        model.add_user(same, of_user(100), update_existing=True)
+    assert model.user_mapping_ is before
 
 
 def test_users_of_a_model_with_row_numbers():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -49,3 +51,79 @@ def test_lookups_keep_types_apart():
     assert named.codes(np.array(["b", "1", "z"])).tolist() == [1, 0, -1]
     assert named.codes([1]).tolist() == [-1]
     assert named.codes(pd.Categorical(["b"])).tolist() == [1]
+
+
+BIG = 2**53  # floats from here on skip integers
+DATES = pd.to_datetime(["2020-01-01", "2020-01-02"])
+FAR = pd.DatetimeIndex(np.array(["2020-01-01", "9000-01-01"], "M8[s]"))  # nanoseconds end in 2262
+FINE = DATES.as_unit("ns") + pd.to_timedelta([0, 1], unit="ns")
+
+#: Ids that are there, ids that come, and all ids then: as in a dict, what equals a key is that key.
+JOINS = {
+    "texts, dates": (["2020-01-01", "b"], DATES, ["2020-01-01", "b", *DATES]),
+    "dates, texts": (DATES, ["2020-01-01", "b"], [*DATES, "2020-01-01", "b"]),
+    "dates, days": (DATES, [datetime.date(2020, 1, 1)], [*DATES, datetime.date(2020, 1, 1)]),
+    "texts, times": (["1 days"], pd.to_timedelta([1], unit="D"), ["1 days", pd.Timedelta(1, "D")]),
+    "integers, dates": ([0, 1577836800000000000], DATES, [0, 1577836800000000000, *DATES]),
+    "fine dates, far dates": (DATES.as_unit("ns"), FAR, [*DATES, FAR[1]]),
+    "coarse dates, fine dates": (DATES.as_unit("s"), FINE, [*DATES, FINE[1]]),
+    "truths, integers": ([True, False], [1, 2], [True, False, 2]),
+    "integers, truths": ([1, 2], [True, False], [1, 2, False]),
+    "texts, truths": (["True"], [True, False], ["True", True, False]),
+    "floats, integers": ([0.5, 1.5], [2, 3], [0.5, 1.5, 2, 3]),
+    "floats, large integers": ([0.5, float(BIG)], [BIG, BIG + 1], [0.5, float(BIG), BIG + 1]),
+    "large integers, floats": ([BIG + 1, 5], [float(BIG), 5.0, 0.5], [BIG + 1, 5, float(BIG), 0.5]),
+    "integers, larger ones": ([-1, 5], np.array([2**64 - 1, 5], np.uint64), [-1, 5, 2**64 - 1]),
+    "texts, numbers": (["a"], np.array([BIG, BIG + 1, 0.5], object), ["a", BIG, BIG + 1, 0.5]),
+    "floats, numbers": ([0.25], np.array([BIG, BIG + 1, 0.5], object), [0.25, BIG, BIG + 1, 0.5]),
+    "single, double": (np.array([0.5, 0.1], np.float32), [0.1], [0.5, float(np.float32(0.1)), 0.1]),
+}
+
+
+@pytest.mark.parametrize("case", JOINS)
+def test_ids_of_two_types_are_all_kept(case):
+    first, second, want = JOINS[case]
+    _, known = hpf_ids.encode(pd.Series(first), "user", reindex=True)
+    _, others = hpf_ids.encode(pd.Series(second), "user", reindex=True)
+    together, rows = known.extended(others)
+    assert list(together.index) == want
+    assert rows.tolist() == [want.index(other) for other in others.index]
+    for asked in (first, second, want, np.array(want, dtype=object)):
+        assert together.codes(asked).tolist() == [want.index(one) for one in asked]
+
+
+def test_objects_that_come_stay_what_they_are():
+    _, known = hpf_ids.encode(pd.Series(["a"]), "user", reindex=True)
+    _, numbers = hpf_ids.encode(pd.Series([7, 0.5], dtype=object), "user", reindex=True)
+    together, _ = known.extended(numbers)
+    assert [type(one) for one in together.values] == [str, int, float]
+
+
+WHOLE = st.sampled_from([-1, 0, 1, 2, BIG, BIG + 1, 2**62, 2**63, 2**64 - 1, 2**64])
+FLOATS = st.sampled_from([-1.0, 0.0, 1.0, 0.5, float(BIG), 2.0**63, 2.0**64])
+NUMBERS = st.booleans() | WHOLE | FLOATS
+TEXTS = st.sampled_from(["1", "True", "2020-01-01"])
+OTHERS = st.sampled_from([(1, 2), (True, 2), b"1", datetime.date(2020, 1, 1)])
+DAYS = st.sampled_from([*DATES])
+KINDS = [WHOLE, FLOATS, st.booleans(), NUMBERS, TEXTS, DAYS, OTHERS, NUMBERS | TEXTS | DAYS | OTHERS]
+
+
+@given(
+    st.lists(st.sampled_from(KINDS).flatmap(lambda kind: st.lists(kind, min_size=1)), min_size=1), st.data()
+)
+def test_ids_are_the_keys_of_a_dict(batches, data):
+    """Whether a batch has a type of its own, or is of objects."""
+    columns = []
+    for batch in batches:
+        # pandas would make floats of integers, before anybody saw them.
+        typed = len({type(one) for one in batch}) == 1 and data.draw(st.booleans())
+        columns.append(pd.Series(batch, dtype=None if typed else object))
+    _, together = hpf_ids.encode(columns[0], "user", reindex=True)
+    keys = dict.fromkeys(columns[0])
+    for column in columns[1:]:
+        _, others = hpf_ids.encode(column, "user", reindex=True)
+        together, _ = together.extended(others)
+        keys |= dict.fromkeys(column)
+    assert list(together.index) == list(keys)
+    assert together.codes(list(keys)).tolist() == list(range(len(keys)))
+    assert together.rows == dict(zip(keys, range(len(keys)), strict=True))

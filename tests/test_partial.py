@@ -243,6 +243,17 @@ def test_users_of_a_batch_without_counts(numbers: pd.DataFrame) -> None:
     assert (by_item.Gamma_shp - 0.3).sum() == pytest.approx(batch.Count.sum(), rel=1e-4)
 
 
+def test_users_of_a_batch_are_any_collection(frame: pd.DataFrame) -> None:
+    batch = frame[frame.UserId < "user 2"]
+    users = [*batch.UserId.unique(), "idle"]
+    listed = model_of().partial_fit(batch, users_in_batch=users, **sizes(frame))
+    for given in (iter(users), dict.fromkeys(users), pd.Series(users), tuple(users)):
+        assert_same_model(listed, model_of().partial_fit(batch, users_in_batch=given, **sizes(frame)))
+    for wrong in ("user 1", b"user 1", 5):
+        with pytest.raises(TypeError, match=f"users_in_batch is {wrong!r}: pass a list"):
+            model_of().partial_fit(batch, users_in_batch=wrong, **sizes(frame))
+
+
 def test_start_values_of_new_rows_follow_the_seed(frame: pd.DataFrame) -> None:
     few, more = frame[frame.UserId < "user 2"], frame[frame.UserId >= "user 2"]
 
@@ -295,6 +306,47 @@ def test_a_user_who_moves_all_parameters(frame: pd.DataFrame) -> None:
     with pytest.raises(ValueError, match="user 'sue' was not in the training data"):
         added.add_user("sue", one, update_existing=True, update_all_params=True)
     assert len(added.Theta) == len(fitted.Theta) + 1
+
+
+def test_a_user_who_moves_all_parameters_is_replaced(frame: pd.DataFrame) -> None:
+    model = model_of(maxiter=5).fit(frame)
+    user, items = frame.UserId.iloc[0], model.item_mapping_
+    others = {name: model.topN(name).tolist() for name in model.user_mapping_[:9] if name != user}
+    had = pairs(frame) & {(user, item) for item in items}
+    wanted = next(item for item in items if (user, item) not in had)
+    one = pd.DataFrame({"ItemId": [wanted], "Count": [5]})
+    model.add_user(user, one, update_existing=True, update_all_params=True)
+    assert set(model.topN(user, n=len(items))) == set(items) - {wanted}
+    for name in others:
+        assert not {(name, item) for item in model.topN(name)} & pairs(frame)
+
+
+def test_row_numbers_of_users_who_move_all_parameters(numbers: pd.DataFrame) -> None:
+    model = model_of(reindex=False, maxiter=5).fit(numbers)
+    one, users = pd.DataFrame({"ItemId": [3, 1], "Count": [4, 1]}), model.nusers
+    model.add_user(users, one, update_all_params=True)
+    model.add_user(0, one, update_existing=True, update_all_params=True)
+    assert model.nusers == users + 1
+    for user in (0, users):
+        assert set(model.topN(user, n=model.nitems)) == set(range(model.nitems)) - {1, 3}
+    assert_whole(model)
+
+
+def test_a_user_who_moves_all_parameters_brings_no_items(frame: pd.DataFrame) -> None:
+    one = pd.DataFrame({"ItemId": [*frame.ItemId.unique()[:2], "strange"], "Count": [4, 1, 2]})
+    half_met = model_of().partial_fit(frame, nusers=999, nitems=999)
+    for model in (model_of(maxiter=5).fit(frame), half_met):
+        known = copy.deepcopy(model)
+        with pytest.warns(UserWarning, match="1 counts of counts_df were left out: their items") as caught:
+            model.add_user("joe", one, update_all_params=True)
+        assert caught[0].filename == __file__
+        assert_same_model(model, known.partial_fit(one[:2].assign(UserId="joe"), new_users=True))
+        assert model.nitems == known.nitems
+        with pytest.raises(ValueError, match="counts_df has no item that was in the training data"):
+            model.add_user("sue", one[2:], update_all_params=True)
+        with pytest.raises(TypeError, match="ncores"):
+            model.add_user("sue", one[:2], update_all_params=True, ncores="x")
+        assert "sue" not in model.user_dict_
 
 
 def one_count(**given: Any) -> pd.DataFrame:
