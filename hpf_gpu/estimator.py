@@ -448,7 +448,7 @@ class HPF(FoldingModel):
         # Everything comes to the host before anything is set: if that fails, the last fit is whole.
         means = [backend.asnumpy(backend.mean(side.factor)) for side in (users, items)]
         for name, mean in zip(("Theta", "Beta"), means, strict=True):
-            if not np.isfinite(mean).all():
+            if np.isinf(mean).any():
                 raise ValueError(
                     f"{name} is too large for {mean.dtype}: take use_float=False, or priors nearer to 1"
                 )
