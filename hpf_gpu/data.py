@@ -65,6 +65,8 @@ def training_data(data: Any, *, backend: Backend, reindex: bool) -> TrainingData
     """
     adopted = backend.adopt(data, reindex=reindex)
     if adopted is not None:
+        if adopted.dropped:
+            _warn_zeros(adopted.dropped, "dropped")
         users = Ids(adopted.user_ids, adopted.csr.shape[0], "user")
         return TrainingData(adopted.csr, users, Ids(adopted.item_ids, adopted.csr.shape[1], "item"))
     data, dtype = on_host(data), backend.dtype.type

@@ -334,8 +334,9 @@ def test_device_matrix_with_duplicates_and_zeros(cuda32: Any) -> None:
     arrays = (cp.asarray(values), (cp.asarray(rows), cp.asarray(columns)))
     given = cupy_sparse.coo_matrix(arrays, shape=(40, 30))
     host = sparse.coo_array((values, (rows, columns)), shape=(40, 30))
-    with pytest.warns(UserWarning, match="counts of zero were dropped"):
+    with pytest.warns(UserWarning, match="counts of zero were dropped") as warned:
         got = fit(given)
+    assert [warning.filename for warning in warned] == [__file__]
     with pytest.warns(UserWarning, match="counts of zero were dropped"):
         want = fit(host)
     assert_same_fit(got, want)

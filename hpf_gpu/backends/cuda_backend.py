@@ -284,8 +284,8 @@ class CudaBackend:
             given = from_array(cp, as_cupy(data), self.dtype, reindex)
         else:
             return None
-        ids = (None if side is None else side.get() for side in (given.user_ids, given.item_ids))
-        return Adopted(self._canonical(given), *ids)
+        users, items = (None if side is None else side.get() for side in (given.user_ids, given.item_ids))
+        return Adopted(self._canonical(given), users, items, given.dropped)
 
     def _canonical(self, given: Triplets) -> DeviceCsr:
         """Sorted by two counting sorts, by columns and then by rows; the same pair summed."""

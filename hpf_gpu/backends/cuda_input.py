@@ -5,7 +5,6 @@ Written over an array module ``xp`` (CuPy), so that nothing here imports it.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +22,7 @@ class Triplets:
     row: Array  # (Z,) int32
     column: Array  # (Z,) int32
     value: Array  # (Z,), each above zero
+    dropped: int  # counts of zero
     user_ids: Array | None = None  # (N,); None where ids are row numbers
     item_ids: Array | None = None  # (M,)
 
@@ -76,8 +76,7 @@ def from_array(xp: Any, data: Any, dtype: np.dtype[Any], reindex: bool) -> Tripl
             raise ValueError("no count is above zero: there is nothing to fit")
         sides.append(_numbered(xp, ids, kind, reindex))
     (row, users, n), (column, items, m) = sides
-    _warn_of_zeros(value.size - row.size)
-    return Triplets((n, m), row, column, value[positive], users, items)
+    return Triplets((n, m), row, column, value[positive], int(value.size - row.size), users, items)
 
 
 def row_numbers(xp: Any, indptr: Array, nnz: int) -> Array:
@@ -116,17 +115,9 @@ def _above_zero(xp: Any, shape: tuple[int, int], row: Array, column: Array, valu
     zeros = int(value.size) - int(positive.sum())
     if zeros == value.size:
         raise ValueError("the matrix has no count above zero: there is nothing to fit")
-    _warn_of_zeros(zeros)
     if zeros:
         row, column, value = row[positive], column[positive], value[positive]
-    return Triplets(shape, xp.array(row, dtype=np.int32), xp.array(column, dtype=np.int32), value)
-
-
-def _warn_of_zeros(how_many: int) -> None:
-    if how_many:
-        warnings.warn(
-            f"{how_many} counts of zero were dropped: pairs that are absent count as zero", stacklevel=7
-        )
+    return Triplets(shape, xp.array(row, dtype=np.int32), xp.array(column, dtype=np.int32), value, zeros)
 
 
 def _numbered(xp: Any, ids: Array, kind: str, reindex: bool) -> tuple[Array, Array | None, int]:

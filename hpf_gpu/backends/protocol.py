@@ -74,6 +74,7 @@ class Adopted:
     csr: Any  # (N, M) canonical: what :meth:`Backend.counts` takes, with indptr on the host
     user_ids: Host | None  # (N,); None where ids are row numbers
     item_ids: Host | None  # (M,)
+    dropped: int  # counts of zero that were left out
 
 
 class Backend(Protocol):
