@@ -16,16 +16,14 @@ from numpy.typing import NDArray
 from .backends.protocol import Backend, Counts
 from .checkpoint import Checkpoint, Identity
 from .convergence import Check, history_frame
-from .data import TrainingData, held_out_pairs, known_factors, row_batches, training_data
+from .data import TrainingData, held_out_pairs, known_factors, training_data
 from .folding import FoldingModel
 from .inference import Fit, Schedule, State, fit
 from .likelihood import Objective
-from .model_file import load_model, save_model
-from .parameters import check_parameters, default_step_size, seed_or_fresh, step_at, whole_number
+from .parameters import check_parameters, default_step_size, seed_or_fresh, whole_number
 from .progress import ProgressBar
-from .stochastic import Batch, Epochs, Local
 from .storage import write_csv_folder
-from .variational import Block, Model, Pairs, draw_start_values, known_side, posterior_of, start_side
+from .variational import Block, Model, Pairs, posterior_of, start_sides
 
 
 @dataclass(frozen=True)
@@ -393,10 +391,6 @@ class HPF(FoldingModel):
         }
         return _Given(data, validation, fixed)
 
-    def _parameters(self) -> dict[str, Any]:
-        """The parameters as they are now: users change attributes after construction."""
-        return {name: getattr(self, name) for name in inspect.signature(HPF).parameters}
-
     def _check_parameters(self) -> None:
         check_parameters(self._parameters())
 
@@ -412,35 +406,9 @@ class HPF(FoldingModel):
         )
 
     def _start(self, backend: Backend, counts: Counts, given: _Given, seed: int) -> Model:
-        n, m = counts.shape
-        priors = self._priors()
-        start = draw_start_values(n, m, self._width(), *priors, seed, backend.dtype)
-        drawn = ((start.user_shape, start.user_rate), (start.item_shape, start.item_rate))
-        users, items = (
-            known_side(backend, prior, given.fixed[name])
-            if name in given.fixed
-            else start_side(backend, prior, *values)
-            for name, prior, values in zip(("fixed_users", "fixed_items"), priors, drawn, strict=True)
-        )
+        known = given.fixed.get("fixed_users"), given.fixed.get("fixed_items")
+        users, items = start_sides(backend, self._priors(), counts.shape, self._width(), seed, known)
         return Model((Block(counts, users, given.validation),), items)
-
-    def _epochs(self, backend: Backend, data: TrainingData, seed: int) -> Epochs | None:
-        """What stochastic fits do in place of full iterations; None for full-batch fits."""
-        if self.users_per_batch is None and self.items_per_batch is None:
-            return None
-        rng, k = np.random.default_rng(seed), self._width()
-
-        def batches(csr: Any, size: int | None) -> tuple[Batch, ...]:
-            parts = () if size is None else row_batches(csr, int(size), rng)
-            return tuple(
-                Batch(rows, backend.counts(part, k), csr.shape[0] / len(rows)) for rows, part in parts
-            )
-
-        csr = data.host_csr
-        by_user = batches(csr, self.users_per_batch)
-        by_item = batches(csr.T.tocsr(), self.items_per_batch) if self.items_per_batch is not None else ()
-        how = Local(self.schedule == "alternating", bool(self.sum_exp_trick))
-        return Epochs(backend, by_user, by_item, partial(step_at, self.step_size), rng, how)
 
     def _keep(self, backend: Backend, data: TrainingData, result: Fit, seed: int) -> None:
         """Take everything that a fit leaves; the only place where fitted state is set."""
@@ -469,63 +437,5 @@ class HPF(FoldingModel):
             write_csv_folder(self.save_folder, self)
             self._posteriors = self._posteriors if self.keep_all_objs else None
 
-    # -- files ---------------------------------------------------------------------------------
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the fitted model to one safetensors file, which :meth:`load` reads on any machine.
-
-        Parameters
-        ----------
-        path : str or path-like
-            File to write.  One that is there is replaced when the new one is complete.
-
-        Raises
-        ------
-        ValueError
-            If the model is not fitted.
-        TypeError
-            If ids are neither numbers, texts, bytes, NumPy's dates nor tuples of these.
-        OSError
-            If the file cannot be written; one that was there is then as it was.
-
-        Notes
-        -----
-        Two parameters are not written and None after :meth:`load`: ``save_folder``, which belongs to this
-        machine, and, with a warning, a ``step_size`` of your own.
-        """
-        self._check_fitted()
-        if self.step_size not in (None, default_step_size):
-            warnings.warn("step_size is a function of your own and is not saved", stacklevel=2)
-        save_model(path, self, self._parameters())
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> HPF:
-        """Read a model that :meth:`save` wrote.
-
-        Parameters
-        ----------
-        path : str or path-like
-            File to read.  Nothing in it is ever executed.
-
-        Returns
-        -------
-        HPF
-            A fitted model that answers as the one that was saved.
-
-        Raises
-        ------
-        ModelFileError
-            If the file is damaged, no model, or written by a newer version.  It is a ValueError.
-        OSError
-            If the file cannot be read.
-
-        Notes
-        -----
-        The backend that fitted it need not be there: predictions run on the host.  Where ``backend`` names
-        one that is missing, set it to ``'auto'`` before the next fit or fold-in, and ``precision`` and
-        ``allocate`` to their defaults.
-        """
-        parameters, state = load_model(path, inspect.signature(HPF).parameters)
-        model = cls(**parameters)
-        vars(model).update(state)
-        return model
+HPF._parameter_names = tuple(inspect.signature(HPF).parameters)

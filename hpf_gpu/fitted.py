@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,8 @@ from .backends.protocol import Backend
 from .data import held_out_pairs
 from .ids import Ids
 from .likelihood import pair_llk
-from .parameters import cuda_options, thread_count, whole_number
+from .model_file import load_model, save_model
+from .parameters import cuda_options, default_step_size, thread_count, whole_number
 from .ranking import UserItems, items_of, recommend
 from .variational import Posterior
 
@@ -27,11 +29,14 @@ class FittedModel:
     :class:`hpf_gpu.HPF` describes the public attributes.
     """
 
+    _parameter_names: ClassVar[tuple[str, ...]]  # of HPF's constructor
+
     backend: str
     k: Any
     ncores: Any
     produce_dicts: Any
     binary: Any
+    step_size: Any
 
     is_fitted: bool
     nusers: int | None
@@ -130,6 +135,69 @@ class FittedModel:
         self._count_once(pairs.values)
         llk = pair_llk(self._host_backend(), self.Theta, self.Beta, pairs, full_llk=bool(full_llk))
         return {"llk": llk, "nobs": len(pairs.values)}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the fitted model to one safetensors file, which :meth:`load` reads on any machine.
+
+        Parameters
+        ----------
+        path : str or path-like
+            File to write.  One that is there is replaced when the new one is complete.
+
+        Raises
+        ------
+        ValueError
+            If the model is not fitted.
+        TypeError
+            If ids are neither numbers, texts, bytes, NumPy's dates nor tuples of these.
+        OSError
+            If the file cannot be written; one that was there is then as it was.
+
+        Notes
+        -----
+        Two parameters are not written and None after :meth:`load`: ``save_folder``, which belongs to this
+        machine, and, with a warning, a ``step_size`` of your own.
+        """
+        self._check_fitted()
+        if self.step_size not in (None, default_step_size):
+            warnings.warn("step_size is a function of your own and is not saved", stacklevel=2)
+        save_model(path, self, self._parameters())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Any:
+        """Read a model that :meth:`save` wrote.
+
+        Parameters
+        ----------
+        path : str or path-like
+            File to read.  Nothing in it is ever executed.
+
+        Returns
+        -------
+        HPF
+            A fitted model that answers as the one that was saved.
+
+        Raises
+        ------
+        ModelFileError
+            If the file is damaged, no model, or written by a newer version.  It is a ValueError.
+        OSError
+            If the file cannot be read.
+
+        Notes
+        -----
+        The backend that fitted it need not be there: predictions run on the host.  Where ``backend`` names
+        one that is missing, set it to ``'auto'`` before the next fit or fold-in, and ``precision`` and
+        ``allocate`` to their defaults.
+        """
+        parameters, state = load_model(path, cls._parameter_names)
+        model = cls(**parameters)
+        vars(model).update(state)
+        return model
+
+    def _parameters(self) -> dict[str, Any]:
+        """The parameters as they are now: users change attributes after construction."""
+        return {name: getattr(self, name) for name in self._parameter_names}
 
     def _count_once(self, counts: Any) -> None:
         """Make every count (Z,) a one, in place, if the model is of whether and not of how often."""

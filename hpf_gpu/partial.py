@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,21 +13,13 @@ from scipy import sparse
 
 from .backends.protocol import Backend
 from .convergence import history_frame
-from .data import BatchSide, batch_data
+from .data import BatchSide, TrainingData, batch_data, row_batches
 from .fitted import FittedModel
 from .ids import Ids
 from .parameters import check_choice, check_parameters, checked_step, seed_or_fresh, step_at, whole_number
 from .ranking import UserItems, with_items, with_more_items
-from .stochastic import Batch, Local, run_epoch, with_rank_one
-from .variational import (
-    Prior,
-    Side,
-    draw_start_values,
-    posterior_of,
-    start_side,
-    whole_side,
-    with_start_rows,
-)
+from .stochastic import Batch, Epochs, Local, run_epoch, with_rank_one
+from .variational import Prior, Side, posterior_of, start_sides, whole_side, with_start_rows
 
 
 @dataclass(frozen=True)
@@ -58,6 +51,8 @@ class PartialModel(FittedModel):
     sum_exp_trick: Any
     hierarchical: Any
     bias: Any
+    users_per_batch: Any
+    items_per_batch: Any
     step_size: Callable[[int], float] | None
     nitems: int | None
     niter: int | None
@@ -177,8 +172,7 @@ class PartialModel(FittedModel):
         self._count_once(csr.data)
         batch = self._batch(backend, places[own], csr if own == 0 else csr.T.tocsr())
         sides = self._sides(backend, places, seed)
-        how = Local(self.schedule == "alternating", bool(self.sum_exp_trick))
-        moved = run_epoch(backend, [batch], sides[own], sides[1 - own], how, step)
+        moved = run_epoch(backend, [batch], sides[own], sides[1 - own], self._local(), step)
         seen = self._seen_after(places[0], csr, replaces) if self.keep_data else None
         self._keep_step(backend, moved if own == 0 else moved[::-1], places, seen, seed)
 
@@ -231,6 +225,26 @@ class PartialModel(FittedModel):
         counts = backend.counts(csr[own.members], self._factors())
         return Batch(own.members, counts, own.total / len(own.members))
 
+    def _epochs(self, backend: Backend, data: TrainingData, seed: int) -> Epochs | None:
+        """What stochastic fits do in place of full iterations; None for full-batch fits."""
+        if self.users_per_batch is None and self.items_per_batch is None:
+            return None
+        rng, k = np.random.default_rng(seed), self._width()
+
+        def batches(csr: Any, size: int | None) -> tuple[Batch, ...]:
+            parts = () if size is None else row_batches(csr, int(size), rng)
+            return tuple(
+                Batch(rows, backend.counts(part, k), csr.shape[0] / len(rows)) for rows, part in parts
+            )
+
+        csr = data.host_csr
+        by_user = batches(csr, self.users_per_batch)
+        by_item = batches(csr.T.tocsr(), self.items_per_batch) if self.items_per_batch is not None else ()
+        return Epochs(backend, by_user, by_item, partial(step_at, self.step_size), rng, self._local())
+
+    def _local(self) -> Local:
+        return Local(self.schedule == "alternating", bool(self.sum_exp_trick))
+
     def _factors(self) -> int:
         """Columns of Theta and Beta: K, and two for biases."""
         return self.Theta.shape[1] if self.is_fitted else self._width()
@@ -260,10 +274,7 @@ class PartialModel(FittedModel):
         """Both sides before the step, rows that are new at start values."""
         n, m = (place.ids.size for place in places)
         if not self.is_fitted or self._posteriors is None:
-            priors = self._priors()
-            start = draw_start_values(n, m, self._factors(), *priors, seed, backend.dtype)
-            users = start_side(backend, priors[0], start.user_shape, start.user_rate)
-            items = start_side(backend, priors[1], start.item_shape, start.item_rate)
+            users, items = start_sides(backend, self._priors(), (n, m), self._factors(), seed)
             return with_rank_one(backend, users), with_rank_one(backend, items)
         rng, (of_users, of_items) = np.random.default_rng(seed), self._posteriors
         of_users, of_items = (

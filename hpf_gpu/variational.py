@@ -172,6 +172,24 @@ def known_side(backend: Backend, prior: Prior, mean: Host) -> Side:
     return Side(replace(prior, known=True), factor, backend.asarray(np.ones(n)), column_sums, spare=None)
 
 
+def start_sides(
+    backend: Backend,
+    priors: tuple[Prior, Prior],
+    counts: tuple[int, int],
+    k: int,
+    seed: int,
+    known: tuple[Host | None, Host | None] = (None, None),
+) -> tuple[Side, Side]:
+    """Users and items (N, M of them) before their first update, or with θ or β (n, K) that are known."""
+    start = draw_start_values(*counts, k, *priors, seed, backend.dtype)
+    drawn = ((start.user_shape, start.user_rate), (start.item_shape, start.item_rate))
+    users, items = (
+        start_side(backend, prior, *values) if mean is None else known_side(backend, prior, mean)
+        for prior, values, mean in zip(priors, drawn, known, strict=True)
+    )
+    return users, items
+
+
 def update_side(backend: Backend, side: Side, statistic: Array, other_sums: Array) -> Side:
     """Coordinate ascent on q(θ), then on q(ξ), given Σ yφ (N, K) and the other side's column sums (K,).
 

@@ -43,7 +43,8 @@ ALLOWED = {
     "metrics": {"backends.numpy_backend"},
     "plot": {"metrics"},
     "fitted": {
-        "backends", "backends.protocol", "data", "ids", "likelihood", "parameters", "ranking", "variational",
+        "backends", "backends.protocol", "data", "ids", "likelihood", "model_file", "parameters", "ranking",
+        "variational",
     },
     "folding": {
         "backends.protocol", "data", "ids", "inference", "parameters", "partial", "ranking", "variational",
