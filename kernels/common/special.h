@@ -75,7 +75,7 @@ HPF_FN double exp_nonpositive(double x) {
     more = more * r + 1.0 / 39916800.0;
     more = more * r + 1.0 / 3628800.0;
     more = more * r + 1.0 / 362880.0;
-    series = more * r + 1.0 / 40320.0;
+    series = more * r + series;
   }
   series = series * r + 1.0 / 5040.0;
   series = series * r + 1.0 / 720.0;
