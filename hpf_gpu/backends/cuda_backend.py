@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, fields
 from functools import cache, wraps
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 from scipy.special import gammaln
 
+from .cuda_counts import DeviceCounts, Rows, Sorter
 from .cuda_diagnosis import check_machine, find_fault
-from .cuda_input import Triplets, from_array, from_matrix, is_device_array, is_device_matrix, row_numbers
+from .cuda_input import from_array, from_matrix, is_device_array, is_device_matrix
 from .cuda_launch import Kernel
-from .cuda_layout import MOST_NUMBER, Segmentation, bytes_of_fit, segmentation, strands_of
+from .cuda_layout import MOST_NUMBER, bytes_of_fit
 from .cuda_source import COUNTS, FACTORS, MOST_FACTORS, THREADS, TOP_PLACES, Variant, source
 from .protocol import Adopted, Array, BackendUnavailable, Factor, Host, NotEnoughMemory, SideName
 
@@ -89,81 +89,6 @@ def free_bytes() -> int:
     return int(cp.cuda.runtime.memGetInfo()[0] + cp.get_default_memory_pool().free_bytes())
 
 
-# -- counts --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The nonzeros of one side by rows, on the device."""
-
-    shape: tuple[int, int]  # (N, M)
-    segments: Segmentation  # with CuPy arrays
-    column: Array  # (Z,) int32
-    value: Array  # (Z,)
-    slots: int  # segments of rows that have several
-
-    @property
-    def count(self) -> int:
-        """Number of segments S."""
-        return int(self.segments.row.size)
-
-    @property
-    def nonzeros(self) -> tuple[Array, Array, int, Array, Array]:
-        """What kernels that need no slots take: begin, row, S, column, value."""
-        return (self.segments.begin, self.segments.row, self.count, self.column, self.value)
-
-    @property
-    def slotted(self) -> tuple[Array, Array, Array, int, Array, Array]:
-        """The same with slots: begin, row, slot, S, column, value."""
-        begin, row, *rest = self.nonzeros
-        return (begin, row, self.segments.slot, *rest)
-
-    def matrix(self, value: Array) -> Any:
-        """A cuSPARSE matrix (N, M) of these nonzeros with other values (Z,)."""
-        from cupyx.scipy import sparse
-
-        first = cp.ones(self.count, np.bool_)
-        first[1:] = self.segments.row[1:] != self.segments.row[:-1]
-        indptr = cp.append(self.segments.begin[:-1][first], self.segments.begin[-1:])
-        return sparse.csr_matrix((value, self.column, indptr.astype(np.int32)), shape=self.shape)
-
-
-@dataclass(frozen=True)
-class DeviceCounts:
-    """The same counts by users and by items."""
-
-    users: Rows
-    items: Rows
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.users.shape
-
-    @property
-    def nnz(self) -> int:
-        return int(self.users.value.size)
-
-
-@dataclass(frozen=True)
-class DeviceCsr:
-    """Canonical counts (N, M) that lay on the device already."""
-
-    shape: tuple[int, int]
-    indptr: Host  # (N + 1,) int64
-    indices: Array  # (Z,) int32
-    data: Array  # (Z,)
-
-    @property
-    def nnz(self) -> int:
-        return int(self.data.size)
-
-
-def _rows(shape: tuple[int, int], indptr: Host, column: Array, value: Array) -> Rows:
-    cut = segmentation(indptr)
-    on_device = {field.name: cp.asarray(getattr(cut, field.name)) for field in fields(cut)}
-    return Rows(shape, Segmentation(**on_device), column, value, cut.slots)
-
-
 # -- the backend ---------------------------------------------------------------------------------
 
 
@@ -212,6 +137,7 @@ class CudaBackend:
         self._device = cp.cuda.Device().id
         # A GPU or a compiler that does not work is noticed here.
         self._counting = _compiled(COUNTS, Variant(1, self.dtype), self._device)
+        self._sorter = Sorter(cp, self._counting, self.dtype)
 
     def describe(self) -> str:
         precision = "half precision in float32" if self._half else str(self.dtype)
@@ -273,8 +199,8 @@ class CudaBackend:
             )
         self._check_memory(shape, csr.nnz, k)
         column, value = cp.array(csr.indices, dtype=np.int32), cp.array(csr.data, dtype=self.dtype)
-        users = _rows(shape, csr.indptr.astype(np.int64), column, value)
-        return DeviceCounts(users, _rows(shape[::-1], *self._by_columns(users)))
+        users = self._sorter.rows(shape, csr.indptr.astype(np.int64), column, value)
+        return DeviceCounts(users, self._sorter.rows(shape[::-1], *self._sorter.by_columns(users)))
 
     def adopt(self, data: Any, *, reindex: bool) -> Adopted | None:
         if is_device_matrix(data):
@@ -285,47 +211,7 @@ class CudaBackend:
         else:
             return None
         users, items = (None if side is None else side.get() for side in (given.user_ids, given.item_ids))
-        return Adopted(self._canonical(given), users, items, given.dropped)
-
-    def _canonical(self, given: Triplets) -> DeviceCsr:
-        """Sorted by two counting sorts, by columns and then by rows; the same pair summed."""
-        (n, m), nnz = given.shape, int(given.value.size)
-        # Triplets in any order are one long row, of which each nonzero has a row number of its own.
-        unsorted = _rows((1, m), np.array([0, nnz]), given.column, given.value)
-        by_column = _rows((m, n), *self._by_columns(unsorted, given.row))
-        indptr, column, value = self._by_columns(by_column)
-        row = row_numbers(cp, cp.asarray(indptr), nnz)
-        is_new = cp.ones(nnz, np.bool_)
-        is_new[1:] = (row[1:] != row[:-1]) | (column[1:] != column[:-1])
-        begin = cp.append(cp.flatnonzero(is_new), nnz)
-        if begin.size <= nnz:
-            sums = cp.empty(begin.size - 1, self.dtype)
-            self._counting["sum_runs"](-(-sums.size // 256), 256, begin, sums.size, value, sums)
-            indptr = np.append(0, np.cumsum(is_new.get()))[indptr]
-            column, value = column[begin[:-1]], sums
-        return DeviceCsr(given.shape, indptr, column, value)
-
-    def _by_columns(self, rows: Rows, own_row: Array | None = None) -> tuple[Host, Array, Array]:
-        """The same nonzeros by columns, in the order of the rows: indptr (M + 1,), rows (Z,), values (Z,).
-
-        ``own_row`` (Z,) has row numbers other than those of the segments.
-        """
-        m, nnz = rows.shape[1], int(rows.value.size)
-        strands = strands_of(m, rows.count, nnz)
-        counts, out_of_range = cp.zeros(m * strands, np.uint32), cp.zeros(1, np.int32)
-        begin, row, segments, column, value = rows.nonzeros
-        self._counting["count_columns"](strands, 256, begin, segments, column, m, counts, out_of_range)
-        if int(out_of_range[0]):
-            raise ValueError(f"a column number of the counts lies outside the {m} columns")
-        place = cp.cumsum(counts, dtype=np.int64)
-        place -= counts
-        indptr = np.append(place[::strands].get(), nnz)
-        out_row, out_value = cp.empty(nnz, np.int32), cp.empty(nnz, self.dtype)
-        row = row if own_row is None else None
-        self._counting["scatter"](
-            *(strands, 32, begin, row, segments, column, value, own_row, place, out_row, out_value)
-        )
-        return indptr, out_row, out_value
+        return Adopted(self._sorter.canonical(given), users, items, given.dropped)
 
     def _check_memory(self, shape: tuple[int, int], nnz: int, k: int) -> None:
         """Refuse counts whose fit would not fit, before anything is copied."""
@@ -447,7 +333,7 @@ class CudaBackend:
         weight = cp.empty(at.value.size, self.dtype)
         stored = (own.exp_log, other.exp_log)
         self._kernels(own.shape.shape[1])["weigh"](*_warps(at.count), *at.nonzeros, *stored, weight, *flags)
-        cp.multiply(at.matrix(weight) @ other.exp_log, own.exp_log, out=out)
+        cp.multiply(_sparse(at, weight) @ other.exp_log, own.exp_log, out=out)
 
     def log_rate_sum(self, counts: DeviceCounts, theta: Array, beta: Array) -> float:
         at = counts.users
@@ -510,6 +396,16 @@ class CudaBackend:
                 )
             columns[part], scores[part] = best.reshape(rows, n).get(), score.reshape(rows, n).get()
         return columns, scores
+
+
+def _sparse(at: Rows, value: Array) -> Any:
+    """A cuSPARSE matrix (N, M) of these nonzeros with other values (Z,)."""
+    from cupyx.scipy import sparse
+
+    first = cp.ones(at.count, np.bool_)
+    first[1:] = at.segments.row[1:] != at.segments.row[:-1]
+    indptr = cp.append(at.segments.begin[:-1][first], at.segments.begin[-1:])
+    return sparse.csr_matrix((value, at.column, indptr.astype(np.int32)), shape=at.shape)
 
 
 def _warps(segments: int) -> tuple[int, int]:
