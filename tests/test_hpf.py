@@ -589,9 +589,14 @@ def test_unfitted_models_say_so():
 
 def test_interrupt_keeps_the_last_iteration(counts):
     model = quick(stop_crit="maxiter", maxiter=10**9)
-    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
-    with pytest.warns(UserWarning, match=r"interrupted; iteration \d+ is kept"):
-        model.fit(counts)
+    # A shell starts what it runs in the background deaf to Ctrl-C.
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+        with pytest.warns(UserWarning, match=r"interrupted; iteration \d+ is kept"):
+            model.fit(counts)
+    finally:
+        signal.signal(signal.SIGINT, previous)
     assert model.is_fitted
     assert model.history_.iteration.tolist() == [model.niter]
     assert model.train_llk == model.history_.llk.iloc[-1]
