@@ -330,6 +330,15 @@ HPF_FN void prefetch_nonzeros(const T* v, const T* item_sums, int64_t stride, co
   }
 }
 
+// Asks for the rows of the segment that comes segments_ahead after this one.
+template <class T, bool Users>
+HPF_FN void prefetch_segment(const TilesView<T>& tiles, int64_t segment, const T* u, const T* user_sums, int64_t stride,
+                             int vectors) {
+  const int64_t next = tiles.segment_row[segment + segments_ahead] * stride;
+  prefetch_row<T, false>(u + next, vectors);
+  if (Users) prefetch_row<T, true>(user_sums + next, vectors);
+}
+
 // Rows of up to so many vectors stay in registers while four nonzeros are worked on.
 constexpr int most_in_registers = 4;
 
@@ -375,9 +384,7 @@ int64_t allocate_short_rows(TilesView<T> tiles, int64_t tile, int64_t stride, co
   int64_t z = tiles.tiles[tile].first_nonzero;
   for (int64_t segment = tiles.tiles[tile].first_segment; segment < tiles.tiles[tile + 1].first_segment; ++segment) {
     const int64_t row = tiles.segment_row[segment], end = z + tiles.segment_size[segment];
-    const int64_t next = tiles.segment_row[segment + segments_ahead] * stride;
-    prefetch_row<T, false>(u + next, NV);
-    if (Users) prefetch_row<T, true>(user_sums + next, NV);
+    prefetch_segment<T, Users>(tiles, segment, u, user_sums, stride, NV);
     prefetch_nonzeros<T, Items>(v, item_sums, stride, tiles.column + z, end - z, NV);
     Vector<T> own[NV], sum[NV];
     for (int j = 0; j < NV; ++j) {
@@ -414,6 +421,7 @@ int64_t allocate_tile(TilesView<T> tiles, int64_t tile, int64_t stride, const T*
   for (int64_t segment = tiles.tiles[tile].first_segment; segment < tiles.tiles[tile + 1].first_segment; ++segment) {
     const int64_t row = tiles.segment_row[segment];
     const T* own = u + row * stride;
+    prefetch_segment<T, Users>(tiles, segment, u, user_sums, stride, vectors);
     if (Users)
       for (int j = 0; j < vectors; ++j) store(row_sum + j * lanes, Vector<T>{});
     for (int64_t end = z + tiles.segment_size[segment]; z < end;) {
