@@ -287,6 +287,12 @@ inline void spread(const T* u, const T* v, int64_t stride, const int32_t* column
     for (int j = 0; j < NV; ++j) store(row + j * lanes, sum[j]);
 }
 
+// A number that is known when this is compiled, as an argument.
+template <int N>
+struct Constant {
+  static constexpr int value = N;
+};
+
 constexpr int most_vectors = 8;  // of one row, held in registers
 
 template <class T, bool Users, bool Items>
@@ -342,30 +348,30 @@ HPF_FN void prefetch_segment(const TilesView<T>& tiles, int64_t segment, const T
 // Rows of up to so many vectors stay in registers while four nonzeros are worked on.
 constexpr int most_in_registers = 4;
 
-// Four nonzeros of one row, or fewer at its end: adds y/(u·v) v to `sum` and y/(u·v) u to the items' sums.
-template <class T, int NV, bool Users, bool Items, bool Whole>
-inline void add_four(const Vector<T>* own, const T* v, int64_t stride, const int32_t* column, const T* value, int count,
-                     Vector<T>* sum, T* item_sums, FourBits<T>& underflowed) {
+// Count nonzeros of one row, at most four: adds y/(u·v) v to `sum` and y/(u·v) u to the items' sums.
+template <class T, int NV, bool Users, bool Items, int Count>
+HPF_FN void add_few(const Vector<T>* own, const T* v, const int32_t* column, const T* value, Vector<T>* sum,
+                    T* item_sums, FourBits<T>& underflowed) {
   constexpr int lanes = Simd<T>::lanes;
-  const int last = Whole ? 3 : count - 1;  // stands in for those that do not exist, with y = 0
-  int64_t at[4];
-  Vector<T> row[4][NV], product[4];
-  Four<T> y;
-  for (int i = 0; i < 4; ++i) {
-    at[i] = column[i < last ? i : last] * stride;
-    y[i] = Whole || i <= last ? value[i < last ? i : last] : T(0);
-  }
-  for (int i = 0; i < 4; ++i) {
+  constexpr int64_t stride = NV * lanes;
+  prefetch_nonzeros<T, Items>(v, item_sums, stride, column, Count, NV);
+  int64_t at[Count];
+  Vector<T> row[Count][NV], product[4];
+  Four<T> y = {};
+  for (int i = 0; i < Count; ++i) {
+    at[i] = column[i] * stride;
+    y[i] = value[i];
     for (int j = 0; j < NV; ++j) row[i][j] = load(v + at[i] + j * lanes);
     product[i] = Vector<T>{};
     for (int j = 0; j < NV; ++j) product[i] += own[j] * row[i][j];
   }
+  for (int i = Count; i < 4; ++i) product[i] = product[0];  // of those that do not exist, with y = 0
   const Four<T> u_v = lane_sums_of_four<T>(product[0], product[1], product[2], product[3]);
   const FourBits<T> fits = u_v >= tiny_product<T>;
   underflowed |= ~fits;
   Four<T> weight = y / u_v;
   weight = reinterpret_cast<Four<T>>(reinterpret_cast<FourBits<T>>(weight) & fits);
-  for (int i = 0; i <= last; ++i) {
+  for (int i = 0; i < Count; ++i) {
     if (Users)
       for (int j = 0; j < NV; ++j) sum[j] += weight[i] * row[i][j];
     if (Items) {
@@ -377,26 +383,27 @@ inline void add_four(const Vector<T>* own, const T* v, int64_t stride, const int
 
 // One tile with rows of few vectors; as allocate_tile.
 template <class T, int NV, bool Users, bool Items>
-int64_t allocate_short_rows(TilesView<T> tiles, int64_t tile, int64_t stride, const T* u, const T* v, T* user_sums,
-                            T* item_sums) {
+int64_t allocate_short_rows(TilesView<T> tiles, int64_t tile, const T* u, const T* v, T* user_sums, T* item_sums) {
   constexpr int lanes = Simd<T>::lanes;
+  constexpr int64_t stride = NV * lanes;
   FourBits<T> underflowed = {};
   int64_t z = tiles.tiles[tile].first_nonzero;
   for (int64_t segment = tiles.tiles[tile].first_segment; segment < tiles.tiles[tile + 1].first_segment; ++segment) {
     const int64_t row = tiles.segment_row[segment], end = z + tiles.segment_size[segment];
     prefetch_segment<T, Users>(tiles, segment, u, user_sums, stride, NV);
-    prefetch_nonzeros<T, Items>(v, item_sums, stride, tiles.column + z, end - z, NV);
     Vector<T> own[NV], sum[NV];
     for (int j = 0; j < NV; ++j) {
       own[j] = load(u + row * stride + j * lanes);
       sum[j] = Vector<T>{};
     }
     for (; z + 4 <= end; z += 4)
-      add_four<T, NV, Users, Items, true>(own, v, stride, tiles.column + z, tiles.value + z, 4, sum, item_sums,
-                                          underflowed);
-    if (z < end)
-      add_four<T, NV, Users, Items, false>(own, v, stride, tiles.column + z, tiles.value + z, static_cast<int>(end - z),
-                                           sum, item_sums, underflowed);
+      add_few<T, NV, Users, Items, 4>(own, v, tiles.column + z, tiles.value + z, sum, item_sums, underflowed);
+    if (end - z == 1)
+      add_few<T, NV, Users, Items, 1>(own, v, tiles.column + z, tiles.value + z, sum, item_sums, underflowed);
+    else if (end - z == 2)
+      add_few<T, NV, Users, Items, 2>(own, v, tiles.column + z, tiles.value + z, sum, item_sums, underflowed);
+    else if (end - z == 3)
+      add_few<T, NV, Users, Items, 3>(own, v, tiles.column + z, tiles.value + z, sum, item_sums, underflowed);
     z = end;
     if (Users) {
       T* total = user_sums + row * stride;
@@ -412,7 +419,7 @@ template <class T, int NV, bool Users, bool Items>
 int64_t allocate_tile(TilesView<T> tiles, int64_t tile, int64_t stride, const T* u, const T* v, T* user_sums,
                       T* item_sums, T* scratch) {
   if constexpr (NV != 0 && NV <= most_in_registers)
-    return allocate_short_rows<T, NV, Users, Items>(tiles, tile, stride, u, v, user_sums, item_sums);
+    return allocate_short_rows<T, NV, Users, Items>(tiles, tile, u, v, user_sums, item_sums);
   constexpr int lanes = Simd<T>::lanes;
   const int vectors = static_cast<int>(stride / lanes);
   T *weight = scratch, *row_sum = scratch + piece + 4;
@@ -586,18 +593,13 @@ void allocate_sides(TilesView<T> tiles, int64_t k, int64_t stride, Factor<T> use
     allocate_with<T, NV, false, true>(tiles, k, stride, users, items, user_sums, item_sums, exact, threads);
 }
 
-template <int N>
-struct Vectors {
-  static constexpr int count = N;
-};
-
 // Calls `body` with the vectors of a row as a constant: up to most_vectors, or 0 for any number.
 template <class T, class Body>
 inline auto with_vectors(int64_t stride, Body body) {
   switch (stride / Simd<T>::lanes) {
 #define HPF_CASE(N) \
   case N:           \
-    return body(Vectors<N>{});
+    return body(Constant<N>{});
     HPF_CASE(1)
     HPF_CASE(2)
     HPF_CASE(3)
@@ -608,7 +610,7 @@ inline auto with_vectors(int64_t stride, Body body) {
     HPF_CASE(8)
 #undef HPF_CASE
     default:
-      return body(Vectors<0>{});
+      return body(Constant<0>{});
   }
 }
 
@@ -616,7 +618,7 @@ template <class T>
 void allocate(TilesView<T> tiles, int64_t k, int64_t stride, Factor<T> users, Factor<T> items, T* user_sums,
               T* item_sums, bool exact, int threads) {
   with_vectors<T>(stride, [&](auto vectors) {
-    allocate_sides<T, decltype(vectors)::count>(tiles, k, stride, users, items, user_sums, item_sums, exact, threads);
+    allocate_sides<T, decltype(vectors)::value>(tiles, k, stride, users, items, user_sums, item_sums, exact, threads);
   });
 }
 
@@ -707,7 +709,7 @@ template <class T>
 double log_rate_sum(TilesView<T> tiles, int64_t k, int64_t stride, const T* a, const T* b, const Factor<T>* users,
                     const Factor<T>* items, int threads) {
   return with_vectors<T>(stride, [&](auto vectors) {
-    return log_rate_sum_with<T, decltype(vectors)::count>(tiles, k, stride, a, b, users, items, threads);
+    return log_rate_sum_with<T, decltype(vectors)::value>(tiles, k, stride, a, b, users, items, threads);
   });
 }
 
