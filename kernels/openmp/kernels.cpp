@@ -345,8 +345,8 @@ HPF_FN void prefetch_segment(const TilesView<T>& tiles, int64_t segment, const T
   if (Users) prefetch_row<T, true>(user_sums + next, vectors);
 }
 
-// Rows of up to so many vectors stay in registers while four nonzeros are worked on.
-constexpr int most_in_registers = 4;
+// Rows of up to so many vectors stay in registers, as far as there are any, while four nonzeros are worked on.
+constexpr int most_in_registers = 7;
 
 // Count nonzeros of one row, at most four: adds y/(u·v) v to `sum` and y/(u·v) u to the items' sums.
 template <class T, int NV, bool Users, bool Items, int Count>
