@@ -29,8 +29,9 @@ inline int threads_for_tiles(const TilesView<T>& tiles, int threads) {
 // numbers that do no harm: a remainder of two would take as long as a whole vector.
 constexpr int64_t group = 8;
 
+template <int64_t Group = group>
 int64_t whole_groups(int64_t k) {
-  return (k + group - 1) / group * group;
+  return (k + Group - 1) / Group * Group;
 }
 
 template <class T>
@@ -40,7 +41,7 @@ inline void row_as_double(const T* row, int64_t k, double* out) {
 }
 
 // The rates of row u.
-template <class T>
+template <int64_t Group = group, class T>
 inline void row_rates(Rates<T> rates, int64_t u, int64_t k, int64_t stride, double* out) {
   if (rates.matrix) {
     const T* row = rates.matrix + u * stride;
@@ -49,7 +50,7 @@ inline void row_rates(Rates<T> rates, int64_t u, int64_t k, int64_t stride, doub
     const double row = rates.rows[u];
     for (int64_t j = 0; j < k; ++j) out[j] = row + rates.columns[j];
   }
-  for (int64_t j = k; j < whole_groups(k); ++j) out[j] = 1.0;
+  for (int64_t j = k; j < whole_groups<Group>(k); ++j) out[j] = 1.0;
 }
 
 // E[ln θ] of a row.
@@ -84,6 +85,21 @@ inline double maximum(const double* v, int64_t k) {
   return best;
 }
 
+// The sum and the maximum of a group of numbers, halved until one is left; in place.
+template <int64_t Group>
+inline double sum_of(double* v) {
+  for (int64_t half = Group / 2; half > 0; half /= 2)
+    for (int64_t i = 0; i < half; ++i) v[i] += v[i + half];
+  return v[0];
+}
+
+template <int64_t Group>
+inline double maximum_of(double* v) {
+  for (int64_t half = Group / 2; half > 0; half /= 2)
+    for (int64_t i = 0; i < half; ++i) v[i] = v[i] > v[i + half] ? v[i] : v[i + half];
+  return v[0];
+}
+
 // -- the gamma posteriors ------------------------------------------------------------------------
 
 // Pads a row for gamma_moments: its exp E[ln] is zero, its mean adds nothing.
@@ -91,21 +107,22 @@ constexpr double next_to_nothing = 1e-290;
 // Where the largest exp E[ln θ] of a row is below this, others may have underflowed that count beside it.
 constexpr double tiny_row = 1e-150;
 
-template <class T>
-void gamma_update(int64_t n, int64_t k, int64_t stride, T* shape, double prior_shape, Rates<T> rates, T* exp_log,
-                  double* log_scale, double* row_sums, double* column_sums, int threads) {
-  const int64_t chunks = (n + rows_in_chunk - 1) / rows_in_chunk, row = whole_groups(k);
+template <class T, int64_t Group>
+void gamma_update_by(int64_t n, int64_t k, int64_t stride, T* shape, double prior_shape, Rates<T> rates, T* exp_log,
+                     double* log_scale, double* row_sums, double* column_sums, int threads) {
+  const int64_t chunks = (n + rows_in_chunk - 1) / rows_in_chunk, row = whole_groups<Group>(k);
   Scratch<double> partial(chunks * row);  // summed in order: the same for any number of threads
 #pragma omp parallel num_threads(threads_for(n, k, threads))
   {
-    Scratch<double> memory(5 * row + rows_in_chunk);
+    Scratch<double> memory(6 * row + rows_in_chunk);
     Scratch<T> priors(row);
     double *rate = memory.aligned, *exp_logs = rate + row, *wide = exp_logs + row, *log_mean = wide + row;
-    double *pad = log_mean + row, *tops = pad + row;
+    double *pad = log_mean + row, *columns = pad + row, *tops = columns + row;
     T* prior = priors.aligned;
     for (int64_t j = 0; j < row; ++j) {
       prior[j] = j < k ? T(prior_shape) : T(0);
       pad[j] = j < k ? 0.0 : next_to_nothing;
+      columns[j] = j < k ? rates.columns[j] : 1.0;
     }
 #pragma omp for schedule(static)
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
@@ -114,29 +131,30 @@ void gamma_update(int64_t n, int64_t k, int64_t stride, T* shape, double prior_s
       const int64_t begin = chunk * rows_in_chunk, end = minimum(n, begin + rows_in_chunk);
       for (int64_t u = begin; u < end; ++u) {
         T *s = shape + u * stride, *out = exp_log + u * stride;
-        row_rates(rates, u, k, stride, rate);
-        double sums[group] = {}, largest[group] = {};
-        for (int64_t first = 0; first < row; first += group)
+        // Rates of rank one are summed on the way; a matrix of them, which start values have, is laid out before.
+        if (rates.matrix) row_rates<Group>(rates, u, k, stride, rate);
+        const double row_rate = rates.matrix ? 0.0 : rates.rows[u];
+        const double* rest = rates.matrix ? rate : columns;
+        double sums[Group] = {}, largest[Group] = {};
+        for (int64_t first = 0; first < row; first += Group)
 #pragma omp simd
-          for (int64_t i = 0; i < group; ++i) {
+          for (int64_t i = 0; i < Group; ++i) {
             const int64_t j = first + i;
             s[j] += prior[j];
-            const GammaMoments moments = gamma_moments<T>(double(s[j]) + pad[j], rate[j]);
+            const GammaMoments moments = gamma_moments<T>(double(s[j]) + pad[j], row_rate + rest[j]);
             exp_logs[j] = moments.exp_log;
             column_part[j] += moments.mean;
             sums[i] += moments.mean;
             largest[i] = moments.exp_log > largest[i] ? moments.exp_log : largest[i];
           }
-        double row_sum = 0, top = largest[0];
-        for (int64_t i = 0; i < group; ++i) row_sum += sums[i];
-        for (int64_t i = 1; i < group; ++i) top = largest[i] > top ? largest[i] : top;
-        row_sums[u] = row_sum;
+        const double top = maximum_of<Group>(largest);
+        row_sums[u] = sum_of<Group>(sums);
         tops[u - begin] = top;
         if (top < tiny_row) continue;
         const double scale = 1.0 / top;
-        for (int64_t first = 0; first < row; first += group)
+        for (int64_t first = 0; first < row; first += Group)
 #pragma omp simd
-          for (int64_t j = first; j < first + group; ++j)  // the largest is 1, which only float rounds to
+          for (int64_t j = first; j < first + Group; ++j)  // the largest is 1, which only float rounds to
             out[j] = T(sizeof(T) == 4 ? exp_logs[j] * scale : exp_logs[j] / top);
       }
 #pragma omp simd
@@ -156,6 +174,13 @@ void gamma_update(int64_t n, int64_t k, int64_t stride, T* shape, double prior_s
   for (int64_t j = 0; j < k; ++j) column_sums[j] = 0;
   for (int64_t chunk = 0; chunk < chunks; ++chunk)
     for (int64_t j = 0; j < k; ++j) column_sums[j] += partial.aligned[chunk * row + j];
+}
+
+template <class T>
+void gamma_update(int64_t n, int64_t k, int64_t stride, T* shape, double prior_shape, Rates<T> rates, T* exp_log,
+                  double* log_scale, double* row_sums, double* column_sums, int threads) {
+  const auto update = sizeof(T) == 4 && k > group ? gamma_update_by<T, 2 * group> : gamma_update_by<T, group>;
+  update(n, k, stride, shape, prior_shape, rates, exp_log, log_scale, row_sums, column_sums, threads);
 }
 
 template <class T>
