@@ -257,15 +257,44 @@ double distance(int64_t n, int64_t k, int64_t stride, const T* a, const T* b, in
 
 // -- the nonzeros --------------------------------------------------------------------------------
 
-// u·v_z for up to `piece` nonzeros of one row.  NV vectors a row; 0 means `vectors` of them.
+// Rows of a tile are short and its columns at random places, so what comes next is asked for in time: the rows
+// of this many vectors' nonzeros ahead, and those of some segments ahead.  (Always inline: as calls they cost
+// what they gain.)
+constexpr int vectors_ahead = 64;
+static_assert(vectors_ahead <= nonzeros_beyond);
+constexpr int segments_ahead = 4;
+static_assert(segments_ahead <= segments_beyond);
+
+template <class T, bool Write>
+HPF_FN void prefetch_row(const T* row, int vectors) {
+  for (int j = 0; j < vectors; ++j) __builtin_prefetch(row + j * Simd<T>::lanes, Write, 3);
+}
+
+// Asks for the rows of `count` nonzeros that come `ahead` after these.
+template <class T, bool Items>
+HPF_FN void prefetch_nonzeros(const T* v, const T* item_sums, int64_t stride, const int32_t* column, int64_t count,
+                              int vectors) {
+  const int ahead = vectors_ahead / vectors;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t at = column[i + ahead] * stride;
+    prefetch_row<T, false>(v + at, vectors);
+    if (Items) prefetch_row<T, true>(item_sums + at, vectors);
+  }
+}
+
+// u·v_z for up to `piece` nonzeros of one row.  NV vectors a row; 0 means `vectors` of them.  With Ahead, rows of
+// nonzeros to come are asked for.
 // Every product of two rows in this file starts from zero: a first term that is not a sum could be rounded one way
 // here and another there, and two passes would not agree which nonzeros underflow.
-template <class T, int NV>
-inline void products(const T* u, const T* v, int64_t stride, const int32_t* column, int count, int vectors, T* out) {
+template <class T, int NV, bool Ahead = false>
+inline void products(const T* u, const T* v, int64_t given_stride, const int32_t* column, int count, int vectors,
+                     T* out) {
   constexpr int lanes = Simd<T>::lanes;
   const int nv = NV ? NV : vectors;
+  const int64_t stride = NV ? NV * lanes : given_stride;
   int z = 0;
   for (; z + 4 <= count; z += 4) {
+    if (Ahead) prefetch_nonzeros<T, false>(v, static_cast<T*>(nullptr), stride, column + z, 4, nv);
     const T *v0 = v + column[z] * stride, *v1 = v + column[z + 1] * stride;
     const T *v2 = v + column[z + 2] * stride, *v3 = v + column[z + 3] * stride;
     Vector<T> a = {}, b = {}, c = {}, d = {};
@@ -279,6 +308,7 @@ inline void products(const T* u, const T* v, int64_t stride, const int32_t* colu
     sum_lanes_of_four<T>(a, b, c, d, out + z);
   }
   if (z < count) {  // the last one to three, the last repeated
+    if (Ahead) prefetch_nonzeros<T, false>(v, static_cast<T*>(nullptr), stride, column + z, count - z, nv);
     const T* rows[4];
     for (int i = 0; i < 4; ++i) rows[i] = v + column[z + i < count ? z + i : count - 1] * stride;
     Vector<T> sums[4] = {};
@@ -334,31 +364,6 @@ inline void spread_any(const T* u, const T* v, int64_t stride, const int32_t* co
   if (j < vectors)
     spread<T, 1, Users, Items>(u + j * lanes, v + j * lanes, stride, column, count, weight, row + j * lanes,
                                item_sums + j * lanes);
-}
-
-// Rows of a tile are short and its columns at random places, so what comes next is asked for in time: the rows
-// of this many vectors' nonzeros ahead, and those of some segments ahead.  (Always inline: as calls they cost
-// what they gain.)
-constexpr int vectors_ahead = 64;
-static_assert(vectors_ahead <= nonzeros_beyond);
-constexpr int segments_ahead = 4;
-static_assert(segments_ahead <= segments_beyond);
-
-template <class T, bool Write>
-HPF_FN void prefetch_row(const T* row, int vectors) {
-  for (int j = 0; j < vectors; ++j) __builtin_prefetch(row + j * Simd<T>::lanes, Write, 3);
-}
-
-// Asks for the rows of `count` nonzeros that come `ahead` after these.
-template <class T, bool Items>
-HPF_FN void prefetch_nonzeros(const T* v, const T* item_sums, int64_t stride, const int32_t* column, int64_t count,
-                              int vectors) {
-  const int ahead = vectors_ahead / vectors;
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t at = column[i + ahead] * stride;
-    prefetch_row<T, false>(v + at, vectors);
-    if (Items) prefetch_row<T, true>(item_sums + at, vectors);
-  }
 }
 
 // Asks for the rows of the segment that comes segments_ahead after this one.
@@ -695,9 +700,7 @@ double log_rate_sum_with(TilesView<T> tiles, int64_t k, int64_t stride, const T*
         for (int done = 0; done < size;) {
           const int count = static_cast<int>(minimum(size - done, end - z));
           const int64_t u = tiles.segment_row[segment];
-          if (vectors <= vectors_ahead)
-            prefetch_nonzeros<T, false>(b, static_cast<T*>(nullptr), stride, column + done, count, vectors);
-          products<T, NV>(a + u * stride, b, stride, column + done, count, vectors, product + done);
+          products<T, NV, NV != 0>(a + u * stride, b, stride, column + done, count, vectors, product + done);
           for (int i = done; i < done + count; ++i) row[i] = static_cast<int32_t>(u);
           done += count;
           z += count;
