@@ -9,6 +9,8 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import cudasim
 import pytest
 
 import hpf_gpu
+from hpf_gpu.backends.openmp_diagnosis import usable_cores
 
 TESTS = Path(__file__).resolve().parent
 OPERATIONS = ("test_backend_contract.py", "test_cuda.py")
@@ -49,11 +52,12 @@ FEW = (
 #: The same for few cases.
 SMALL = f"{FEW} and (5 or user or nonzero or device or stream or wait) and not 50"
 
+#: The longest first, for they run side by side.
 LEGS = {
+    "asan": Leg("asan", FEW),
     "everything": Leg("fast", "not online_retail and not land_on", OPERATIONS + FITS),
     "lazy streams": Leg("fast", SMALL, streams="lazy", seed=1),
     "random streams": Leg("fast", SMALL, streams="random", seed=2),
-    "asan": Leg("asan", FEW),
     # CuPy's own kernel behind flatnonzero has a race, so no data from the device; ranking takes minutes.
     "tsan": Leg(
         "tsan", "(allocate or gamma_update or log_ or pairs or by_items or any_sign) and not float64", seed=3
@@ -61,31 +65,43 @@ LEGS = {
 }
 
 
-@pytest.mark.parametrize("name", LEGS)
-def test_leg(name: str) -> None:
-    leg = LEGS[name]
-    try:
-        environment = cudasim.environment(leg.flavour)
-    except cudasim.Unsupported as error:
-        required = "cudasim" in os.environ.get("HPF_GPU_REQUIRE", "").split(",")
-        (pytest.fail if required else pytest.skip)(str(error))
-    environment |= {
+def run(leg: Leg) -> subprocess.CompletedProcess[str]:
+    environment = cudasim.environment(leg.flavour) | {
         "HPF_CUDASIM_STREAMS": leg.streams,
         "HPF_CUDASIM_SEED": str(leg.seed),
         "HPF_GPU_REQUIRE": "cuda",
         # The hpf_gpu of this process, compiled module and all: not the sources in the working directory.
         "PYTHONSAFEPATH": "1",
-        "PYTHONPATH": os.pathsep.join((environment["PYTHONPATH"], str(Path(hpf_gpu.__file__).parents[1]))),
     }
+    paths = (environment["PYTHONPATH"], str(Path(hpf_gpu.__file__).parents[1]))
+    environment["PYTHONPATH"] = os.pathsep.join(paths)
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", leg.select]
     simulator = [sys.executable, "-m", "cudasim", leg.flavour]
-    ran = subprocess.run(
+    return subprocess.run(
         [*simulator, *command, *(str(TESTS / test) for test in leg.tests)],
         env=environment,
         cwd=TESTS.parent,
         capture_output=True,
         text=True,
     )
+
+
+@pytest.fixture(scope="module")
+def runs(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[subprocess.CompletedProcess[str]]]]:
+    """The legs that this session asks for, side by side: each keeps one core busy."""
+    items = [item for item in request.session.items if item.name.startswith(f"{test_leg.__name__}[")]
+    names = [item.callspec.params["name"] for item in items if isinstance(item, pytest.Function)]
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        yield {name: pool.submit(run, LEGS[name]) for name in names}
+
+
+@pytest.mark.parametrize("name", LEGS)
+def test_leg(name: str, runs: dict[str, Future[subprocess.CompletedProcess[str]]]) -> None:
+    try:
+        ran = runs[name].result()
+    except cudasim.Unsupported as error:
+        required = "cudasim" in os.environ.get("HPF_GPU_REQUIRE", "").split(",")
+        (pytest.fail if required else pytest.skip)(str(error))
     report = ran.stdout + ran.stderr
     assert ran.returncode == 0, report[-6000:]
     assert re.search(r"\d+ passed", ran.stdout), report[-6000:]

@@ -342,12 +342,6 @@ inline void spread(const T* u, const T* v, int64_t stride, const int32_t* column
     for (int j = 0; j < NV; ++j) store(row + j * lanes, sum[j]);
 }
 
-// A number that is known when this is compiled, as an argument.
-template <int N>
-struct Constant {
-  static constexpr int value = N;
-};
-
 constexpr int most_vectors = 8;  // of one row, held in registers
 
 template <class T, bool Users, bool Items>
@@ -623,6 +617,12 @@ void allocate_sides(TilesView<T> tiles, int64_t k, int64_t stride, Factor<T> use
     allocate_with<T, NV, false, true>(tiles, k, stride, users, items, user_sums, item_sums, exact, threads);
 }
 
+// A number that is known when this is compiled, as an argument.
+template <int N>
+struct Constant {
+  static constexpr int value = N;
+};
+
 // Calls `body` with the vectors of a row as a constant: up to most_vectors, or 0 for any number.
 template <class T, class Body>
 inline auto with_vectors(int64_t stride, Body body) {
@@ -700,7 +700,7 @@ double log_rate_sum_with(TilesView<T> tiles, int64_t k, int64_t stride, const T*
         for (int done = 0; done < size;) {
           const int count = static_cast<int>(minimum(size - done, end - z));
           const int64_t u = tiles.segment_row[segment];
-          products<T, NV, NV != 0>(a + u * stride, b, stride, column + done, count, vectors, product + done);
+          products<T, NV, true>(a + u * stride, b, stride, column + done, count, vectors, product + done);
           for (int i = done; i < done + count; ++i) row[i] = static_cast<int32_t>(u);
           done += count;
           z += count;

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <fstream>
 #include <optional>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -85,18 +86,18 @@ void use_level(const std::string& name) {
   throw std::invalid_argument("this processor has no instruction set " + name);
 }
 
-// Processors that share the first one's L3 cache, which Linux lists as "0-7,64-71"; one where it is not told.
+// Processors that share the first one's L3 cache, which Linux lists as "0-7,64-71"; 0 where that is not told.
 int64_t processors_of_one_l3() {
   std::ifstream list("/sys/devices/system/cpu/cpu0/cache/index3/shared_cpu_list");
   int64_t processors = 0;
-  for (int64_t first = 0; list >> first;) {
-    int64_t last = first;
-    if (list.peek() == '-' && list.get() && !(list >> last)) break;
-    processors += last - first + 1;
-    if (list.peek() != ',') break;
-    list.get();
+  for (std::string range; std::getline(list, range, ',');) {
+    std::istringstream bounds(range);
+    int64_t first = 0, last = 0;
+    char dash = 0;
+    bounds >> first;
+    processors += bounds >> dash >> last ? last - first + 1 : 1;
   }
-  return std::max<int64_t>(processors, 1);
+  return processors;
 }
 
 // Bytes of cache for the two matrices of one thread's column block: half its part of L3, or L2 where that is more.
@@ -111,7 +112,8 @@ int64_t column_block_bytes(int threads) {
 #endif
   if (l2 <= 0) return unknown;
   static const int64_t processors = processors_of_one_l3();
-  return std::clamp(l3 / 2 / std::clamp<int64_t>(threads, 1, processors), l2, std::max(l2, most));
+  const int64_t sharing = processors > 0 ? std::min<int64_t>(threads, processors) : threads;
+  return std::clamp(l3 / 2 / std::max<int64_t>(sharing, 1), l2, std::max(l2, most));
 }
 
 // A matrix (N, K) with rows on whole cache lines; what lies beyond K is zero.
