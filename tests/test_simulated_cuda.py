@@ -54,8 +54,8 @@ SMALL = f"{FEW} and (5 or user or nonzero or device or stream or wait) and not 5
 
 #: The longest first, for they run side by side.
 LEGS = {
-    "asan": Leg("asan", FEW),
     "everything": Leg("fast", "not online_retail and not land_on", OPERATIONS + FITS),
+    "asan": Leg("asan", FEW),
     "lazy streams": Leg("fast", SMALL, streams="lazy", seed=1),
     "random streams": Leg("fast", SMALL, streams="random", seed=2),
     # CuPy's own kernel behind flatnonzero has a race, so no data from the device; ranking takes minutes.
