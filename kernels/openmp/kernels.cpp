@@ -41,7 +41,7 @@ inline void row_as_double(const T* row, int64_t k, double* out) {
 }
 
 // The rates of row u.
-template <int64_t Group = group, class T>
+template <class T>
 inline void row_rates(Rates<T> rates, int64_t u, int64_t k, int64_t stride, double* out) {
   if (rates.matrix) {
     const T* row = rates.matrix + u * stride;
@@ -50,7 +50,7 @@ inline void row_rates(Rates<T> rates, int64_t u, int64_t k, int64_t stride, doub
     const double row = rates.rows[u];
     for (int64_t j = 0; j < k; ++j) out[j] = row + rates.columns[j];
   }
-  for (int64_t j = k; j < whole_groups<Group>(k); ++j) out[j] = 1.0;
+  for (int64_t j = k; j < whole_groups(k); ++j) out[j] = 1.0;
 }
 
 // E[ln θ] of a row.
@@ -85,7 +85,8 @@ inline double maximum(const double* v, int64_t k) {
   return best;
 }
 
-// The sum and the maximum of a group of numbers, halved until one is left; in place.
+// The sum and the maximum of a group of numbers, halved until one is left; in place.  (One after
+// the other they would be a tenth of gamma_update at k=30.)
 template <int64_t Group>
 inline double sum_of(double* v) {
   for (int64_t half = Group / 2; half > 0; half /= 2)
@@ -123,6 +124,7 @@ void gamma_update_by(int64_t n, int64_t k, int64_t stride, T* shape, double prio
       prior[j] = j < k ? T(prior_shape) : T(0);
       pad[j] = j < k ? 0.0 : next_to_nothing;
       columns[j] = j < k ? rates.columns[j] : 1.0;
+      rate[j] = 1.0;
     }
 #pragma omp for schedule(static)
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
@@ -132,7 +134,7 @@ void gamma_update_by(int64_t n, int64_t k, int64_t stride, T* shape, double prio
       for (int64_t u = begin; u < end; ++u) {
         T *s = shape + u * stride, *out = exp_log + u * stride;
         // Rates of rank one are summed on the way; a matrix of them, which start values have, is laid out before.
-        if (rates.matrix) row_rates<Group>(rates, u, k, stride, rate);
+        if (rates.matrix) row_rates(rates, u, k, stride, rate);
         const double row_rate = rates.matrix ? 0.0 : rates.rows[u];
         const double* rest = rates.matrix ? rate : columns;
         double sums[Group] = {}, largest[Group] = {};
@@ -617,10 +619,9 @@ void allocate_sides(TilesView<T> tiles, int64_t k, int64_t stride, Factor<T> use
     allocate_with<T, NV, false, true>(tiles, k, stride, users, items, user_sums, item_sums, exact, threads);
 }
 
-// A number that is known when this is compiled, as an argument.
 template <int N>
-struct Constant {
-  static constexpr int value = N;
+struct Vectors {
+  static constexpr int count = N;
 };
 
 // Calls `body` with the vectors of a row as a constant: up to most_vectors, or 0 for any number.
@@ -629,7 +630,7 @@ inline auto with_vectors(int64_t stride, Body body) {
   switch (stride / Simd<T>::lanes) {
 #define HPF_CASE(N) \
   case N:           \
-    return body(Constant<N>{});
+    return body(Vectors<N>{});
     HPF_CASE(1)
     HPF_CASE(2)
     HPF_CASE(3)
@@ -640,7 +641,7 @@ inline auto with_vectors(int64_t stride, Body body) {
     HPF_CASE(8)
 #undef HPF_CASE
     default:
-      return body(Constant<0>{});
+      return body(Vectors<0>{});
   }
 }
 
@@ -648,7 +649,7 @@ template <class T>
 void allocate(TilesView<T> tiles, int64_t k, int64_t stride, Factor<T> users, Factor<T> items, T* user_sums,
               T* item_sums, bool exact, int threads) {
   with_vectors<T>(stride, [&](auto vectors) {
-    allocate_sides<T, decltype(vectors)::value>(tiles, k, stride, users, items, user_sums, item_sums, exact, threads);
+    allocate_sides<T, decltype(vectors)::count>(tiles, k, stride, users, items, user_sums, item_sums, exact, threads);
   });
 }
 
@@ -737,7 +738,7 @@ template <class T>
 double log_rate_sum(TilesView<T> tiles, int64_t k, int64_t stride, const T* a, const T* b, const Factor<T>* users,
                     const Factor<T>* items, int threads) {
   return with_vectors<T>(stride, [&](auto vectors) {
-    return log_rate_sum_with<T, decltype(vectors)::value>(tiles, k, stride, a, b, users, items, threads);
+    return log_rate_sum_with<T, decltype(vectors)::count>(tiles, k, stride, a, b, users, items, threads);
   });
 }
 
