@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import os
 import warnings
@@ -17,6 +18,7 @@ from .backends.protocol import Backend, Counts
 from .checkpoint import Checkpoint, Identity
 from .convergence import Check, history_frame
 from .data import TrainingData, held_out_pairs, known_factors, training_data
+from .fitted import Fitted
 from .folding import FoldingModel
 from .inference import Fit, Schedule, State, fit
 from .likelihood import Objective
@@ -239,15 +241,6 @@ class HPF(FoldingModel):
         self.bias = bias
         self._check_parameters()
 
-        self.Theta: Any = None
-        self.Beta: Any = None
-        self.is_fitted = False
-        self.nusers: int | None = None
-        self.nitems: int | None = None
-        self.niter: int | None = None
-        self.train_llk: float | None = None
-        self.history_: Any = None
-
     # -- fitting -------------------------------------------------------------------------------
 
     def fit(
@@ -362,9 +355,12 @@ class HPF(FoldingModel):
                 epochs,
                 keep=None if file is None else partial(file.keep, backend, seed, rng),
             )
-        self._keep(backend, given.data, result, seed)
+        self._take(backend, given.data, result, seed)
         if isinstance(result.ended_by, KeyboardInterrupt):
-            warnings.warn(f"the fit was interrupted; iteration {result.iterations} is kept", stacklevel=2)
+            try:
+                warnings.warn(f"the fit was interrupted; iteration {result.iterations} is kept", stacklevel=2)
+            except UserWarning as warning:  # where warnings are errors, Ctrl-C is still what it is
+                raise result.ended_by from warning
         elif result.ended_by is not None:
             raise result.ended_by
         return self
@@ -410,10 +406,9 @@ class HPF(FoldingModel):
         users, items = start_sides(backend, self._priors(), counts.shape, self._width(), seed, known)
         return Model((Block(counts, users, given.validation),), items)
 
-    def _keep(self, backend: Backend, data: TrainingData, result: Fit, seed: int) -> None:
-        """Take everything that a fit leaves; the only place where fitted state is set."""
+    def _take(self, backend: Backend, data: TrainingData, result: Fit, seed: int) -> None:
+        """Take what a fit leaves, in one assignment, and write it to ``save_folder`` if there is one."""
         users, items = result.model.blocks[0].users, result.model.items
-        # Everything comes to the host before anything is set: if that fails, the last fit is whole.
         means = [backend.asnumpy(backend.mean(side.factor)) for side in (users, items)]
         for name, mean in zip(("Theta", "Beta"), means, strict=True):
             if np.isinf(mean).any():
@@ -423,19 +418,27 @@ class HPF(FoldingModel):
         posteriors = None
         if self.keep_all_objs or self.save_folder is not None:
             posteriors = (posterior_of(backend, users), posterior_of(backend, items))
-        seen = data.seen if self.keep_data else None
-        self.Theta, self.Beta = means
-        self._posteriors, self._seen = posteriors, seen
-        self.nusers, self.nitems = data.csr.shape
-        self._user_ids, self._item_ids = data.users, data.items
-        self.history_ = history_frame(result.history, self.stop_crit)
-        self.niter = result.iterations
-        self.train_llk = result.history[-1].llk
-        self.random_seed_, self.backend_ = seed, backend.name
-        self.is_fitted = True
+        n_users, n_items = data.csr.shape
+        fitted = Fitted(
+            theta=means[0],
+            beta=means[1],
+            user_ids=data.users,
+            item_ids=data.items,
+            nusers=n_users,
+            nitems=n_items,
+            posteriors=posteriors,
+            seen=data.seen if self.keep_data else None,
+            niter=result.iterations,
+            train_llk=result.history[-1].llk,
+            history=history_frame(result.history, self.stop_crit),
+            seed=seed,
+            backend=backend.name,
+        )
+        self._fitted = fitted if self.keep_all_objs else replace(fitted, posteriors=None)
         if self.save_folder is not None:
-            write_csv_folder(self.save_folder, self)
-            self._posteriors = self._posteriors if self.keep_all_objs else None
+            whole = copy.copy(self)
+            whole._fitted = fitted
+            write_csv_folder(self.save_folder, whole)
 
 
 HPF._parameter_names = tuple(inspect.signature(HPF).parameters)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,13 @@ from scipy import sparse
 
 from .backends.protocol import Backend
 from .data import NewRows, new_rows, on_host, one_user
+from .fitted import Fitted
 from .ids import Ids
 from .inference import fold_in
 from .parameters import positive_number, whole_number
 from .partial import PartialModel, Place
 from .ranking import with_items
-from .variational import Posterior, Side, frozen_side, level_side, posterior_of, put_rows
+from .variational import Side, frozen_side, level_side, posterior_of, put_rows
 
 _USERS, _ITEMS = 0, 1
 
@@ -26,6 +27,7 @@ _USERS, _ITEMS = 0, 1
 class _Folded:
     """New rows after the last iteration, and what they were folded in against."""
 
+    fitted: Fitted
     backend: Backend
     given: NewRows  # (B, M)
     rows: Side  # (B, K)
@@ -133,7 +135,7 @@ class FoldingModel(PartialModel):
         if not return_all:
             return theta
         posterior = posterior_of(folded.backend, folded.rows)
-        return theta, posterior.shape[0], posterior.rate[0], self._phi(folded, user["ItemId"])
+        return theta, posterior.shape[0], posterior.rate[0], _phi(folded, user["ItemId"])
 
     def add_user(
         self,
@@ -178,7 +180,7 @@ class FoldingModel(PartialModel):
         if update_all_params:
             self._step_with(user, update_existing, ncores)
             return True
-        self._put(self._fold(_USERS, user, maxiter, stop_thr, ncores), update_existing)
+        self._fitted = _with_users(self._fold(_USERS, user, maxiter, stop_thr, ncores), update_existing)
         return True
 
     def add_users(
@@ -213,83 +215,86 @@ class FoldingModel(PartialModel):
         """
         if sparse.issparse(on_host(counts_df)):
             raise TypeError("users are added by their ids: pass a frame with UserId, ItemId and Count")
-        self._put(self._fold(_USERS, counts_df, maxiter, stop_thr, ncores), update_existing)
+        folded = self._fold(_USERS, counts_df, maxiter, stop_thr, ncores)
+        self._fitted = _with_users(folded, update_existing)
         return self
 
     # -- the one way in, and what comes out of it ------------------------------------------------
 
     def _fold(self, side: int, counts_df: Any, maxiter: int, stop_thr: float, ncores: int | None) -> _Folded:
         """Fold new users (side 0) or new items (side 1) in."""
-        posteriors = self._known_posteriors()
+        fitted = self._require_fitted()
+        posteriors, dtype, k = fitted.known_posteriors, fitted.theta.dtype, fitted.theta.shape[1]
         maxiter, stop_thr = whole_number("maxiter", maxiter, 1), positive_number("stop_thr", stop_thr)
-        kind, known = (("user", self._item_ids), ("item", self._user_ids))[side]
-        given = new_rows(counts_df, kind, known, dtype=self.Theta.dtype.type, name="counts_df")
+        kind, known = (("user", fitted.item_ids), ("item", fitted.user_ids))[side]
+        given = new_rows(counts_df, kind, known, dtype=dtype.type, name="counts_df")
         self._count_once(given.csr.data)
-        k = self.Theta.shape[1]
-        backend = self._working_backend(self.Theta.dtype, self.ncores if ncores is None else ncores, k)
+        backend = self._working_backend(dtype, self.ncores if ncores is None else ncores, k)
         numbers, csr = _columns_in_use(given.csr)
         counts = backend.counts(csr, k)  # first: it refuses what would not fit into memory
         frozen = frozen_side(backend, posteriors[1 - side], numbers)
         start = level_side(backend, posteriors[side].prior, csr.shape[0], k)
         exact = bool(self.sum_exp_trick)
         rows = fold_in(backend, counts, start, frozen, maxiter=maxiter, stop_thr=stop_thr, exact_phi=exact)
-        return _Folded(backend, given, rows, frozen, numbers)
+        return _Folded(fitted, backend, given, rows, frozen, numbers)
 
     def _step_with(self, user: pd.DataFrame, update_existing: bool, ncores: int) -> None:
         """Move all parameters by the counts of one user, who is added or replaced."""
-        self._check_fitted()
-        step, known = self._step(None), self._item_ids
-        given = new_rows(user, "user", known, dtype=self.Theta.dtype.type, name="counts_df")
-        rows, users = self._rows_for(given.ids.index, update_existing)
-        totals = max(self.nusers or 0, users.size), max(self.nitems or 0, known.size)
+        fitted = self._require_fitted()
+        step, known = self._step(fitted, None), fitted.item_ids
+        given = new_rows(user, "user", known, dtype=fitted.theta.dtype.type, name="counts_df")
+        rows, users = _rows_for(fitted, given.ids.index, update_existing)
+        totals = max(fitted.nusers, users.size), max(fitted.nitems, known.size)
         everything = np.arange(known.size)
         places = Place(users, rows, rows, totals[0]), Place(known, everything, everything, totals[1])
         indices = (np.repeat(rows, given.csr.nnz), given.csr.indices)
         csr = sparse.coo_array((given.csr.data, indices), shape=(users.size, known.size)).tocsr()
-        seed = self._seed_of_rows(None)
-        self._take_step(places, csr, _USERS, step, seed, ncores, replaces=update_existing)
-
-    def _phi(self, folded: _Folded, items: pd.Series) -> NDArray[Any]:
-        """φ of one user with each of the given items (n, k)."""
-        # Counts of one, shared among the factors, with the roles exchanged: a row for each item.
-        n, k = len(folded.numbers), self.Theta.shape[1]
-        ones = sparse.csr_array(np.ones((n, 1), dtype=self.Theta.dtype))
-        counts = folded.backend.counts(ones, k)
-        shares, _ = folded.backend.allocate(counts, folded.frozen.factor, folded.rows.factor, side="users")
-        of_item = np.full((len(self.Beta), k), np.nan, dtype=self.Theta.dtype)
-        of_item[folded.numbers] = folded.backend.asnumpy(shares)
-        codes = self._item_ids.codes(items)
-        return np.where(codes[:, None] < 0, self.Theta.dtype.type(np.nan), of_item[codes])
-
-    def _put(self, folded: _Folded, update_existing: bool) -> None:
-        """Take the users into the model; nothing is changed before all is known to be well."""
-        if self._known_posteriors()[_USERS].prior.known:
-            raise ValueError("the users of this model are fixed: transform tells the factors of others")
-        rows, users = self._rows_for(folded.given.ids.index, update_existing)
-        theta, (of_users, of_items) = put_rows(self.Theta, rows, folded.mean), self._known_posteriors()
-        of_users = of_users.with_rows(rows, posterior_of(folded.backend, folded.rows), theta)
-        seen, csr = self._seen, folded.given.csr
-        if seen is not None:
-            seen = with_items(seen, rows, (csr.indptr, csr.indices))
-        # All in one step: an interrupt cannot leave half of it.
-        vars(self).update(
-            Theta=theta,
-            nusers=max(users.size, self.nusers or 0),
-            _user_ids=users,
-            _posteriors=(of_users, of_items),
-            _seen=seen,
+        seed = self._seed_of_rows(fitted, None)
+        self._fitted = self._after_step(
+            fitted, places, csr, _USERS, step, seed, ncores, replaces=update_existing
         )
 
-    def _rows_for(self, ids: pd.Index, update_existing: bool) -> tuple[NDArray[Any], Ids]:
-        """Rows (B,) of users who must be in the model, or must not be; and all ids then."""
-        users = self._user_ids
-        return (users.known(ids), users) if update_existing else users.with_new(ids)
 
-    def _known_posteriors(self) -> tuple[Posterior, Posterior]:
-        self._check_fitted()
-        if self._posteriors is None:
-            raise ValueError("fold-in needs shapes and rates, which keep_all_objs=False has dropped")
-        return self._posteriors
+def _phi(folded: _Folded, items: pd.Series) -> NDArray[Any]:
+    """φ of one user with each of the given items (n, k)."""
+    # Counts of one, shared among the factors, with the roles exchanged: a row for each item.
+    beta = folded.fitted.beta
+    n, k = len(folded.numbers), beta.shape[1]
+    ones = sparse.csr_array(np.ones((n, 1), dtype=beta.dtype))
+    counts = folded.backend.counts(ones, k)
+    shares, _ = folded.backend.allocate(counts, folded.frozen.factor, folded.rows.factor, side="users")
+    of_item = np.full((len(beta), k), np.nan, dtype=beta.dtype)
+    of_item[folded.numbers] = folded.backend.asnumpy(shares)
+    codes = folded.fitted.item_ids.codes(items)
+    return np.where(codes[:, None] < 0, beta.dtype.type(np.nan), of_item[codes])
+
+
+def _with_users(folded: _Folded, update_existing: bool) -> Fitted:
+    """The model with the folded users in it, new ones or in place of what it knew of them."""
+    fitted = folded.fitted
+    of_users, of_items = fitted.known_posteriors
+    if of_users.prior.known:
+        raise ValueError("the users of this model are fixed: transform tells the factors of others")
+    rows, users = _rows_for(fitted, folded.given.ids.index, update_existing)
+    theta = put_rows(fitted.theta, rows, folded.mean)
+    of_users = of_users.with_rows(rows, posterior_of(folded.backend, folded.rows), theta)
+    seen, csr = fitted.seen, folded.given.csr
+    if seen is not None:
+        seen = with_items(seen, rows, (csr.indptr, csr.indices))
+    return replace(
+        fitted,
+        theta=theta,
+        nusers=max(users.size, fitted.nusers),
+        user_ids=users,
+        posteriors=(of_users, of_items),
+        seen=seen,
+    )
+
+
+def _rows_for(fitted: Fitted, ids: pd.Index, update_existing: bool) -> tuple[NDArray[Any], Ids]:
+    """Rows (B,) of users who must be in the model, or must not be; and all ids then."""
+    users = fitted.user_ids
+    return (users.known(ids), users) if update_existing else users.with_new(ids)
 
 
 def _frame(folded: _Folded, name: str) -> pd.DataFrame:

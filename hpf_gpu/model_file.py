@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from .fitted import Fitted
 from .ids import Ids
 from .parameters import default_step_size
 from .tensor_file import UPDATE, Kind, ModelFileError, Tensors
@@ -27,7 +28,11 @@ MODEL = Kind("model", key="hpf_gpu", format=1)
 _DEFAULT = "default"  # stands for the function default_step_size
 _SIDES = ("user", "item")
 _ARRAYS = tuple(field.name for field in fields(Posterior) if field.name != "prior")
-_SCALARS = ("nusers", "nitems", "niter", "train_llk", "random_seed_", "backend_")
+#: Numbers and names of the header, and the fields of Fitted that they are.
+_SCALARS = {
+    "nusers": "nusers", "nitems": "nitems", "niter": "niter", "train_llk": "train_llk",
+    "random_seed_": "seed", "backend_": "backend",
+}  # fmt: skip
 _NUMBERS = {
     np.dtype(name) for name in ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
 }
@@ -36,22 +41,22 @@ _NUMBERS = {
 # -- writing -----------------------------------------------------------------------------------
 
 
-def save_model(path: str | os.PathLike[str], model: Any, parameters: Mapping[str, Any]) -> None:
+def save_model(path: str | os.PathLike[str], fitted: Fitted, parameters: Mapping[str, Any]) -> None:
     """Write a fitted HPF; a file that is there is replaced when the new one is complete."""
-    tensors: Tensors = {"Theta": model.Theta, "Beta": model.Beta}
-    header: dict[str, Any] = {name: getattr(model, name) for name in _SCALARS}
+    tensors: Tensors = {"Theta": fitted.theta, "Beta": fitted.beta}
+    header: dict[str, Any] = {name: getattr(fitted, field) for name, field in _SCALARS.items()}
     header |= {"parameters": plain_parameters(parameters), "ids": {}}
-    for side, ids in zip(_SIDES, (model._user_ids, model._item_ids), strict=True):
+    for side, ids in zip(_SIDES, (fitted.user_ids, fitted.item_ids), strict=True):
         encoding, array = _encoded(ids)
         header["ids"][side] = encoding
         if array is not None:
             tensors[f"{side}.ids"] = array
-    if model._posteriors is not None:
-        header["priors"] = encode_posteriors(model._posteriors, tensors)
-    if model._seen is not None:
-        tensors["seen.indptr"], tensors["seen.indices"] = model._seen
-    tensors |= {f"history.{name}": column.to_numpy() for name, column in model.history_.items()}
-    header["history"] = list(model.history_.columns)
+    if fitted.posteriors is not None:
+        header["priors"] = encode_posteriors(fitted.posteriors, tensors)
+    if fitted.seen is not None:
+        tensors["seen.indptr"], tensors["seen.indices"] = fitted.seen
+    tensors |= {f"history.{name}": column.to_numpy() for name, column in fitted.history.items()}
+    header["history"] = list(fitted.history.columns)
     MODEL.write(path, header, tensors)
 
 
@@ -138,7 +143,7 @@ def _id_of(value: Any) -> Any:
 # -- reading -----------------------------------------------------------------------------------
 
 
-def load_model(path: str | os.PathLike[str], known: Collection[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+def load_model(path: str | os.PathLike[str], known: Collection[str]) -> tuple[dict[str, Any], Fitted]:
     """Parameters, which must be ``known``, and fitted state of a model that :func:`save_model` wrote."""
     source = Path(path).expanduser()
     header, tensors = MODEL.read(source)
@@ -152,27 +157,29 @@ def load_model(path: str | os.PathLike[str], known: Collection[str]) -> tuple[di
             )
         if parameters["step_size"] == _DEFAULT:
             parameters["step_size"] = default_step_size
-        return parameters, _state(header, tensors)
+        return parameters, _fitted(header, tensors)
     except ModelFileError:
         raise
     except (KeyError, TypeError, ValueError) as error:
         raise ModelFileError(f"{source} contradicts itself: {error!r}") from error
 
 
-def _state(header: dict[str, Any], tensors: Tensors) -> dict[str, Any]:
+def _fitted(header: dict[str, Any], tensors: Tensors) -> Fitted:
     theta, beta = tensors["Theta"], tensors["Beta"]
-    state: dict[str, Any] = {name: header[name] for name in _SCALARS}
-    state |= {"Theta": theta, "Beta": beta, "is_fitted": True}
+    both = []
     for side, size in zip(_SIDES, (len(theta), len(beta)), strict=True):
         ids = _decoded(header["ids"][side], tensors.get(f"{side}.ids"), size, side)
         if ids.values is not None and len(ids.values) != size:
             raise ValueError(f"{len(ids.values)} {side} ids for {size} rows")
-        state[f"_{side}_ids"] = ids
-    state["_posteriors"] = None
-    if "priors" in header:
-        state["_posteriors"] = decode_posteriors(header["priors"], tensors)
-    state["_seen"] = None
-    if "seen.indptr" in tensors:
-        state["_seen"] = (tensors["seen.indptr"], tensors["seen.indices"])
+        both.append(ids)
     columns = {name: tensors[f"history.{name}"] for name in header["history"]}
-    return state | {"history_": pd.DataFrame(columns, columns=header["history"])}
+    return Fitted(
+        theta=theta,
+        beta=beta,
+        user_ids=both[0],
+        item_ids=both[1],
+        posteriors=decode_posteriors(header["priors"], tensors) if "priors" in header else None,
+        seen=(tensors["seen.indptr"], tensors["seen.indices"]) if "seen.indptr" in tensors else None,
+        history=pd.DataFrame(columns, columns=header["history"]),
+        **{field: header[name] for name, field in _SCALARS.items()},
+    )

@@ -14,10 +14,11 @@ from scipy import sparse
 from .backends.protocol import Backend
 from .convergence import history_frame
 from .data import BatchSide, TrainingData, batch_data, row_batches
-from .fitted import FittedModel
+from .fitted import Fitted
 from .ids import Ids
 from .parameters import check_choice, check_parameters, checked_step, seed_or_fresh, step_at, whole_number
 from .ranking import UserItems, with_items, with_more_items
+from .recommending import FittedModel
 from .stochastic import Batch, Epochs, Local, run_epoch, with_rank_one
 from .variational import Prior, Side, posterior_of, start_sides, whole_side, with_start_rows
 
@@ -54,10 +55,6 @@ class PartialModel(FittedModel):
     users_per_batch: Any
     items_per_batch: Any
     step_size: Callable[[int], float] | None
-    nitems: int | None
-    niter: int | None
-    history_: Any
-    random_seed_: int
 
     def partial_fit(
         self,
@@ -133,30 +130,36 @@ class PartialModel(FittedModel):
                     model.partial_fit(batch, nusers=1_000_000, nitems=50_000)
         """
         check_choice("batch_type", batch_type, ("users", "items"))
-        step = self._step(step_size)
+        fitted = self._fitted
+        step = self._step(fitted, step_size)
         own = 0 if batch_type == "users" else 1
         members = (users_in_batch, None) if own == 0 else (None, items_in_batch)
-        totals = self._totals(nusers, nitems)
-        known = self._known_ids(totals)
-        data = batch_data(counts_df, known, members, dtype=self._dtype().type, name="counts_df")
+        totals = _totals(fitted, nusers, nitems)
+        known = self._known_ids(fitted, totals)
+        data = batch_data(counts_df, known, members, dtype=self._dtype(fitted).type, name="counts_df")
         allowed = (bool(new_users), bool(new_items))
         users, items = (_place(*given) for given in zip(known, data.sides, totals, allowed, strict=True))
         csr = data.csr((users.rows, items.rows), (users.ids.size, items.ids.size))
-        self._take_step((users, items), csr, own, step, self._seed_of_rows(random_seed), self.ncores)
+        seed = self._seed_of_rows(fitted, random_seed)
+        self._fitted = self._after_step(fitted, (users, items), csr, own, step, seed, self.ncores)
         return self
 
-    def _step(self, given: Any) -> float:
+    def _step(self, fitted: Fitted | None, given: Any) -> float:
         """The next step of a model that can take one, unless another is given."""
         check_parameters(vars(self))
-        if not self.keep_all_objs or (self.is_fitted and self._posteriors is None):
+        if not self.keep_all_objs or (fitted is not None and fitted.posteriors is None):
             raise ValueError("partial_fit needs shapes and rates, which keep_all_objs=False drops")
-        return checked_step("step_size", step_at(self.step_size, self.niter or 0) if given is None else given)
+        done = 0 if fitted is None else fitted.niter
+        return checked_step("step_size", step_at(self.step_size, done) if given is None else given)
 
-    def _dtype(self) -> np.dtype[Any]:
-        return self.Theta.dtype if self.is_fitted else np.dtype(np.float32 if self.use_float else np.float64)
+    def _dtype(self, fitted: Fitted | None) -> np.dtype[Any]:
+        if fitted is None:
+            return np.dtype(np.float32 if self.use_float else np.float64)
+        return fitted.theta.dtype
 
-    def _take_step(
+    def _after_step(
         self,
+        fitted: Fitted | None,
         places: tuple[Place, Place],
         csr: sparse.csr_array,  # (N, M)
         own: int,  # 0 for a batch of users, 1 for one of items
@@ -165,47 +168,42 @@ class PartialModel(FittedModel):
         ncores: Any,
         *,
         replaces: bool = False,  # what the users of the batch have had
-    ) -> None:
-        """Move the model by a batch."""
-        backend = self._working_backend(self._dtype(), ncores, self._factors())
-        self._check_fixed(places)
+    ) -> Fitted:
+        """The model moved by a batch."""
+        k = self._width() if fitted is None else fitted.theta.shape[1]
+        backend = self._working_backend(self._dtype(fitted), ncores, k)
+        _check_fixed(fitted, places)
         self._count_once(csr.data)
-        batch = self._batch(backend, places[own], csr if own == 0 else csr.T.tocsr())
-        sides = self._sides(backend, places, seed)
+        rows = csr if own == 0 else csr.T.tocsr()
+        members = places[own].members
+        batch = Batch(members, backend.counts(rows[members], k), places[own].total / len(members))
+        sides = self._sides(backend, fitted, places, seed)
         moved = run_epoch(backend, [batch], sides[own], sides[1 - own], self._local(), step)
-        seen = self._seen_after(places[0], csr, replaces) if self.keep_data else None
-        self._keep_step(backend, moved if own == 0 else moved[::-1], places, seen, seed)
+        users, items = moved if own == 0 else moved[::-1]
+        theta, beta = (backend.asnumpy(backend.mean(side.factor)) for side in (users, items))
+        return Fitted(
+            theta=theta,
+            beta=beta,
+            user_ids=places[0].ids,
+            item_ids=places[1].ids,
+            nusers=max(places[0].total, len(theta)),
+            nitems=max(places[1].total, len(beta)),
+            posteriors=(posterior_of(backend, users), posterior_of(backend, items)),
+            seen=_seen_after(fitted, places[0], csr, replaces) if self.keep_data else None,
+            niter=1 if fitted is None else fitted.niter + 1,
+            train_llk=None,
+            history=history_frame([], self.stop_crit) if fitted is None else fitted.history,
+            seed=seed if fitted is None else fitted.seed,
+            backend=backend.name,
+        )
 
-    def _seen_after(self, users: Place, csr: sparse.csr_array, replaces: bool) -> UserItems | None:
-        """What users have had, that of a batch included; None if it was dropped before."""
-        seen = self._seen if self.is_fitted else (np.zeros(1, np.int64), np.empty(0, csr.indices.dtype))
-        if seen is None:
-            return None
-        if not replaces:
-            return with_more_items(seen, csr)
-        given = csr[users.members]
-        return with_items(seen, users.members, (given.indptr, given.indices))
-
-    def _totals(self, nusers: Any, nitems: Any) -> tuple[int, int]:
-        """How many users and items there are in all: as given, or as known."""
-        totals: list[int] = []
-        pairs = (("nusers", nusers, self.nusers, self.Theta), ("nitems", nitems, self.nitems, self.Beta))
-        for name, given, kept, mean in pairs:
-            if given is None and kept is None:
-                raise ValueError(f"the first partial_fit of a model that is not fitted needs {name}")
-            total = whole_number(name, kept if given is None else given, 1)
-            if mean is not None and total < len(mean):
-                raise ValueError(f"{name}={total} is less than the {len(mean)} that the model has")
-            totals.append(total)
-        return totals[0], totals[1]
-
-    def _known_ids(self, totals: tuple[int, int]) -> tuple[Ids, Ids]:
+    def _known_ids(self, fitted: Fitted | None, totals: tuple[int, int]) -> tuple[Ids, Ids]:
         """The ids that have rows: names as they come with batches, row numbers all from the start."""
         none = np.empty(0, dtype=object) if self.reindex else None
         known = (
-            (self._user_ids, self._item_ids)
-            if self.is_fitted
-            else (Ids(none, 0, "user"), Ids(none, 0, "item"))
+            (Ids(none, 0, "user"), Ids(none, 0, "item"))
+            if fitted is None
+            else (fitted.user_ids, fitted.item_ids)
         )
         users, items = (
             Ids(None, total, ids.kind) if ids.values is None else ids
@@ -213,17 +211,13 @@ class PartialModel(FittedModel):
         )
         return users, items
 
-    def _seed_of_rows(self, random_seed: Any) -> int:
+    def _seed_of_rows(self, fitted: Fitted | None, random_seed: Any) -> int:
         """Seed of the start values of rows that are new."""
         if random_seed is not None:
             return whole_number("random_seed", random_seed, 0)
-        if not self.is_fitted:
+        if fitted is None:
             return seed_or_fresh(self.random_seed)
-        return int(np.random.SeedSequence((self.random_seed_, self.niter or 0)).generate_state(1)[0])
-
-    def _batch(self, backend: Backend, own: Place, csr: sparse.csr_array) -> Batch:
-        counts = backend.counts(csr[own.members], self._factors())
-        return Batch(own.members, counts, own.total / len(own.members))
+        return int(np.random.SeedSequence((fitted.seed, fitted.niter)).generate_state(1)[0])
 
     def _epochs(self, backend: Backend, data: TrainingData, seed: int) -> Epochs | None:
         """What stochastic fits do in place of full iterations; None for full-batch fits."""
@@ -245,10 +239,6 @@ class PartialModel(FittedModel):
     def _local(self) -> Local:
         return Local(self.schedule == "alternating", bool(self.sum_exp_trick))
 
-    def _factors(self) -> int:
-        """Columns of Theta and Beta: K, and two for biases."""
-        return self.Theta.shape[1] if self.is_fitted else self._width()
-
     def _width(self) -> int:
         return int(self.k) + (2 if self.bias else 0)
 
@@ -261,55 +251,56 @@ class PartialModel(FittedModel):
             Prior(float(self.c), float(self.c_prime), float(self.d_prime), levels, ones[1]),
         )
 
-    def _check_fixed(self, places: tuple[Place, Place]) -> None:
-        """What is new has no factors on a side whose factors were given."""
-        posteriors = self._posteriors if self.is_fitted else None
-        for place, posterior in zip(places, posteriors or (), strict=False):
-            if posterior.prior.known and place.ids.size > len(posterior.shape):
-                raise ValueError(
-                    f"the {place.ids.kind}s of this model are fixed: a batch cannot bring new ones"
-                )
-
-    def _sides(self, backend: Backend, places: tuple[Place, Place], seed: int) -> tuple[Side, Side]:
+    def _sides(
+        self, backend: Backend, fitted: Fitted | None, places: tuple[Place, Place], seed: int
+    ) -> tuple[Side, Side]:
         """Both sides before the step, rows that are new at start values."""
         n, m = (place.ids.size for place in places)
-        if not self.is_fitted or self._posteriors is None:
-            users, items = start_sides(backend, self._priors(), (n, m), self._factors(), seed)
+        if fitted is None:
+            users, items = start_sides(backend, self._priors(), (n, m), self._width(), seed)
             return with_rank_one(backend, users), with_rank_one(backend, items)
-        rng, (of_users, of_items) = np.random.default_rng(seed), self._posteriors
+        rng, (of_users, of_items) = np.random.default_rng(seed), fitted.known_posteriors
         of_users, of_items = (
             with_start_rows(posterior.with_rank_one(other.column_sums), size - len(posterior.shape), rng)
             for posterior, other, size in ((of_users, of_items, n), (of_items, of_users, m))
         )
         return whole_side(backend, of_users), whole_side(backend, of_items)
 
-    def _keep_step(
-        self,
-        backend: Backend,
-        sides: tuple[Side, Side],
-        places: tuple[Place, Place],
-        seen: UserItems | None,
-        seed: int,
-    ) -> None:
-        """Take the model after the step; nothing of it is set before all is known to be well."""
-        theta, beta = (backend.asnumpy(backend.mean(side.factor)) for side in sides)
-        users, items = places
-        vars(self).update(
-            Theta=theta,
-            Beta=beta,
-            nusers=max(users.total, len(theta)),
-            nitems=max(items.total, len(beta)),
-            _user_ids=users.ids,
-            _item_ids=items.ids,
-            _posteriors=(posterior_of(backend, sides[0]), posterior_of(backend, sides[1])),
-            _seen=seen,
-            niter=(self.niter or 0) + 1,
-            train_llk=None,
-            history_=self.history_ if self.is_fitted else history_frame([], self.stop_crit),
-            random_seed_=self.random_seed_ if self.is_fitted else seed,
-            backend_=backend.name,
-            is_fitted=True,
-        )
+
+def _totals(fitted: Fitted | None, nusers: Any, nitems: Any) -> tuple[int, int]:
+    """How many users and items there are in all: as given, or as known."""
+    rows = (0, 0) if fitted is None else (len(fitted.theta), len(fitted.beta))
+    known = (None, None) if fitted is None else (fitted.nusers, fitted.nitems)
+    totals: list[int] = []
+    for name, given, kept, least in zip(("nusers", "nitems"), (nusers, nitems), known, rows, strict=True):
+        if given is None and kept is None:
+            raise ValueError(f"the first partial_fit of a model that is not fitted needs {name}")
+        total = whole_number(name, kept if given is None else given, 1)
+        if total < least:
+            raise ValueError(f"{name}={total} is less than the {least} that the model has")
+        totals.append(total)
+    return totals[0], totals[1]
+
+
+def _check_fixed(fitted: Fitted | None, places: tuple[Place, Place]) -> None:
+    """What is new has no factors on a side whose factors were given."""
+    posteriors = () if fitted is None else fitted.known_posteriors
+    for place, posterior in zip(places, posteriors, strict=False):
+        if posterior.prior.known and place.ids.size > len(posterior.shape):
+            raise ValueError(f"the {place.ids.kind}s of this model are fixed: a batch cannot bring new ones")
+
+
+def _seen_after(
+    fitted: Fitted | None, users: Place, csr: sparse.csr_array, replaces: bool
+) -> UserItems | None:
+    """What users have had, that of a batch included; None if it was dropped before."""
+    seen = (np.zeros(1, np.int64), np.empty(0, csr.indices.dtype)) if fitted is None else fitted.seen
+    if seen is None:
+        return None
+    if not replaces:
+        return with_more_items(seen, csr)
+    given = csr[users.members]
+    return with_items(seen, users.members, (given.indptr, given.indices))
 
 
 def _place(known: Ids, given: BatchSide, total: int, may_grow: bool) -> Place:

@@ -45,26 +45,28 @@ ALLOWED = {
     "ranking": {"backends.protocol"},
     "metrics": {"backends.numpy_backend"},
     "plot": {"metrics"},
-    "fitted": {
-        "backends", "backends.protocol", "data", "ids", "likelihood", "model_file", "parameters", "ranking",
-        "variational",
+    "fitted": {"ids", "ranking", "variational"},
+    "recommending": {
+        "backends", "backends.protocol", "data", "fitted", "likelihood", "model_file", "parameters",
+        "ranking", "variational",
     },
     "folding": {
-        "backends.protocol", "data", "ids", "inference", "parameters", "partial", "ranking", "variational",
-    },
-    "partial": {
-        "backends.protocol", "convergence", "data", "fitted", "ids", "parameters", "ranking", "stochastic",
+        "backends.protocol", "data", "fitted", "ids", "inference", "parameters", "partial", "ranking",
         "variational",
     },
+    "partial": {
+        "backends.protocol", "convergence", "data", "fitted", "ids", "parameters", "ranking", "recommending",
+        "stochastic", "variational",
+    },
     "tensor_file": {""},
-    "model_file": {"ids", "parameters", "tensor_file", "variational"},
+    "model_file": {"fitted", "ids", "parameters", "tensor_file", "variational"},
     "checkpoint": {
         "backends.protocol", "convergence", "inference", "model_file", "parameters", "tensor_file",
         "variational",
     },
     "estimator": {
-        "backends.protocol", "checkpoint", "convergence", "data", "folding", "inference", "likelihood",
-        "model_file", "parameters", "progress", "stochastic", "storage", "variational",
+        "backends.protocol", "checkpoint", "convergence", "data", "fitted", "folding", "inference",
+        "likelihood", "model_file", "parameters", "progress", "stochastic", "storage", "variational",
     },
     "demo": {"", "datasets", "estimator", "metrics", "plot"},
     "doctor": {

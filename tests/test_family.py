@@ -277,7 +277,7 @@ def test_the_whole_surface(variant, backend_name, tmp_path):
     new = sparse.csr_array(Y[:5] + 1)
     folded = model.transform(new)
     assert twin.transform(new).equals(folded)
-    assert twin._posteriors[0].prior == model._posteriors[0].prior
+    assert twin._fitted.posteriors[0].prior == model._fitted.posteriors[0].prior
     if model.bias:
         assert np.all(folded[K + 1] == 1)
     if "users" not in variant:

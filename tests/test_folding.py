@@ -218,7 +218,7 @@ def test_return_all(model):
 
 
 def seen_of(model, user):
-    indptr, indices = model._seen
+    indptr, indices = model._fitted.seen
     row = model.user_dict_[user]
     return sorted(model.item_mapping_[indices[indptr[row] : indptr[row + 1]]])
 
@@ -307,7 +307,7 @@ def test_ids_keep_their_types(kind):
     model.add_user(names[30], new.iloc[:1][["ItemId", "Count"]])
     model.add_users(new.iloc[1:])
     assert model.user_mapping_.dtype == dtype
-    assert list(model._user_ids.index) == names.tolist()
+    assert list(model._fitted.user_ids.index) == names.tolist()
     assert [type(name) for name in model.user_dict_] == [type(name) for name in frame.UserId] + [
         type(name) for name in new.UserId
     ]
@@ -387,7 +387,7 @@ def test_errors_of_fold_in(backend_name):
     model = quick(backend=backend_name).fit(COUNTS)
     one = of_user(100)
     before = {name: getattr(model, name).copy() for name in ("Theta", "Gamma_shp", "k_rte", "user_mapping_")}
-    seen = model._seen
+    seen = model._fitted.seen
     cases = [
         (lambda: model.add_user(100, one), ValueError, "user 100 is in the model already"),
         (lambda: model.add_users(COUNTS), ValueError, r"users 100, 101, 102 and 57 more are in the model"),
@@ -413,7 +413,7 @@ def test_errors_of_fold_in(backend_name):
             call()
     for name, value in before.items():
         assert np.array_equal(getattr(model, name), value), name
-    assert model._seen is seen
+    assert model._fitted.seen is seen
     assert model.nusers == 60
 
 

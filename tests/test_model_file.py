@@ -7,6 +7,7 @@ import json
 import pickle
 import sys
 import warnings
+from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
 
@@ -51,7 +52,7 @@ def assert_same(twin, model):
     pd.testing.assert_frame_equal(twin.history_, model.history_)
     assert twin.user_dict_ == model.user_dict_
     users = list(range(model.nusers)) if model.user_mapping_ is None else list(model.user_mapping_)
-    seen = {"exclude_seen": model._seen is not None}
+    seen = {"exclude_seen": model._fitted.seen is not None}
     assert twin.topN(users, n=3, **seen).tolist() == model.topN(users, n=3, **seen).tolist()
 
 
@@ -185,7 +186,7 @@ def test_ids_of_any_dtype_come_back(kind, size, tmp_path):
 
 def test_a_model_is_loaded_where_its_backend_is_missing(tmp_path, monkeypatch):
     model = quick(backend="numpy").fit(COUNTS)
-    model.backend, model.backend_ = "cuda", "cuda"
+    model.backend, model._fitted = "cuda", replace(model._fitted, backend="cuda")
     model.save(tmp_path / "model")
     monkeypatch.setitem(sys.modules, "hpf_gpu.backends.cuda_backend", None)
     twin = HPF.load(tmp_path / "model")

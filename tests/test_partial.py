@@ -59,9 +59,9 @@ def pairs(frame: pd.DataFrame) -> set[tuple[Any, Any]]:
 
 
 def seen_pairs(model: HPF) -> list[tuple[Any, Any]]:
-    indptr, items = model._seen
-    users = model._user_ids.labels(np.repeat(np.arange(len(indptr) - 1), np.diff(indptr)))
-    return list(zip(users, model._item_ids.labels(items), strict=True))
+    indptr, items = model._fitted.seen
+    users = model._fitted.user_ids.labels(np.repeat(np.arange(len(indptr) - 1), np.diff(indptr)))
+    return list(zip(users, model._fitted.item_ids.labels(items), strict=True))
 
 
 # -- the step ----------------------------------------------------------------------------------
@@ -170,7 +170,7 @@ def test_seen_items_of_batches_of_items(frame: pd.DataFrame) -> None:
         assert set(seen) == pairs(met)
     user = met.UserId.iloc[0]
     assert not set(model.topN(user, n=1000)) & set(met.ItemId[met.UserId == user])
-    assert model_of(keep_data=False).partial_fit(frame, **sizes(frame))._seen is None
+    assert model_of(keep_data=False).partial_fit(frame, **sizes(frame))._fitted.seen is None
 
 
 @pytest.mark.parametrize("ids", ["names", "numbers"])
