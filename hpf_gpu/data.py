@@ -284,7 +284,12 @@ def one_user(data: Any, user_id: Any, *, name: str) -> pd.DataFrame:
         items, counts = csr.indices, csr.data
     else:
         items, counts = _triplets(data, COLUMNS[1:], name)
-    return pd.DataFrame({"UserId": [user_id] * len(counts), "ItemId": items, "Count": counts})
+    users = pd.Series(
+        [user_id] * len(counts),
+        index=getattr(counts, "index", None),
+        dtype=object if isinstance(user_id, str) else None,  # pandas' own strings have to be Unicode
+    )
+    return pd.DataFrame({"UserId": users, "ItemId": items, "Count": counts})
 
 
 def on_host(data: Any) -> Any:
@@ -323,7 +328,10 @@ def _triplets(data: Any, columns: Sequence[str], name: str) -> list[Any]:
                 f"{name} has shape {data.shape}; an array must be (n, {len(columns)}) with columns "
                 f"{', '.join(columns)}. For a dense matrix of counts pass scipy.sparse.csr_array(matrix)"
             )
-        series = [pd.Series(data[:, j]) for j in range(len(columns))]
+        # Strings as objects: those of pandas have to be Unicode.
+        values = data.astype(object) if data.dtype.kind == "U" else data
+        dtype = object if values.dtype == object else None
+        series = [pd.Series(values[:, j], dtype=dtype) for j in range(len(columns))]
     else:
         raise TypeError(
             f"{name} must be a pandas data frame, an array (n, {len(columns)}) or a scipy sparse matrix, "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import numbers
 from collections.abc import Hashable, Iterable, Iterator
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -28,8 +28,7 @@ class Ids:
 
     @cached_property
     def _index(self) -> pd.Index:
-        # The dtype keeps tuples from turning into a MultiIndex.
-        return pd.Index(_column(self.values), tupleize_cols=False)
+        return _as_index(_column(self.values))
 
     @property
     def index(self) -> pd.Index:
@@ -58,7 +57,7 @@ class Ids:
         """Row numbers of many ids (n,); −1 where an id is unknown."""
         column = _column(ids)
         if self.values is not None:
-            return self._places(pd.Index(column, tupleize_cols=False))
+            return self._places(_as_index(column))
         if column.dtype == object:
             return np.array([self._number(value) for value in column], dtype=np.int64)
         if column.dtype.kind not in "iufb":
@@ -118,7 +117,9 @@ class Ids:
 
     def _joined(self, ids: pd.Index) -> NDArray[Any]:
         """All ids in the type of those that are there, or as objects where it cannot hold the new ones."""
-        new, dtype = ids.infer_objects(), self._index.dtype
+        new, dtype = ids, self._index.dtype
+        with contextlib.suppress(UnicodeEncodeError):  # strings that are not Unicode stay objects
+            new = ids.infer_objects()
         if new.dtype.kind == dtype.kind or {new.dtype.kind, dtype.kind} <= _NUMERIC:
             with contextlib.suppress(TypeError, ValueError, OverflowError), np.errstate(invalid="ignore"):
                 cast = new.astype(dtype)
@@ -167,7 +168,7 @@ def encode(column: pd.Series, kind: str, reindex: bool, room: int = 0) -> tuple[
         if encoded is not None:
             return encoded[0], Ids(encoded[1], len(encoded[1]), kind)
     try:
-        codes, values = pd.factorize(column)
+        codes, values = _factorize(column)
     except TypeError as error:
         raise TypeError(f"{kind} ids must be hashable: {error}") from error
     missing = np.flatnonzero(codes < 0)
@@ -176,6 +177,42 @@ def encode(column: pd.Series, kind: str, reindex: bool, room: int = 0) -> tuple[
             f"{len(missing)} {kind} ids are missing, the first in row {shown(column.index[missing[0]])}"
         )
     return narrow(codes, len(values)), Ids(_as_values(values), len(values), kind)
+
+
+def _factorize(column: pd.Series) -> tuple[NDArray[Any], Any]:
+    """What pandas.factorize does, but no two strings are one.
+
+    Before version 3.1 pandas hashes them as C strings, which end at the first NUL and have no lone
+    surrogates.
+    """
+    python_strings = column.dtype == object or getattr(column.dtype, "storage", None) == "python"
+    if not (python_strings and _strings_end_at_nul() and _has_strange_strings(column)):
+        return pd.factorize(column)
+    values = np.empty(len(column) + 1, dtype=object)
+    values[:-1], values[-1] = column, ()
+    # With the tuple among them they are not all strings, and Python's own hash is used.
+    codes, distinct = pd.factorize(values)
+    return codes[:-1], distinct[:-1]
+
+
+@cache
+def _strings_end_at_nul() -> bool:
+    return len(pd.factorize(np.array(["\0a", "\0b"], dtype=object))[1]) == 1
+
+
+def _has_strange_strings(column: pd.Series) -> bool:
+    """Whether these are strings, some of them with NUL or a lone surrogate."""
+    for start in range(0, len(column), _BLOCK):
+        try:
+            joined = "".join(column.iloc[start : start + _BLOCK].tolist())
+            joined.encode()
+        except TypeError:  # not all strings
+            return False
+        except UnicodeEncodeError:
+            return True
+        if "\0" in joined:
+            return True
+    return False
 
 
 def _encode_by_table(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]] | None:
@@ -254,10 +291,23 @@ def _as_values(values: Any) -> NDArray[Any]:
 def _column(ids: Any) -> NDArray[Any]:
     """Many ids as an array (n,), without turning 1 into '1' or a tuple into a row."""
     if isinstance(ids, (np.ndarray, pd.Series, pd.Index, pd.api.extensions.ExtensionArray)):
-        array = np.asarray(ids).reshape(-1)
+        array = np.asarray(ids)
+        if array.ndim > 1:
+            raise ValueError(f"ids must be of one dimension, not of shape {array.shape}")
+        array = array.reshape(-1)
         # pandas has no index of float16.
         return array.astype(np.float32) if array.dtype == np.float16 else array
+    if isinstance(ids, pd.DataFrame):
+        raise TypeError(f"ids must be one column, such as frame[{ids.columns[0]!r}], and not a data frame")
     return _objects(ids)
+
+
+def _as_index(column: NDArray[Any]) -> pd.Index:
+    """Ids (n,) as pandas looks them up: tuples as they are, and strings as objects.
+
+    As strings they would have to be Unicode, and take three times as long to find.
+    """
+    return pd.Index(column, dtype=object if column.dtype == object else None, tupleize_cols=False)
 
 
 def _objects(ids: Iterable[Hashable]) -> NDArray[Any]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import sparse
 
-from hpf_gpu import HPF, BackendUnavailable
+from hpf_gpu import HPF, BackendUnavailable, backends
 
 
 def frame(**columns):
@@ -259,6 +261,7 @@ def test_explicit_backends_never_fall_back(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "hpf_gpu._openmp", None)
     monkeypatch.delitem(sys.modules, "hpf_gpu.backends.openmp_backend", raising=False)
+    monkeypatch.setattr("hpf_gpu.backends._loaded", {})
     with pytest.raises(BackendUnavailable, match="compiled module is missing"):
         HPF(backend="openmp", verbose=False).fit(frame())
     monkeypatch.setattr("hpf_gpu.backends._announced", set())
@@ -327,3 +330,53 @@ def test_val_set():
         HPF(verbose=False).fit(frame(), val_set=frame(UserId=["q", "r", "s"]))
     with pytest.raises(ValueError, match="val_set has no column"):
         HPF(verbose=False).fit(frame(), val_set=frame()[["UserId", "Count"]])
+
+
+# -- backends ----------------------------------------------------------------------------------
+
+AUTO_IN_THREADS = """
+import sys, threading
+import numpy as np
+from hpf_gpu import backends
+
+sys.setswitchinterval(1e-6)
+names, wrong, start = [], [], threading.Barrier(8)
+
+def choose():
+    start.wait()
+    for _ in range(40):
+        try:
+            names.append(backends.choose("auto", np.float32).name)
+        except Exception as error:
+            wrong.append(repr(error))
+
+threads = [threading.Thread(target=choose) for _ in range(8)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(len(names), len(set(names)), wrong[:1])
+"""
+
+
+def test_auto_in_threads():
+    """Where CuPy does not load, and its failure must not show in other threads as a half-made module."""
+    ran = subprocess.run([sys.executable, "-c", AUTO_IN_THREADS], capture_output=True, text=True, check=True)
+    assert ran.stdout.split(maxsplit=2) == ["320", "1", "[]\n"]
+
+
+def test_a_backend_that_does_not_load_is_tried_once(monkeypatch):
+    tried = []
+
+    def fails(name, package):
+        tried.append(name)
+        raise BackendUnavailable("no GPU", remedy="buy one", expected=True)
+
+    monkeypatch.setattr(backends, "_loaded", {})
+    monkeypatch.setattr(backends, "import_module", fails)
+    raised = []
+    for _ in range(3):
+        with pytest.raises(BackendUnavailable, match=r"^no GPU; to mend it: buy one$") as caught:
+            backends.create("cuda", np.float32)
+        raised.append(caught.value)
+    assert tried == [".cuda_backend"]
+    assert len(set(map(id, raised))) == 3
+    assert all(error.expected for error in raised)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import multiprocessing
 import os
 import pickle
@@ -304,6 +305,7 @@ def test_a_model_predicts_where_its_backend_is_missing(counts, monkeypatch):
     before = model.predict(model.user_mapping_, model.item_mapping_[0])
     monkeypatch.setitem(sys.modules, "hpf_gpu._openmp", None)
     monkeypatch.delitem(sys.modules, "hpf_gpu.backends.openmp_backend", raising=False)
+    monkeypatch.setattr("hpf_gpu.backends._loaded", {})
     warnings.simplefilter("ignore", RuntimeWarning)  # that 'auto' took numpy
     assert relative_error(model.predict(model.user_mapping_, model.item_mapping_[0]), before) < 1e-6
 
@@ -417,7 +419,7 @@ def test_topn_names_unknown_users(fitted):
     with pytest.raises(ValueError, match=r"^users 'a', 'b', 'c' and 2 more were not in the training data$"):
         fitted.topN(["a", known, *"bcde"])
     lean = copy.copy(fitted)
-    lean._seen = None
+    lean._fitted = dataclasses.replace(fitted._fitted, seen=None)
     with pytest.raises(ValueError, match="keep_data=False"):
         lean.topN([known])
 

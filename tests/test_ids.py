@@ -127,3 +127,39 @@ def test_ids_are_the_keys_of_a_dict(batches, data):
     assert list(together.index) == list(keys)
     assert together.codes(list(keys)).tolist() == list(range(len(keys)))
     assert together.rows == dict(zip(keys, range(len(keys)), strict=True))
+
+
+STRANGE = ["x\0one", "x\0two", "x\0", "x", "", "\0", "y\udc80", "y\udc81", "'y\\udc80'", "y"]
+
+
+@pytest.mark.parametrize("dtype", [object, "string[python]", "str"])
+def test_no_two_strings_are_one(dtype, monkeypatch):
+    """NUL and lone surrogates are characters like any other, as in a dict."""
+    given = [one for one in STRANGE if dtype is object or one.isprintable() or "\0" in one]
+    column = pd.Series([*given, *reversed(given)], dtype=dtype)
+    for old_pandas in (False, True):
+        if old_pandas:  # of which a lone surrogate or a NUL is all that is asked
+            monkeypatch.setattr(hpf_ids, "_strings_end_at_nul", lambda: True)
+        codes, ids = hpf_ids.encode(column, "user", reindex=True)
+        assert codes.tolist() == [*range(len(given)), *reversed(range(len(given)))]
+        assert ids.values.tolist() == given
+        assert ids.codes(given[::-1]).tolist() == list(reversed(range(len(given))))
+        assert ids.codes(["x\0three", "y\udc82", "\0\0"]).tolist() == [-1, -1, -1]
+
+
+def test_strange_strings_beside_others_are_kept_apart(monkeypatch):
+    monkeypatch.setattr(hpf_ids, "_strings_end_at_nul", lambda: True)
+    monkeypatch.setattr(hpf_ids, "_BLOCK", 2)
+    given = ["a", "b", "c", "d\0e", ("t", 1), 7, "d\0f"]
+    codes, ids = hpf_ids.encode(pd.Series(given, dtype=object), "user", reindex=True)
+    assert codes.tolist() == list(range(7))
+    assert ids.values.tolist() == given
+
+
+def test_ids_are_of_one_dimension():
+    ids = hpf_ids.Ids(np.array(["a", "b"], dtype=object), 2, "user")
+    frame = pd.DataFrame({"UserId": ["a"]})
+    with pytest.raises(TypeError, match=r"one column, such as frame\['UserId'\], and not a data frame"):
+        ids.codes(frame)
+    with pytest.raises(ValueError, match=r"of one dimension, not of shape \(1, 2\)"):
+        ids.codes(np.array([["a", "b"]]))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import os
+import threading
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -21,8 +25,47 @@ ON_HOST = ("openmp", "numpy")
 #: Factors at most, where that is fewer than memory holds.
 _MOST_FACTORS = {"cuda": MOST_FACTORS}
 
+#: Module and class of each.
+_HOMES = {
+    "cuda": ("cuda_backend", "CudaBackend"),
+    "openmp": ("openmp_backend", "OpenMPBackend"),
+    "numpy": ("numpy_backend", "NumpyBackend"),
+}
+
 _log = logging.getLogger("hpf_gpu")
 _announced: set[str] = set()
+_loaded: dict[str, Any] = {}  # by name: the class, or the BackendUnavailable that its module raised
+_loading = threading.Lock()
+
+
+def _renew_lock() -> None:
+    """A thread that held the lock when the process was forked does not live in the child."""
+    global _loading
+    _loading = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
+def _load(name: str) -> Any:
+    """The class of the named backend; BackendUnavailable if its module does not load.
+
+    Python forgets a module that failed and imports it anew at every call, which takes milliseconds, and
+    while one thread does so others see the module half-made.  So it is tried once.
+    """
+    with _loading:
+        if name not in _loaded:
+            module, attribute = _HOMES[name]
+            try:
+                _loaded[name] = getattr(import_module(f".{module}", __name__), attribute)
+            except BackendUnavailable as error:
+                _loaded[name] = error
+    outcome = _loaded[name]
+    if isinstance(outcome, BackendUnavailable):
+        # A copy: an exception that is raised again and again would keep all its tracebacks.
+        raise copy.copy(outcome) from outcome.__cause__
+    return outcome
 
 
 def create(name: str, dtype: np.dtype[Any] | type, threads: int | None = None, **options: Any) -> Backend:
@@ -30,21 +73,15 @@ def create(name: str, dtype: np.dtype[Any] | type, threads: int | None = None, *
 
     ``threads=None`` takes every core this process may use.  ``options`` are those of the cuda backend.
     """
-    if name == "cuda":
-        from .cuda_backend import CudaBackend
-
-        return CudaBackend(np.dtype(dtype), **options)
-    if options:
+    if name not in NAMES:
+        raise ValueError(
+            f"backend={name!r} is unknown; choose 'auto' or one of {', '.join(map(repr, NAMES))}"
+        )
+    if options and name != "cuda":
         raise ValueError(f"{', '.join(options)}: options of the cuda backend, which {name!r} does not have")
-    if name == "openmp":
-        from .openmp_backend import OpenMPBackend
-
-        return OpenMPBackend(np.dtype(dtype), threads)
-    if name == "numpy":
-        from .numpy_backend import NumpyBackend
-
-        return NumpyBackend(np.dtype(dtype))
-    raise ValueError(f"backend={name!r} is unknown; choose 'auto' or one of {', '.join(map(repr, NAMES))}")
+    settings = {"threads": threads} if name == "openmp" else options
+    backend: Backend = _load(name)(np.dtype(dtype), **settings)
+    return backend
 
 
 def choose(
