@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,12 +14,41 @@ from . import __version__
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with ``argv`` (the process's arguments if None); returns the exit status."""
-    arguments = _parser().parse_args(argv)
     try:
-        return int(arguments.run(arguments))
+        arguments = _parser().parse_args(argv)
+        status = int(arguments.run(arguments))
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where a full disk can still be told
+        return status
     except KeyboardInterrupt:
-        sys.stderr.write("hpf-gpu: interrupted\n")
+        _tell("interrupted")
         return 130
+    except BrokenPipeError:  # whoever was reading has gone, as in `hpf-gpu demo | head -1`
+        _drop_output()
+        return 128 + 13  # what a shell says of a program that SIGPIPE has ended
+    except OSError as error:
+        _tell(str(error))
+        _drop_output()
+        return 2
+
+
+def _write(text: str) -> None:
+    """Write to standard output, if it is open."""
+    if sys.stdout is not None:
+        sys.stdout.write(text)
+
+
+def _tell(message: str) -> None:
+    """Write a message to standard error, if it is open."""
+    if sys.stderr is not None:
+        sys.stderr.write(f"hpf-gpu: {message}\n")
+
+
+def _drop_output() -> None:
+    """Let Python's own flush at the end succeed."""
+    if sys.stdout is not None:
+        with contextlib.suppress(OSError, ValueError):  # not a file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 # Each command imports what it needs, so that --help and usage errors come at once.
@@ -27,9 +58,9 @@ def _demo(arguments: argparse.Namespace) -> int:
     from . import BackendUnavailable, demo
 
     try:
-        demo.run(arguments.output, arguments.backend, arguments.seed, arguments.k, sys.stdout.write)
-    except (BackendUnavailable, ImportError, MemoryError, OSError, TypeError, ValueError) as error:
-        sys.stderr.write(f"hpf-gpu: {error}\n")
+        demo.run(arguments.output, arguments.backend, arguments.seed, arguments.k, _write)
+    except (BackendUnavailable, ImportError, MemoryError, TypeError, ValueError) as error:
+        _tell(str(error))
         return 2
     return 0
 
@@ -38,7 +69,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from . import doctor
 
     report = doctor.examine()
-    sys.stdout.writelines(f"{line}\n" for line in report.lines())
+    _write("".join(f"{line}\n" for line in report.lines()))
     return 0 if report.compiled_works else 1
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from .backends.protocol import Backend
-from .ids import Ids, encode, narrow, shown
+from .ids import Ids, encode, narrow, native, shown
 from .variational import Pairs
 
 COLUMNS = ("UserId", "ItemId", "Count")
@@ -102,12 +102,16 @@ def held_out_pairs(data: Any, users: Ids, items: Ids, *, dtype: type, name: str)
         user_column, item_column, count_column = _triplets(data, COLUMNS, name)
         values = _checked_counts(count_column, dtype)
     rows, columns = users.codes(user_column), items.codes(item_column)
-    kept = (rows >= 0) & (columns >= 0) & (values > 0)
+    known = (rows >= 0) & (columns >= 0)
+    kept = known & (values > 0)
     zeros = int((values == 0).sum())
     if zeros:
         _warn_zeros(zeros, f"left out of {name}")
     if not kept.any():
         raise ValueError(f"{name} has no count whose user and item are both in the training data")
+    if not known.all():
+        unknown = f"{len(known) - int(known.sum())} of the {len(known)} counts of {name} were left out"
+        warn(f"{unknown}: their user or item was not in the training data")
     coo = sparse.coo_array((values[kept], (rows[kept], columns[kept])), shape=(users.size, items.size))
     canonical = _canonical(coo.tocsr())
     return Pairs(_row_of_each(canonical), canonical.indices, canonical.data)
@@ -321,8 +325,13 @@ def _triplets(data: Any, columns: Sequence[str], name: str) -> list[Any]:
         if doubled:
             raise ValueError(f"{name} has several columns {doubled[0]!r}")
         series = [data[column] for column in columns]
+        if pd.api.types.is_string_dtype(series[-1].dropna()):
+            example = f"the first is {shown(series[-1].iloc[0])}"
+            raise ValueError(
+                f"counts in {name} are strings, {example}: pass numbers, as pandas.to_numeric makes"
+            )
     elif isinstance(data, np.ndarray):
-        data = np.asarray(data)  # numpy.matrix has no columns of one dimension
+        data = native(np.asarray(data))  # numpy.matrix has no columns of one dimension
         if data.ndim != 2 or data.shape[1] != len(columns):
             raise ValueError(
                 f"{name} has shape {data.shape}; an array must be (n, {len(columns)}) with columns "
@@ -350,19 +359,20 @@ def _checked_matrix(data: Any, dtype: type) -> Any:
     if data.ndim != 2 or 0 in data.shape:
         raise ValueError(f"a sparse matrix of counts needs rows and columns; this one has shape {data.shape}")
     if data.format in ("csr", "csc"):
-        given = data.copy()
+        counts = _checked_counts(pd.Series(native(data.data)), dtype)
         try:
+            arrays = (counts, data.indices.copy(), data.indptr.copy())
+            given = type(data)(arrays, shape=data.shape)
             given.check_format(full_check=True)
         except ValueError as error:
             raise ValueError(f"the arrays of this sparse matrix contradict each other: {error}") from error
-        given.data = _checked_counts(pd.Series(given.data), dtype)
         csr = sparse.csr_array(given)
     else:
         given = data.tocoo()
         for indices, size in zip((given.row, given.col), data.shape, strict=True):
             if len(indices) and not 0 <= indices.min() <= indices.max() < size:
                 raise ValueError(f"this sparse matrix of shape {data.shape} has an index outside its shape")
-        counts = _checked_counts(pd.Series(given.data), dtype)
+        counts = _checked_counts(pd.Series(native(given.data)), dtype)
         csr = sparse.coo_array((counts, (given.row, given.col)), shape=data.shape).tocsr()
     columns = csr.indices if csr.nnz > np.iinfo(np.int32).max else narrow(csr.indices, csr.shape[1])
     return sparse.csr_array((csr.data, columns, csr.indptr.astype(columns.dtype)), shape=csr.shape)

@@ -267,7 +267,7 @@ class HPF(FoldingModel):
             are used as they are.  Never modified.
         val_set : same forms, optional
             Held-out counts for the log-likelihood in ``history_`` and for ``stop_crit='val-llk'``.
-            Users and items without training data are left out.
+            Users and items without training data are left out with a warning.
         callback : callable, optional
             Called after every iteration with what ``history_`` would have in a row: an object with
             ``iteration``, ``seconds`` and, where a check was due (NaN elsewhere), ``llk``, ``elbo``,
@@ -309,6 +309,11 @@ class HPF(FoldingModel):
         Notes
         -----
         Ctrl-C ends the fit with a warning and keeps the last finished iteration.
+
+        Whatever changes a model replaces it in one step.  Other threads may call the methods that answer
+        (``predict``, ``topN``, ``eval_llk``, ``transform``, ``save``) meanwhile: each call answers for the
+        model before or for the one after.  Two attributes that are read one after the other may be of two
+        models.  Of two fits of one object at the same time the last to end stays.
         """
         self._check_parameters()
         if self.stop_crit == "val-llk" and val_set is None:

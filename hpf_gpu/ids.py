@@ -169,7 +169,7 @@ def encode(column: pd.Series, kind: str, reindex: bool, room: int = 0) -> tuple[
             return encoded[0], Ids(encoded[1], len(encoded[1]), kind)
     try:
         codes, values = _factorize(column)
-    except TypeError as error:
+    except (TypeError, NotImplementedError) as error:  # the latter of Arrow's lists and structs
         raise TypeError(f"{kind} ids must be hashable: {error}") from error
     missing = np.flatnonzero(codes < 0)
     if len(missing):
@@ -294,12 +294,17 @@ def _column(ids: Any) -> NDArray[Any]:
         array = np.asarray(ids)
         if array.ndim > 1:
             raise ValueError(f"ids must be of one dimension, not of shape {array.shape}")
-        array = array.reshape(-1)
+        array = native(array.reshape(-1))
         # pandas has no index of float16.
         return array.astype(np.float32) if array.dtype == np.float16 else array
     if isinstance(ids, pd.DataFrame):
         raise TypeError(f"ids must be one column, such as frame[{ids.columns[0]!r}], and not a data frame")
     return _objects(ids)
+
+
+def native(array: NDArray[Any]) -> NDArray[Any]:
+    """The same numbers in the byte order of this machine, in which pandas and SciPy take them."""
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _as_index(column: NDArray[Any]) -> pd.Index:

@@ -16,6 +16,7 @@ _PRIORS = ("a", "a_prime", "b_prime", "c", "c_prime", "d_prime")
 _LEAST, _MOST = 1e-30, 1e30  # of a prior: what float32 can hold, and the update can square in float64
 _MOST_BESIDE_ONES = 1e19
 _MOST_WHOLE = 2**63 - 1
+_MOST_FACTORS = 2**31 - 1
 _OPTIONAL_COUNTS = ("check_every", "users_per_batch", "items_per_batch", "maxiter")
 _FLAGS = (
     "use_float",
@@ -44,7 +45,7 @@ def default_step_size(iteration: int) -> float:
 
 def check_parameters(given: Mapping[str, Any]) -> None:
     """Raise TypeError or ValueError for the first parameter that cannot be used."""
-    _check_whole("k", given["k"], 1)
+    _check_whole("k", given["k"], 1, _MOST_FACTORS)
     for name in _PRIORS:
         _check_real(name, given[name])
         if not _LEAST <= given[name] <= _MOST:
@@ -144,15 +145,15 @@ def _check_real(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a number, not {value!r}")
 
 
-def _check_whole(name: str, value: Any, least: int | None) -> None:
+def _check_whole(name: str, value: Any, least: int | None, most: int = _MOST_WHOLE) -> None:
     if not _is_real(value):
         raise TypeError(f"{name} must be a whole number, not {value!r}")
     if not isinstance(value, numbers.Integral) and not float(value).is_integer():
         raise ValueError(f"{name}={value!r} must be a whole number")
     if least is not None and value < least:
         raise ValueError(f"{name}={value!r} must be at least {least}")
-    if value > _MOST_WHOLE:
-        raise ValueError(f"{name}={value!r} must be at most {_MOST_WHOLE}")
+    if value > most:
+        raise ValueError(f"{name}={value!r} must be at most {most}")
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

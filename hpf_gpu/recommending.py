@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from . import backends
 from .backends.protocol import Backend
 from .data import held_out_pairs, warn
 from .fitted import Fitted
+from .ids import shown
 from .likelihood import pair_llk
 from .model_file import load_model, save_model
 from .parameters import cuda_options, default_step_size, thread_count, whole_number
@@ -114,8 +116,7 @@ class FittedModel:
         Parameters
         ----------
         input_df : same forms as for ``fit``
-            Users and items that were not in the training data are left out; zeros are left out
-            with a warning.
+            Users and items that were not in the training data are left out, and zeros, with a warning.
         full_llk : bool
             Whether to include −Σ ln y!.
 
@@ -371,6 +372,8 @@ def _seen_by(fitted: Fitted, rows: NDArray[Any]) -> UserItems:
 
 def _pool(fitted: Fitted, items_pool: Any) -> NDArray[Any]:
     """Numbers of the known items of a pool, ascending."""
+    if not pd.api.types.is_list_like(items_pool):
+        raise TypeError(f"items_pool is {shown(items_pool)}: pass a list of item ids")
     codes = fitted.item_ids.codes(items_pool)
     if len(codes) == 0:
         raise ValueError("items_pool is empty: there is nothing to recommend")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from .backends.protocol import Array, Backend, Counts, Factor, Host
+from .backends.protocol import Array, Backend, Counts, Factor, Host, NotEnoughMemory
 
 _NOISE = 0.01  # of start values
 #: Where θ is known, q(θ) is Gamma(θ·POINT, POINT), so narrow that E[ln θ] is ln θ: no backend has to know.
@@ -128,6 +129,7 @@ def draw_start_values(
     The generator and the order of the draws are those of hpfrec 0.2.14, so that one seed
     gives the same model there and here, and on every backend.
     """
+    _check_memory(n_users + n_items, k, dtype)
     rng = np.random.Generator(np.random.MT19937(seed))
 
     def noisy(n: int, level: float) -> Host:
@@ -141,6 +143,25 @@ def draw_start_values(
     user_shape = noisy(n_users, user.hyper_shape)
     item_shape = noisy(n_items, item.hyper_shape)
     return StartValues(user_shape, user_rate, item_shape, item_rate)
+
+
+def _check_memory(rows: int, k: int, dtype: np.dtype[Any]) -> None:
+    """Refuse what this machine could never hold: some systems grant it, and end the process that uses it."""
+    least = 4 * rows * k * dtype.itemsize  # shapes and rates of the start, and two matrices made of them
+    have = physical_memory()
+    if have is not None and least > have:
+        raise NotEnoughMemory(
+            f"{rows:,} users and items with k={k} in {dtype} need {least / 1e9:,.1f} GB and more, and this "
+            f"machine has {have / 1e9:,.1f} GB; take a smaller k"
+        )
+
+
+def physical_memory() -> int | None:
+    """Bytes of memory that this machine has; None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
 
 
 def start_side(backend: Backend, prior: Prior, shape: Host, rate: Host) -> Side:

@@ -8,10 +8,11 @@ import sys
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from scipy import sparse
 
-from hpf_gpu import HPF, BackendUnavailable, backends
+from hpf_gpu import HPF, BackendUnavailable, NotEnoughMemory, backends
 
 
 def frame(**columns):
@@ -30,13 +31,20 @@ BAD_DATA = {
     "infinite": (frame(Count=[1, 2, np.inf]), ValueError, r"count inf.* in row 2"),
     "overflow": (frame(Count=[1, 2, 1e60]), ValueError, r"count 1e\+60|float32 holds"),
     "too-large": (frame(Count=[1, 2, 1e20]), ValueError, "float32 holds"),
-    "text-count": (frame(Count=["1", "two", "3"]), ValueError, "count 'two' is not a number"),
+    "string-counts": (frame(Count=["1", "2", "3"]), ValueError, "strings, the first is '1': .*to_numeric"),
+    "object-counts": (frame(Count=pd.Series(["1", None, "3"], dtype=object)), ValueError, "are strings"),
+    "word-count": (np.array([["a", "x", "1"], ["b", "y", "two"]]), ValueError, "count 'two' is not a number"),
     "none-count": (frame(Count=[1, None, 3]).astype(object), ValueError, "in row 1"),
     "complex": (frame(Count=[1j, 2, 3]), ValueError, "not a number"),
     "dates": (frame(Count=pd.date_range("2020", periods=3)), ValueError, "not a number"),
     "no-user": (frame(UserId=["a", None, "c"]), ValueError, "1 user ids are missing, the first in row 1"),
     "no-item": (frame(ItemId=[np.nan, 1.0, 2.0]), ValueError, "item ids are missing, the first in row 0"),
     "unhashable": (frame(UserId=[["a"], ["b"], ["c"]]), TypeError, "user ids must be hashable"),
+    "arrow-lists": (
+        frame(UserId=pd.arrays.ArrowExtensionArray(pa.array([[1], [2], [3]]))),
+        TypeError,
+        "user ids must be hashable",
+    ),
     "no-column": (
         frame().rename(columns={"ItemId": "item"}),
         ValueError,
@@ -380,3 +388,79 @@ def test_a_backend_that_does_not_load_is_tried_once(monkeypatch):
     assert tried == [".cuda_backend"]
     assert len(set(map(id, raised))) == 3
     assert all(error.expected for error in raised)
+
+
+# -- less usual data ---------------------------------------------------------------------------
+
+
+def with_counts_as(matrix, dtype):
+    """The matrix with counts of a type that SciPy's own functions refuse."""
+    matrix = matrix.copy()
+    matrix.data = matrix.data.astype(dtype)
+    return matrix
+
+
+@pytest.mark.parametrize("dtype", [">f8", ">i4", np.float16, object])
+@pytest.mark.parametrize("form", [sparse.csr_array, sparse.csc_matrix, sparse.coo_array])
+def test_matrices_of_types_that_scipy_refuses(form, dtype):
+    plain = form(np.array([[1.0, 2.0, 0.0], [0.0, 4.0, 3.0]]))
+    strange = with_counts_as(plain, dtype)
+    fits = [HPF(k=2, verbose=False, random_seed=1, maxiter=3).fit(matrix) for matrix in (plain, strange)]
+    assert np.array_equal(fits[0].Theta, fits[1].Theta)
+    assert strange.data.dtype == dtype
+
+
+def test_big_endian_arrays():
+    array = np.array([[1, 2, 3], [2, 1, 1], [4, 2, 5]], dtype=float)
+    fits = [HPF(k=2, verbose=False, random_seed=1, maxiter=3).fit(a) for a in (array, array.astype(">f8"))]
+    assert np.array_equal(fits[0].Theta, fits[1].Theta)
+    ids = np.array([4.0, 1.0], dtype=">f8")
+    assert np.array_equal(fits[1].predict(ids, 2), fits[0].predict([4, 1], 2))
+    assert fits[1].topN(ids.astype(">i8"), n=1, exclude_seen=False).shape == (2, 1)
+
+
+def test_a_pool_is_a_list():
+    model = HPF(k=2, verbose=False).fit(frame())
+    with pytest.raises(TypeError, match="items_pool is 'x': pass a list of item ids"):
+        model.topN("a", items_pool="x")
+
+
+def test_unknown_held_out_counts_are_told():
+    held_out = frame(UserId=["a", "nobody", "b"], ItemId=["y", "x", "nothing"])
+    told = "2 of the 3 counts of {} were left out: their user or item was not in the training data"
+    with pytest.warns(UserWarning, match=told.format("val_set")):
+        model = HPF(k=2, verbose=False).fit(frame(), val_set=held_out)
+    with pytest.warns(UserWarning, match=told.format("input_df")):
+        assert model.eval_llk(held_out)["nobs"] == 1
+
+
+# -- sizes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("k", [2**31, 2**61, 2**62 - 1, 2**62, 2**63 - 1, 2**63, 10**30])
+def test_factors_beyond_reason(k):
+    with pytest.raises(ValueError, match=f"k={k} must be at most 2147483647"):
+        HPF(k=k)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "openmp"])
+def test_a_fit_that_no_machine_holds_is_refused(backend, monkeypatch):
+    from hpf_gpu import variational
+
+    monkeypatch.setattr(variational, "physical_memory", lambda: 10**9)
+    model = HPF(k=10**8, verbose=False, backend=backend)
+    try:
+        with pytest.raises(
+            NotEnoughMemory, match=r"k=100000000 in float32 need 8\.0 GB and more.* has 1\.0 GB"
+        ):
+            model.fit(frame())
+    except BackendUnavailable as error:
+        pytest.skip(str(error))
+    assert not model.is_fitted
+
+
+def test_memory_of_this_machine():
+    from hpf_gpu.variational import physical_memory
+
+    have = physical_memory()
+    assert have is None or 2**28 < have < 2**60

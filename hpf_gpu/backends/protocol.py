@@ -46,7 +46,7 @@ class BackendUnavailable(RuntimeError):
 
 
 class NotEnoughMemory(MemoryError):
-    """The memory of the device does not suffice; the message says for what, and what would do."""
+    """The memory of the device or the machine does not suffice; the message says for what, and what would."""
 
 
 @dataclass(frozen=True)
