@@ -1,4 +1,4 @@
-"""Fixtures of the contract suite: every backend in every dtype, visible in the test's name."""
+"""Options and settings of the suite, and the contract's fixtures: every backend in every dtype, by name."""
 
 from __future__ import annotations
 
@@ -7,9 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
 from hpf_gpu.backends import create
 from hpf_gpu.backends.protocol import Backend, BackendUnavailable
+
+# Limits of time would hold the machine to account, and whoever else is busy on it.
+_CHECKED_ONCE = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+settings.register_profile("any machine", deadline=None, suppress_health_check=_CHECKED_ONCE)
+settings.load_profile("any machine")
 
 #: Flavour of the CUDA simulator, in a process that test_simulated_cuda.py has started for it.
 SIMULATED = os.environ.get("HPF_CUDASIM")
@@ -42,6 +48,32 @@ MISSING = {name: reason for name in NAMES if (reason := _why_not(name))}
 
 #: Those that the suite holds to the contract.
 BACKENDS = tuple(name for name in NAMES if name not in MISSING)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--level",
+        help="instruction set of the openmp backend, here and where tests start Python (default: the best)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    level = config.getoption("level")
+    if level is None:
+        return
+    try:
+        import hpf_gpu._openmp as _openmp
+    except ImportError as error:
+        raise pytest.UsageError(f"--level={level}: the compiled module is missing: {error}") from error
+    if level not in _openmp.levels():
+        raise pytest.UsageError(f"--level={level}: this machine has {', '.join(_openmp.levels())}")
+    _openmp.use_level(level)
+    os.environ["HPF_GPU_LEVEL"] = level  # for those processes
+
+
+def pytest_report_header() -> list[str]:
+    working = [f"{name}: {create(name, np.float32).describe()}" for name in BACKENDS]
+    return [f"backend {line}" for line in (*working, *(f"{name}: {why}" for name, why in MISSING.items()))]
 
 
 @pytest.fixture(scope="session", params=BACKENDS)

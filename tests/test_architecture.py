@@ -173,12 +173,14 @@ def test_names_of_the_package():
 
 
 def test_import_budget():
+    """Beside what it imports, in time of the processor: other work on the machine does not change it."""
     code = """
-import sys, time
+import time
+start = time.process_time()
 import pandas, scipy.sparse, scipy.special, tqdm.auto
-start = time.perf_counter()
+others = time.process_time() - start
 from hpf_gpu import HPF
-print(time.perf_counter() - start)
+print((time.process_time() - start - others) / others)
 """
-    # 0.02 s measured; the best of three, for busy machines.
+    # 0.05 measured, 0.11 without compiled files; the best of three.
     assert min(float(run(code)[0]) for _ in range(3)) < 0.3

@@ -63,13 +63,13 @@ TOLERANCE = {
     "float32": Tolerance(
         shape=4e-7,  # 8.9e-8
         exp_log=3e-7,  # 6.0e-8
-        log_scale=1e-9,  # 1.9e-10: openmp works in the precision of float
+        log_scale=2.5e-9,  # 4.9e-10: openmp works in the precision of float, 2e-9 of 1 + 1/shape (special.h)
         mean=3e-7,  # 6.0e-8
         sums=1e-13,  # 1.4e-14
         allocate=2e-5,  # 2.8e-6, columns of 2,000 counts
         conservation=1e-5,  # 1.4e-6
         log_sums=2e-7,  # 3.3e-8
-        gamma_elbo=2e-14,  # 3.4e-15
+        gamma_elbo=2e-14,  # 3.8e-15
         distance=4e-15,  # 6.6e-16
         predict=2e-6,  # 3.9e-7
         top_items=4e-6,  # 6.9e-7, K=200
@@ -86,7 +86,7 @@ TOLERANCE = {
         allocate=6e-13,  # 1.1e-13, E[ln θ] near −760
         conservation=3e-13,  # 4.8e-14
         log_sums=2e-14,  # 3.4e-15
-        gamma_elbo=2e-14,  # 3.4e-15
+        gamma_elbo=3e-14,  # 6.0e-15, log_factorial_sum without AVX
         distance=4e-15,  # 6.1e-16
         predict=5e-15,  # 8.7e-16
         top_items=6e-15,  # 1.2e-15, K=200

@@ -110,10 +110,14 @@ def test_likelihoods_are_those_of_the_model() -> None:
 
 def test_a_process_is_cut_off_at_its_limit_and_keeps_what_it_told(tmp_path: Path) -> None:
     SMALL.frame.to_pickle(tmp_path / "small.pkl")
-    endless = replace(cases.CASES["iteration-2m"], lengths={"all": [1, 10**9]}, limit=6)
-    first, last = run.in_process(cases.Job(endless, "numpy", k=4, threads=1), tmp_path / "small.pkl")
+    for limit in (6, 36, 216):  # a busy machine may not get to the end of the first fit
+        endless = replace(cases.CASES["iteration-2m"], lengths={"all": [1, 10**9]}, limit=limit)
+        *told, last = run.in_process(cases.Job(endless, "numpy", k=4, threads=1), tmp_path / "small.pkl")
+        assert last == {"error": f"cut off after {limit} s"}
+        if told:
+            break
+    (first,) = told
     assert (first["quantity"], first["iterations"]) == ("fit", 1)
-    assert last == {"error": "cut off after 6 s"}
 
 
 def test_what_fails_in_a_process_is_its_result(tmp_path: Path) -> None:
@@ -230,6 +234,7 @@ def test_a_short_hpfrec_is_extrapolated_along_its_likelihoods() -> None:
     assert entries.curves(ours, "training") == {"openmp": [(e["value"], e["training"]) for e in ours]}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="the ceilings need g++")
 def test_everything_runs_and_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "record.jsonl"

@@ -270,6 +270,7 @@ def test_two_processes_may_build_the_same_kernel(tmp_path):
 # ---- CuPy ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_cupy_over_the_simulator(flavour):
     """cupy_suite.py, in a process of its own: this one keeps the CUDA of the machine, or none."""

@@ -254,7 +254,8 @@ def test_settings_that_break_after_the_fit():
 
 
 def test_more_threads_than_a_machine_has():
-    many = pd.concat([numbered(UserId=np.arange(3) + 3 * j, ItemId=np.arange(3)) for j in range(20_000)])
+    users = np.arange(60_000)
+    many = pd.DataFrame({"UserId": users, "ItemId": users % 3, "Count": 1 + users % 2})
     model = HPF(k=2, verbose=False, reindex=False, ncores=100_000, maxiter=2).fit(many)
     assert np.isfinite(model.Theta).all()
 

@@ -89,7 +89,7 @@ def test_a_matrix_comes_back_from_its_folder(tmp_path: Path) -> None:
 # -- steps -----------------------------------------------------------------------------------------
 
 
-def step(code: str, limit: float = 20, least: float = 0) -> steps.Step:
+def step(code: str, limit: float = 300, least: float = 0) -> steps.Step:
     return steps.Step("name", (sys.executable, "-c", code), limit, least)
 
 
@@ -126,16 +126,21 @@ def test_outcomes(tmp_path: Path) -> None:
 
 
 def test_a_step_ends_at_its_limit_with_all_that_it_has_started(tmp_path: Path) -> None:
-    child = (
-        "import subprocess, time; print(subprocess.Popen(['sleep', '60']).pid, flush=True); time.sleep(60)"
-    )
-    started = time.monotonic()
-    outcome = run(step(child, limit=3), tmp_path)
-    assert outcome.verdict == "out of time"
-    assert time.monotonic() - started < 30
+    child = """
+import subprocess, time
+print(subprocess.Popen(["sleep", "3600"]).pid, flush=True)
+time.sleep(3600)
+"""
+    for limit in (1, 6, 36, 216):  # a busy machine may not get to the print
+        outcome = run(step(child, limit=limit), tmp_path, seconds=1000)
+        assert outcome.verdict == "out of time"
+        assert limit <= outcome.seconds < 1800
+        if outcome.note:
+            break
     status = Path("/proc", outcome.note, "stat")
-    time.sleep(0.1)
-    assert not status.exists() or status.read_text().split()[2] == "Z"
+    while status.exists() and status.read_text().split()[2] != "Z":
+        assert outcome.seconds < 1800
+        time.sleep(0.01)
 
 
 # -- measuring -------------------------------------------------------------------------------------
@@ -264,6 +269,7 @@ def test_the_table_of_a_whole_day_fits(tmp_path: Path) -> None:
 # -- all of it -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_step_runs_under_the_simulator(tmp_path: Path) -> None:
     """All but compute-sanitizer and PyTorch, which are missing on most machines: then they say so."""
     try:

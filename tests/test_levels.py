@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 from parity import online_retail, random_strings, relative_error
@@ -41,7 +43,7 @@ def test_levels_agree(level, k, use_float):
 
 
 def test_the_best_level_is_in_use():
-    assert openmp.level() == openmp.levels()[0]
+    assert openmp.level() == os.environ.get("HPF_GPU_LEVEL", openmp.levels()[0])
     assert openmp.levels()[-1] == "baseline"
 
 

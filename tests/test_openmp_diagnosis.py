@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -159,3 +161,34 @@ def test_without_openmp_one_thread_is_said(monkeypatch):
     backend = openmp_backend.OpenMPBackend(np.dtype(np.float32), threads=2)
     assert backend.threads == 1
     assert "one thread: compiled without OpenMP" in backend.describe()
+
+
+def in_its_own_process(code, level):
+    command = [sys.executable, "-c", code]
+    environment = os.environ | {"HPF_GPU_LEVEL": level, "PYTHONSAFEPATH": "1"}
+    environment["PYTHONPATH"] = str(Path(openmp_diagnosis.__file__).parents[2])
+    return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+
+
+def test_an_instruction_set_may_be_chosen():
+    openmp = pytest.importorskip("hpf_gpu._openmp", reason="the compiled module is missing")
+    code = "from hpf_gpu.backends import create; print(create('openmp', 'float32').describe())"
+    for level in openmp.levels():
+        assert in_its_own_process(code, level).startswith(f"C++ for {level}, ")
+    assert in_its_own_process(code, "").startswith(f"C++ for {openmp.levels()[0]}, ")
+
+
+def test_an_instruction_set_that_is_not_there():
+    openmp = pytest.importorskip("hpf_gpu._openmp", reason="the compiled module is missing")
+    code = """
+from hpf_gpu.backends import create
+from hpf_gpu.backends.protocol import BackendUnavailable
+try:
+    create("openmp", "float32")
+except BackendUnavailable as error:
+    print(error.problem, error.remedy, sep="\\n")
+"""
+    problem, remedy = in_its_own_process(code, "x86-64-v9").splitlines()
+    there = ", ".join(openmp.levels())
+    assert problem == f"HPF_GPU_LEVEL='x86-64-v9' is no instruction set of this machine: it has {there}"
+    assert remedy == "unset HPF_GPU_LEVEL: the best one is then taken"

@@ -44,6 +44,11 @@ class Leg:
     seed: int = 0
 
 
+#: For every day, half a minute with nothing compiled yet: every kernel with K=5 in float32, and a whole fit.
+CORE = (
+    "((allocate or gamma_update or mean or predict or select or top_items) and 5 or one-nonzero or iterations"
+    " or test_fit) and not float64 and not 50 and not equal_scores and not where_blocks_meet and not memory"
+)
 #: Every operation and a whole fit, once.
 FEW = (
     "(allocate or gamma or sum or predict or top_items or iterations or by_items or device or stream or wait)"
@@ -54,7 +59,10 @@ SMALL = f"{FEW} and (5 or user or nonzero or device or stream or wait) and not 5
 
 #: The longest first, for they run side by side.
 LEGS = {
-    "everything": Leg("fast", "not online_retail and not land_on", OPERATIONS + FITS),
+    "core": Leg("fast", CORE),
+    "everything in float32": Leg("fast", "not float64"),
+    "everything in float64": Leg("fast", "float64"),
+    "fits": Leg("fast", "not online_retail and not land_on", FITS),
     "asan": Leg("asan", FEW),
     "lazy streams": Leg("fast", SMALL, streams="lazy", seed=1),
     "random streams": Leg("fast", SMALL, streams="random", seed=2),
@@ -75,7 +83,8 @@ def run(leg: Leg) -> subprocess.CompletedProcess[str]:
     }
     paths = (environment["PYTHONPATH"], str(Path(hpf_gpu.__file__).parents[1]))
     environment["PYTHONPATH"] = os.pathsep.join(paths)
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", leg.select]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+    command += ["-m", "not package", "-k", leg.select]
     simulator = [sys.executable, "-m", "cudasim", leg.flavour]
     return subprocess.run(
         [*simulator, *command, *(str(TESTS / test) for test in leg.tests)],
@@ -95,7 +104,9 @@ def runs(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[subprocess
         yield {name: pool.submit(run, LEGS[name]) for name in names}
 
 
-@pytest.mark.parametrize("name", LEGS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "core" else [pytest.mark.slow]) for name in LEGS]
+)
 def test_leg(name: str, runs: dict[str, Future[subprocess.CompletedProcess[str]]]) -> None:
     try:
         ran = runs[name].result()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.special import gammaln
 
-from .openmp_diagnosis import find_fault, usable_cores
+from .openmp_diagnosis import find_fault, unknown_level, usable_cores
 from .protocol import Array, Factor, Host, SideName
 
 # GNU OpenMP reads this when it is loaded.  By default its threads spin while they wait, and where cores
@@ -24,6 +24,12 @@ except ImportError as error:
 finally:
     if _policy_of_user is None:
         del os.environ["OMP_WAIT_POLICY"]
+
+# Without it, the widest instruction set that this processor has.
+if _level := os.environ.get("HPF_GPU_LEVEL"):
+    if _level not in _openmp.levels():
+        raise unknown_level(_level, _openmp.levels())
+    _openmp.use_level(_level)
 
 _MOST_THREADS = 256  # where a machine has fewer cores: thousands of threads can exhaust the system's
 _PRODUCTS = 1 << 35  # of one call that cannot be interrupted: about a second on one core
@@ -59,7 +65,7 @@ class TiledCounts:
 
 
 class OpenMPBackend:
-    """C++ with OpenMP threads and the widest instruction set that the processor has.
+    """C++ with OpenMP threads and the widest instruction set that the processor has, or HPF_GPU_LEVEL.
 
     A matrix (N, K) is a NumPy view of an array (N, K') with K' a whole number of cache lines and
     zeros beyond K, so that kernels need no remainders.

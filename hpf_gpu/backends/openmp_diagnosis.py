@@ -9,6 +9,7 @@ import platform
 import shutil
 import sys
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
 
 from .protocol import BackendUnavailable
@@ -47,6 +48,14 @@ def find_fault(error: ImportError) -> BackendUnavailable:
     told = f"this machine has no {' and no '.join(lacking)} to build it with" if lacking else str(error)
     return BackendUnavailable(
         f"the compiled module is missing: {told}", remedy=" && ".join([*commands, _compile_again()])
+    )
+
+
+def unknown_level(asked: str, levels: Sequence[str]) -> BackendUnavailable:
+    """Say that HPF_GPU_LEVEL names an instruction set for which this machine has no kernels."""
+    return BackendUnavailable(
+        f"HPF_GPU_LEVEL={asked!r} is no instruction set of this machine: it has {', '.join(levels)}",
+        remedy="unset HPF_GPU_LEVEL: the best one is then taken",
     )
 
 
