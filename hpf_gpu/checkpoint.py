@@ -17,8 +17,9 @@ from .convergence import Check
 from .inference import State
 from .model_file import decode_posteriors, encode_posteriors, plain_parameters
 from .parameters import step_at
-from .tensor_file import Kind, ModelFileError, Tensors, remove_leftovers
+from .tensor_file import Kind, ModelFileError, Tensors
 from .variational import Block, Model, Pairs, posterior_of, whole_side
+from .whole_file import path_of, remove_leftovers, writable
 
 CHECKPOINT = Kind("checkpoint", key="hpf_gpu.checkpoint", format=1)
 #: Parameters that a fit may go on with other values of: where it runs, how far, what is shown and kept.
@@ -116,11 +117,10 @@ class Checkpoint:
     identity: Identity
 
     @staticmethod
-    def at(path: str | os.PathLike[str], every: int, identity: Identity) -> Checkpoint:
+    def at(path: str | bytes | os.PathLike[str], every: int, identity: Identity) -> Checkpoint:
         """Find out now, and not after hours, whether a file can be there."""
-        target = Path(path).expanduser()
-        if not target.parent.is_dir():
-            raise FileNotFoundError(f"{target.parent} is not an existing folder")
+        target = path_of("checkpoint", path)
+        writable(target)
         return Checkpoint(target, every, identity)
 
     def read(self, maxiter: int | None) -> Saved | None:
@@ -128,7 +128,7 @@ class Checkpoint:
 
         ModelFileError if the file is damaged, ValueError if it is of another fit.
         """
-        remove_leftovers(self.path)
+        remove_leftovers(writable(self.path))
         if not self.path.exists():
             return None
         saved = Saved(*CHECKPOINT.read(self.path))

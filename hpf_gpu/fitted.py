@@ -142,7 +142,8 @@ class FittedModel:
         Parameters
         ----------
         path : str or path-like
-            File to write.  One that is there is replaced when the new one is complete.
+            File to write.  One that is there is replaced when the new one is complete, which gets its
+            permissions.  A symbolic link stays, and what it points to is replaced.
 
         Raises
         ------
@@ -151,7 +152,8 @@ class FittedModel:
         TypeError
             If ids are neither numbers, texts, bytes, NumPy's dates nor tuples of these.
         OSError
-            If the file cannot be written; one that was there is then as it was.
+            If the file cannot be written; one that was there is then as it was.  Pipes and devices cannot
+            be replaced as a whole and are refused.
 
         Notes
         -----

@@ -11,7 +11,6 @@ import numbers
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from .ids import Ids
 from .parameters import default_step_size
 from .tensor_file import UPDATE, Kind, ModelFileError, Tensors
 from .variational import Posterior, Prior
+from .whole_file import path_of
 
 MODEL = Kind("model", key="hpf_gpu", format=1)
 _DEFAULT = "default"  # stands for the function default_step_size
@@ -36,8 +36,19 @@ _NUMBERS = {
 # -- writing -----------------------------------------------------------------------------------
 
 
-def save_model(path: str | os.PathLike[str], model: Any, parameters: Mapping[str, Any]) -> None:
-    """Write a fitted HPF; a file that is there is replaced when the new one is complete."""
+def save_model(path: str | bytes | os.PathLike[str], model: Any, parameters: Mapping[str, Any]) -> None:
+    """Write a fitted HPF; a file that is there is replaced when the new one is complete.
+
+    A link stays and what it points to is replaced.  The new file has the permissions of the old one.
+
+    Raises
+    ------
+    TypeError
+        If ids are of a type that a file cannot hold.
+    OSError
+        If the file cannot be written.  A folder, a pipe and a device cannot be replaced as a whole.
+    """
+    target = path_of("path", path)
     tensors: Tensors = {"Theta": model.Theta, "Beta": model.Beta}
     header: dict[str, Any] = {name: getattr(model, name) for name in _SCALARS}
     header |= {"parameters": plain_parameters(parameters), "ids": {}}
@@ -52,7 +63,7 @@ def save_model(path: str | os.PathLike[str], model: Any, parameters: Mapping[str
         tensors["seen.indptr"], tensors["seen.indices"] = model._seen
     tensors |= {f"history.{name}": column.to_numpy() for name, column in model.history_.items()}
     header["history"] = list(model.history_.columns)
-    MODEL.write(path, header, tensors)
+    MODEL.write(target, header, tensors)
 
 
 def encode_posteriors(posteriors: tuple[Posterior, Posterior], tensors: Tensors) -> dict[str, Any]:
@@ -138,9 +149,11 @@ def _id_of(value: Any) -> Any:
 # -- reading -----------------------------------------------------------------------------------
 
 
-def load_model(path: str | os.PathLike[str], known: Collection[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+def load_model(
+    path: str | bytes | os.PathLike[str], known: Collection[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Parameters, which must be ``known``, and fitted state of a model that :func:`save_model` wrote."""
-    source = Path(path).expanduser()
+    source = path_of("path", path)
     header, tensors = MODEL.read(source)
     try:
         parameters = header["parameters"]

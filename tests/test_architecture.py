@@ -56,11 +56,11 @@ ALLOWED = {
         "backends.protocol", "convergence", "data", "fitted", "ids", "parameters", "ranking", "stochastic",
         "variational",
     },
-    "tensor_file": {""},
-    "model_file": {"ids", "parameters", "tensor_file", "variational"},
+    "tensor_file": {"", "whole_file"},
+    "model_file": {"ids", "parameters", "tensor_file", "variational", "whole_file"},
     "checkpoint": {
         "backends.protocol", "convergence", "inference", "model_file", "parameters", "tensor_file",
-        "variational",
+        "variational", "whole_file",
     },
     "estimator": {
         "backends.protocol", "checkpoint", "convergence", "data", "folding", "inference", "likelihood",

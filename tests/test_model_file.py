@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import pickle
 import sys
 import warnings
@@ -270,6 +271,26 @@ def test_other_files(tmp_path):
         HPF.load(tmp_path / "nothing")
     with pytest.raises(OSError, match=r"(?i)directory|permission"):
         HPF.load(tmp_path)
+
+
+def test_paths(tmp_path):
+    """In any form that paths have; what is none, or no file, is an error that says so and returns at once."""
+    model = quick().fit(COUNTS)
+    for path in (str(tmp_path / "a"), tmp_path / "b", os.fsencode(tmp_path / "c"), tmp_path / ("d" * 255)):
+        assert_same(saved(model, path), model)
+    for action in (model.save, HPF.load):
+        for wrong in (5, None, ["model"]):
+            with pytest.raises(TypeError, match="path must be a path, not "):
+                action(wrong)
+        with pytest.raises(ValueError, match=r"path=.* has a zero character"):
+            action("a\0b")
+        with pytest.raises(OSError, match="name too long"):
+            action(tmp_path / ("x" * 300))
+        if hasattr(os, "mkfifo"):
+            pipe = tmp_path / "pipe"
+            pipe.exists() or os.mkfifo(pipe)
+            with pytest.raises(OSError, match="pipe is a pipe, socket or device"):
+                action(pipe)
 
 
 def rewritten(path, change):
