@@ -148,7 +148,8 @@ class FittedModel:
         Raises
         ------
         ValueError
-            If the model is not fitted.
+            If the model is not fitted, or could not be loaded: ``k``, ``use_float`` and ``bias`` are still
+            to be those of the fit.
         TypeError
             If ids are neither numbers, texts, bytes, NumPy's dates nor tuples of these.
         OSError

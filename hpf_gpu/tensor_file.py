@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import __version__
+from .schema import TABLE, TEXT, check_names, whole
 from .whole_file import check_regular, replacing
 
 Tensors = dict[str, NDArray[Any]]
@@ -25,6 +27,8 @@ UPDATE = "update hpf_gpu"
 _TYPES = {"bool": "BOOL", "float16": "F16", "float32": "F32", "float64": "F64"}
 _TYPES |= {f"int{bits}": f"I{bits}" for bits in (8, 16, 32, 64)}
 _TYPES |= {f"uint{bits}": f"U{bits}" for bits in (8, 16, 32, 64)}
+#: What reading JSON and checking what it says can raise.
+MALFORMED = (KeyError, TypeError, ValueError, OverflowError, RecursionError)
 
 
 class ModelFileError(ValueError):
@@ -56,7 +60,7 @@ class Kind:
             _write_safetensors(file, {self.key: text, "crc32": checksum(text, tensors)}, tensors)
 
     def read(self, source: Path) -> tuple[dict[str, Any], Tensors]:
-        """The header and all arrays, once their checksum is known to be right.
+        """The header without format and version, and all arrays, once their checksum is known to be right.
 
         Raises
         ------
@@ -78,22 +82,41 @@ class Kind:
                 text = metadata[self.key]
                 header = self._header(source, text)
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
+        except ModelFileError:
+            raise
+        except (SafetensorError, AttributeError, *MALFORMED) as error:  # of types that NumPy lacks, too
             raise ModelFileError(f"{source} is damaged, or no {self.name} of hpf_gpu: {error}") from error
         if checksum(text, tensors) != metadata.get("crc32"):
             raise ModelFileError(f"{source} is damaged: its checksum is not that of its contents")
+        with believed(source):
+            check_names("metadata", metadata, (self.key, "crc32"))
         return header, tensors
 
     def _header(self, source: Path, text: str) -> dict[str, Any]:
         try:
             header = json.loads(text)
-            newer = int(header["format"]) > self.format
-        except (KeyError, TypeError, ValueError) as error:
+            TABLE.check("header", header)
+            format, version = header.pop("format"), header.pop("version")
+            whole(1).check("header.format", format)
+            TEXT.check("header.version", version)
+        except MALFORMED as error:
             raise ModelFileError(f"{source} is damaged: its header cannot be read ({error!r})") from error
-        if newer:
-            written = f"{source} has format {header['format']}, written by hpf_gpu {header.get('version')}"
+        if format > self.format:
+            written = f"{source} has format {format}, written by hpf_gpu {version}"
             raise ModelFileError(f"{written}; this version reads formats up to {self.format}; {UPDATE}")
         return dict(header)
+
+
+@contextmanager
+def believed(source: Path) -> Iterator[None]:
+    """Where the contents of a file are checked: what is wrong with them becomes a ModelFileError."""
+    try:
+        yield
+    except ModelFileError:
+        raise
+    except MALFORMED as error:
+        said = str(error) if isinstance(error, (TypeError, ValueError)) else repr(error)
+        raise ModelFileError(f"{source} is not what hpf_gpu writes: {said}") from error
 
 
 def checksum(text: str, tensors: Tensors) -> str:

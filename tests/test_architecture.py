@@ -56,8 +56,10 @@ ALLOWED = {
         "backends.protocol", "convergence", "data", "fitted", "ids", "parameters", "ranking", "stochastic",
         "variational",
     },
-    "tensor_file": {"", "whole_file"},
-    "model_file": {"ids", "parameters", "tensor_file", "variational", "whole_file"},
+    "tensor_file": {"", "schema", "whole_file"},
+    "model_file": {
+        "backends", "convergence", "ids", "parameters", "schema", "tensor_file", "variational", "whole_file",
+    },
     "checkpoint": {
         "backends.protocol", "convergence", "inference", "model_file", "parameters", "tensor_file",
         "variational", "whole_file",
