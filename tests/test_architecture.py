@@ -61,7 +61,7 @@ ALLOWED = {
         "backends", "convergence", "ids", "parameters", "schema", "tensor_file", "variational", "whole_file",
     },
     "checkpoint": {
-        "backends.protocol", "convergence", "inference", "model_file", "parameters", "tensor_file",
+        "backends.protocol", "convergence", "inference", "model_file", "parameters", "schema", "tensor_file",
         "variational", "whole_file",
     },
     "estimator": {
