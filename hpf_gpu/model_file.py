@@ -175,6 +175,8 @@ def _decoded(encoding: str, array: NDArray[Any] | None, size: int, kind: str) ->
 def _plain_id(value: Any, kind: str) -> Any:
     if value != value:  # NaN, NaT
         raise ValueError(f"{kind} id {value!r} is missing: no id can be found that is not itself")
+    if isinstance(value, (np.datetime64, np.timedelta64)):  # the latter is an np.integer to NumPy
+        return {"date": [int(value.astype(np.int64)), value.dtype.str[1:]]}
     if isinstance(value, (np.bool_, np.integer, np.floating, np.str_, np.bytes_)):
         value = value.item()
     if type(value) in (str, int, float, bool):
@@ -198,6 +200,10 @@ def _id_of(value: Any) -> Any:
             return inner.encode("latin-1")
         if kind == "tuple" and type(inner) is list:
             return tuple(map(_id_of, inner))
+        if kind == "date" and type(inner) is list and [*map(type, inner)] == [int, str]:
+            number, unit = inner
+            if re.fullmatch(r"[mM]8\[\d{0,9}(Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)\]", unit):
+                return np.array(number, dtype=np.int64).view(unit)[()]
     raise ValueError(f"{short(value)} among ids is no id")
 
 

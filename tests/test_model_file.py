@@ -26,6 +26,7 @@ from test_folding import COUNTS, of_user, quick
 from test_hpf import IDS
 
 from hpf_gpu import HPF, ModelFileError
+from hpf_gpu.ids import Ids
 from hpf_gpu.model_file import MODEL
 from hpf_gpu.parameters import default_step_size
 
@@ -151,6 +152,63 @@ def test_ids_that_cannot_be_saved_are_named(kind, tmp_path):
         model.save(tmp_path / "model")
     assert (tmp_path / "model").read_text() == "precious"
     assert_same(pickle.loads(pickle.dumps(model)), model)
+
+
+DAYS = [np.datetime64("2020-01-01"), np.datetime64("2021", "Y"), np.datetime64(1, "ns")]
+OBJECTS = {
+    "dates": DAYS,
+    "dates among others": [*DAYS, "x", (1, np.datetime64("2020-01-01")), b"\0"],
+    "times": [np.timedelta64(5, "ns"), np.timedelta64(7, "D"), np.timedelta64(-1, "s")],
+    "times among others": [np.timedelta64(5, "ns"), 7, "5"],
+    "zeros": ["a\0b", "a\0c", "a", "a\0"],
+    "like what a file has": [("bytes", "x"), "NaN", "null", '{"tuple": []}', (), ((),)],
+    "infinite": [float("inf"), -float("inf"), "inf"],
+    "endless": [10**400, -(10**400), 1e300],
+}
+
+
+@pytest.mark.parametrize("kind", OBJECTS)
+def test_ids_that_are_objects_come_back(kind, tmp_path):
+    ids = np.empty(len(OBJECTS[kind]), dtype=object)
+    ids[:] = OBJECTS[kind]
+    # By numbers: pandas makes one of texts that differ behind a zero.
+    model = quick(k=2, maxiter=2).fit(sparse.csr_array(np.eye(len(ids), 3) + 1))
+    model._user_ids = Ids(ids, len(ids), "user")
+    twin = saved(model, tmp_path / "model")
+    assert_same(twin, model)
+    got = twin.user_mapping_.tolist()
+    assert [*map(repr, got)] == [*map(repr, ids.tolist())]
+    assert np.array_equal(twin.predict(ids, 0), model.predict(ids, 0))
+
+
+@pytest.mark.parametrize("one", [np.datetime64("NaT"), np.timedelta64("NaT"), float("nan")], ids=repr)
+def test_ids_that_are_missing_are_not_saved(one, tmp_path):
+    model = quick(k=2, maxiter=2).fit(sparse.csr_array(np.eye(2) + 1))
+    model._user_ids = Ids(np.array([one, "x"], dtype=object), 2, "user")
+    with pytest.raises(ValueError, match=r"user id .* is missing"):
+        model.save(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "{}", "null", '["a"]', '["a", "a"]', '["a", null]', '["a", NaN]', '["a", ["b"]]', '["a", {}]',
+        '[1, true]', '[1, 1.0]', '["a", {"bytes": 1}]', '["a", {"bytes": "\u0100"}]', '["a", {"tuple": "b"}]',
+        '["a", {"tuple": [], "bytes": ""}]', '["a", {"date": [1, "M8[s]", 2]}]', '["a", {"date": [1, "i8"]}]',
+        '["a", {"date": [1, "O"]}]', '["a", {"date": [true, "M8[ns]"]}]', '["a", {"date": [1e3, "M8[ns]"]}]',
+        '["a", {"date": [9999999999999999999, "M8[s]"]}]', '["a", {"date": [-9223372036854775808, "M8[s]"]}]',
+        '["a", {"date": [1, "M8"]}]', '["a", {"date": [1, "M8[0s]"]}]', '["a", ' + "[" * 100_000,
+        '["a", ' + '{"tuple": [' * 100_000 + "]}" * 100_000 + "]", '["a", 1' + "0" * 5000 + "]", '["a", "b',
+    ],
+    ids=lambda text: text[:40],
+)  # fmt: skip
+def test_ids_that_are_none(text, tmp_path):
+    model = quick(k=2, maxiter=2).fit(pd.DataFrame({"UserId": ["a", "b"], "ItemId": [1, 2], "Count": 1}))
+    model.save(tmp_path / "model")
+    given = np.frombuffer(text.encode(), dtype=np.uint8)
+    rewritten(tmp_path / "model", lambda _, tensors: tensors.update({"user.ids": given}))
+    with pytest.raises(ModelFileError, match="model is not what hpf_gpu writes"):
+        HPF.load(tmp_path / "model")
 
 
 parts = st.one_of(
@@ -554,6 +612,7 @@ def test_what_would_corrupt_memory_is_refused(kind, tmp_path):
     code = """
 import pandas as pd
 from hpf_gpu import HPF, ModelFileError
+from hpf_gpu.ids import Ids
 try:
     model = HPF.load("model")
 except ModelFileError as error:
