@@ -28,8 +28,7 @@ class Ids:
 
     @cached_property
     def _index(self) -> pd.Index:
-        # The dtype keeps tuples from turning into a MultiIndex.
-        return pd.Index(_column(self.values), tupleize_cols=False)
+        return _index_of(_column(self.values))
 
     @property
     def index(self) -> pd.Index:
@@ -58,7 +57,7 @@ class Ids:
         """Row numbers of many ids (n,); −1 where an id is unknown."""
         column = _column(ids)
         if self.values is not None:
-            return self._places(pd.Index(column, tupleize_cols=False))
+            return self._places(_index_of(column))
         if column.dtype == object:
             return np.array([self._number(value) for value in column], dtype=np.int64)
         if column.dtype.kind not in "iufb":
@@ -241,6 +240,14 @@ def _compare_as_in_python(one: pd.Index, other: pd.Index) -> bool:
         return True
     integers = [index for index in (one, other) if index.dtype.kind in "iu" and len(index)]
     return kinds <= _NUMERIC and all(ids.min() >= -_EXACT and ids.max() <= _EXACT for ids in integers)
+
+
+def _index_of(column: NDArray[Any]) -> pd.Index:
+    """Ids (n,) as labels; tuples do not become a MultiIndex, nor texts that are no Unicode an error."""
+    try:
+        return pd.Index(column, tupleize_cols=False)
+    except UnicodeEncodeError:
+        return pd.Index(column, tupleize_cols=False, dtype=object)
 
 
 def _as_values(values: Any) -> NDArray[Any]:

@@ -17,7 +17,7 @@ import altered
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
@@ -161,6 +161,7 @@ OBJECTS = {
     "times": [np.timedelta64(5, "ns"), np.timedelta64(7, "D"), np.timedelta64(-1, "s")],
     "times among others": [np.timedelta64(5, "ns"), 7, "5"],
     "zeros": ["a\0b", "a\0c", "a", "a\0"],
+    "surrogates": ["\ud800", "\udfff", "a\ud800", "\ud83d\ude00", "\N{GRINNING FACE}"],
     "like what a file has": [("bytes", "x"), "NaN", "null", '{"tuple": []}', (), ((),)],
     "infinite": [float("inf"), -float("inf"), "inf"],
     "endless": [10**400, -(10**400), 1e300],
@@ -221,6 +222,7 @@ some_ids = st.lists(ids, min_size=1, max_size=8, unique=True)
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(users=some_ids, items=some_ids)
+@example(users=["\ud800", "b"], items=["\ud800"])
 def test_any_ids_come_back(users, items, tmp_path):
     rows = max(len(users), len(items))
     frame = pd.DataFrame({"UserId": pd.Series([users[j % len(users)] for j in range(rows)], dtype=object)})
