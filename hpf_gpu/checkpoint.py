@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,30 @@ from numpy.typing import NDArray
 from .backends.protocol import Backend, Counts
 from .convergence import Check
 from .inference import State
-from .model_file import decode_posteriors, encode_posteriors, plain_parameters
-from .parameters import step_at
-from .tensor_file import Kind, ModelFileError, Tensors, remove_leftovers
-from .variational import Block, Model, Pairs, posterior_of, whole_side
+from .model_file import (
+    decode_posteriors,
+    encode_posteriors,
+    history_arrays,
+    plain_parameters,
+    posterior_arrays,
+)
+from .parameters import check_parameters, step_at
+from .schema import (
+    TABLE,
+    TEXT,
+    Array,
+    Fields,
+    check_arrays,
+    check_fields,
+    check_names,
+    one_of,
+    real,
+    short,
+    whole,
+)
+from .tensor_file import Kind, Tensors, believed
+from .variational import Block, Model, Pairs, Prior, posterior_of, whole_side
+from .whole_file import path_of, remove_leftovers, writable
 
 CHECKPOINT = Kind("checkpoint", key="hpf_gpu.checkpoint", format=1)
 #: Parameters that a fit may go on with other values of: where it runs, how far, what is shown and kept.
@@ -26,6 +46,14 @@ _FREE = (
     "backend", "ncores", "maxiter", "verbose", "reindex", "save_folder", "keep_data", "produce_dicts",
     "keep_all_objs", "allow_inconsistent_math", "alloc_full_phi",
 )  # fmt: skip
+_DATA = ("counts_df", "val_set", "fixed_users", "fixed_items")
+#: State of NumPy's default generator.
+_GENERATOR: Fields = {
+    "bit_generator": one_of("PCG64"),
+    "state": {"state": whole(0, 2**128 - 1), "inc": whole(0, 2**128 - 1)},
+    "has_uint32": whole(0, 1),
+    "uinteger": whole(0, 2**32 - 1),
+}
 _CHUNK = 1 << 20  # numbers whose copies are held at once
 
 
@@ -35,6 +63,8 @@ class Identity:
 
     parameters: dict[str, Any]
     data: dict[str, str]  # what the fit was given, and a line that tells it from others
+    shape: tuple[int, int]  # users and items
+    others: dict[str, Any]  # parameters that need not be the same, as any fit may have them
 
     @staticmethod
     def of(
@@ -52,21 +82,90 @@ class Identity:
         for name, factors in fixed.items():
             crc = zlib.crc32(np.ascontiguousarray(factors, "<f8").data)
             data[name] = f"shape {factors.shape}, checksum {crc:08x}"
-        return Identity(relevant | {"step_size": steps}, data)
+        others = {**plain_parameters(parameters), "step_size": None, "backend": "auto", "maxiter": 1}
+        return Identity(relevant | {"step_size": steps}, data, csr.shape, others)
 
     def check(self, path: Path, parameters: Mapping[str, Any], data: Mapping[str, str]) -> None:
         """Raise ValueError unless the checkpoint at ``path`` has these too."""
+        with believed(path):
+            self._check_form(parameters, data)
         for name, value in self.parameters.items():
             if parameters[name] != value:
                 found = f"{path} is a checkpoint of a fit with {name}={parameters[name]!r}, not {value!r}"
                 raise ValueError(f"{found}; delete it to fit from the start")
-        for name in ("counts_df", "val_set", "fixed_users", "fixed_items"):
+        for name in _DATA:
             if data.get(name) != self.data.get(name):
                 found, given = (known.get(name, "none") for known in (data, self.data))
                 raise ValueError(
                     f"{path} is a checkpoint of a fit to another {name} ({found}, not {given}); delete it to "
                     "fit from the start"
                 )
+
+    def _check_form(self, parameters: Mapping[str, Any], data: Mapping[str, str]) -> None:
+        """Raise ValueError or TypeError unless these can be those of a fit."""
+        TABLE.check("header.parameters", parameters)
+        check_names("field of header.parameters", parameters, self.parameters)
+        steps = parameters["step_size"]
+        if steps is not None and not (type(steps) is list and len(steps) == 2):
+            raise ValueError(f"header.parameters.step_size is {short(steps)}, not the first two steps")
+        for step in steps or ():
+            real(0.0, 1.0).check("header.parameters.step_size", step)
+        check_parameters({**self.others, **parameters, "step_size": None})
+        TABLE.check("header.data", data)
+        check_names("field of header.data", data, {"counts_df", *data} & set(_DATA))
+        for name, line in data.items():
+            TEXT.check(f"header.data.{name}", line)
+
+    @property
+    def width(self) -> int:
+        """Columns K of both sides, with those of biases."""
+        return int(self.parameters["k"]) + 2 * bool(self.parameters["bias"])
+
+    @property
+    def is_stochastic(self) -> bool:
+        """Whether the fit draws its batches at random."""
+        return self.parameters["step_size"] is not None
+
+    def priors(self) -> tuple[Prior, Prior]:
+        """Those of a fit with these parameters."""
+        given, k = self.parameters, self.width
+
+        def prior(side: str, shape: str, hyper_shape: str, hyper_mean: str, ones: int) -> Prior:
+            numbers = float(given[shape]), float(given[hyper_shape]), float(given[hyper_mean])
+            column, known = ones if given["bias"] else None, f"fixed_{side}s" in self.data
+            return Prior(*numbers, bool(given["hierarchical"]), column, known)
+
+        users = prior("user", "a", "a_prime", "b_prime", k - 1)
+        return users, prior("item", "c", "c_prime", "d_prime", k - 2)
+
+    def fields(self) -> Fields:
+        """The header of a checkpoint of this fit."""
+        seed = self.parameters["random_seed"]
+        return {
+            "parameters": TABLE,
+            "data": TABLE,
+            "priors": {
+                side: {name: one_of(value) for name, value in asdict(prior).items()}
+                for side, prior in zip(("user", "item"), self.priors(), strict=True)
+            },
+            "iteration": whole(1),
+            "seconds": real(0.0),
+            "seed": whole(0) if seed is None else one_of(int(seed)),
+            "rng": _GENERATOR if self.is_stochastic else one_of(None),
+        }
+
+    def arrays(self) -> dict[str, Array]:
+        """The arrays of a checkpoint of this fit."""
+        number = "float32" if self.parameters["use_float"] else "float64"
+        watches_theta = self.parameters["stop_crit"] == "diff-norm"
+        unknown = dict.fromkeys((field.name for field in fields(Check)), "never")
+        unknown |= {"val_llk": "never" if "val_set" in self.data else "always"}
+        unknown |= {"diff_norm": "never" if watches_theta else "always"}
+        theta = {"checked_theta": Array(number, ("N", "K"), 0.0)} if watches_theta else {}
+        sides: dict[str, Array] = {}
+        for side, rows, prior in zip(("user", "item"), "NM", self.priors(), strict=True):
+            sides |= posterior_arrays(side, rows, number, known=prior.known)
+        return sides | theta | history_arrays(unknown)
 
 
 @dataclass(frozen=True)
@@ -116,11 +215,10 @@ class Checkpoint:
     identity: Identity
 
     @staticmethod
-    def at(path: str | os.PathLike[str], every: int, identity: Identity) -> Checkpoint:
+    def at(path: str | bytes | os.PathLike[str], every: int, identity: Identity) -> Checkpoint:
         """Find out now, and not after hours, whether a file can be there."""
-        target = Path(path).expanduser()
-        if not target.parent.is_dir():
-            raise FileNotFoundError(f"{target.parent} is not an existing folder")
+        target = path_of("checkpoint", path)
+        writable(target)
         return Checkpoint(target, every, identity)
 
     def read(self, maxiter: int | None) -> Saved | None:
@@ -128,21 +226,34 @@ class Checkpoint:
 
         ModelFileError if the file is damaged, ValueError if it is of another fit.
         """
-        remove_leftovers(self.path)
+        remove_leftovers(writable(self.path))
         if not self.path.exists():
             return None
-        saved = Saved(*CHECKPOINT.read(self.path))
-        try:
-            iteration = saved.iteration
-            self.identity.check(self.path, saved.header["parameters"], saved.header["data"])
-        except (KeyError, TypeError) as error:
-            raise ModelFileError(f"{self.path} contradicts itself: {error!r}") from error
-        if maxiter is not None and iteration >= maxiter:
+        header, tensors = CHECKPOINT.read(self.path)
+        with believed(self.path):
+            check_names("field of header", header, self.identity.fields())
+        self.identity.check(self.path, header["parameters"], header["data"])
+        with believed(self.path):
+            self._check(header, tensors)
+        saved = Saved(header, tensors)
+        if maxiter is not None and saved.iteration >= maxiter:
             raise ValueError(
-                f"{self.path} is a checkpoint of iteration {iteration}, and maxiter={maxiter} has no more; "
-                "delete it to fit from the start"
+                f"{self.path} is a checkpoint of iteration {saved.iteration}, and maxiter={maxiter} has no "
+                "more; delete it to fit from the start"
             )
         return saved
+
+    def _check(self, header: Mapping[str, Any], tensors: Tensors) -> None:
+        """Raise ValueError unless header and arrays are those of one state of this fit."""
+        check_fields("header", header, self.identity.fields())
+        n, m = self.identity.shape
+        check_arrays(tensors, self.identity.arrays(), {"N": n, "M": m, "K": self.identity.width})
+        for name in ("iteration", "seconds"):
+            column = tensors[f"history.{name}"]
+            if len(column) and column[-1] > header[name]:
+                raise ValueError(
+                    f"history.{name} ends with {column[-1]}, and header.{name} is {header[name]}"
+                )
 
     def keep(self, backend: Backend, seed: int, rng: np.random.Generator | None, state: State) -> None:
         """Replace the file by one of this state, if it is time."""
@@ -161,7 +272,10 @@ class Checkpoint:
             "rng": None if rng is None else rng.bit_generator.state,
         }
         for field in fields(Check):
-            tensors[f"history.{field.name}"] = np.array([getattr(row, field.name) for row in state.history])
+            dtype = np.int64 if field.name == "iteration" else np.float64  # of an empty history, too
+            tensors[f"history.{field.name}"] = np.array(
+                [getattr(row, field.name) for row in state.history], dtype
+            )
         for theta in state.checked_theta:
             tensors["checked_theta"] = backend.asnumpy(theta)
         CHECKPOINT.write(self.path, header, tensors)

@@ -182,17 +182,21 @@ def encode(column: pd.Series, kind: str, reindex: bool, room: int = 0) -> tuple[
 def _factorize(column: pd.Series) -> tuple[NDArray[Any], Any]:
     """What pandas.factorize does, but no two strings are one.
 
-    Before version 3.1 pandas hashes them as C strings, which end at the first NUL and have no lone
-    surrogates.
+    Before version 3.1 pandas hashes them as C strings, which end at the first NUL, and in place of strings
+    with lone surrogates all versions hash others.
     """
-    python_strings = column.dtype == object or getattr(column.dtype, "storage", None) == "python"
-    if not (python_strings and _strings_end_at_nul() and _has_strange_strings(column)):
-        return pd.factorize(column)
-    values = np.empty(len(column) + 1, dtype=object)
-    values[:-1], values[-1] = column, ()
-    # With the tuple among them they are not all strings, and Python's own hash is used.
-    codes, distinct = pd.factorize(values)
-    return codes[:-1], distinct[:-1]
+    codes: NDArray[Any]
+    distinct: Any
+    codes, distinct = pd.factorize(column)
+    if column.dtype != object and getattr(column.dtype, "storage", None) != "python":
+        return codes, distinct
+    if _mention(distinct, "\\ud") or (_strings_end_at_nul() and _mention(column, "\0")):
+        values = np.empty(len(column) + 1, dtype=object)
+        values[:-1], values[-1] = column, ()
+        # With the tuple among them they are not all strings, and Python's own hash is used.
+        codes, distinct = pd.factorize(values)
+        codes, distinct = codes[:-1], distinct[:-1]
+    return codes, distinct
 
 
 @cache
@@ -200,17 +204,18 @@ def _strings_end_at_nul() -> bool:
     return len(pd.factorize(np.array(["\0a", "\0b"], dtype=object))[1]) == 1
 
 
-def _has_strange_strings(column: pd.Series) -> bool:
-    """Whether these are strings, some of them with NUL or a lone surrogate."""
-    for start in range(0, len(column), _BLOCK):
+def _mention(ids: Any, what: str) -> bool:
+    """Whether these are all strings and some have this in them, or a lone surrogate."""
+    strings = np.asarray(ids, dtype=object)
+    for start in range(0, len(strings), _BLOCK):
         try:
-            joined = "".join(column.iloc[start : start + _BLOCK].tolist())
+            joined = "".join(strings[start : start + _BLOCK].tolist())
             joined.encode()
-        except TypeError:  # not all strings
+        except TypeError:  # not all are strings
             return False
         except UnicodeEncodeError:
             return True
-        if "\0" in joined:
+        if what in joined:
             return True
     return False
 

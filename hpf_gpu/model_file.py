@@ -7,22 +7,42 @@
 from __future__ import annotations
 
 import json
+import math
 import numbers
 import os
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from .backends import NAMES
+from .convergence import Check
 from .fitted import Fitted
 from .ids import Ids
-from .parameters import default_step_size
-from .tensor_file import UPDATE, Kind, ModelFileError, Tensors
-from .variational import Posterior, Prior
+from .parameters import LEAST_PRIOR, MOST_PRIOR, check_parameters, default_step_size
+from .schema import (
+    FLAG,
+    LARGEST,
+    POSITIVE,
+    TABLE,
+    TEXT,
+    Array,
+    Fields,
+    check_arrays,
+    check_fields,
+    check_names,
+    one_of,
+    real,
+    short,
+    whole,
+)
+from .tensor_file import UPDATE, Kind, Tensors, believed
+from .variational import POINT, Posterior, Prior
+from .whole_file import path_of
 
 MODEL = Kind("model", key="hpf_gpu", format=1)
 _DEFAULT = "default"  # stands for the function default_step_size
@@ -33,16 +53,39 @@ _SCALARS = {
     "nusers": "nusers", "nitems": "nitems", "niter": "niter", "train_llk": "train_llk",
     "random_seed_": "seed", "backend_": "backend",
 }  # fmt: skip
-_NUMBERS = {
-    np.dtype(name) for name in ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
-}
+_NUMBERS = (
+    "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32",
+    "float64",
+)  # fmt: skip
+_ROUNDING = 1e-3  # relative; 1e-7 in float32
+_BLOCK = 1 << 10  # rows whose means are computed at once
+_INDICES = ("int32", "int64")
+#: Of the history, with and without the column that is there for one rule alone.
+_COLUMNS = [field.name for field in fields(Check) if field.name != "diff_norm"]
+_FREE_RATES = ((POSITIVE, LARGEST), (0.0, LARGEST), (POSITIVE, LARGEST))
+_MAYBE_UNKNOWN = ("val_llk", "diff_norm")
+_DATES = re.compile(r"<[mM]8\[(s|ms|us|ns)\]")
 
 
 # -- writing -----------------------------------------------------------------------------------
 
 
-def save_model(path: str | os.PathLike[str], fitted: Fitted, parameters: Mapping[str, Any]) -> None:
-    """Write a fitted HPF; a file that is there is replaced when the new one is complete."""
+def save_model(path: str | bytes | os.PathLike[str], fitted: Fitted, parameters: Mapping[str, Any]) -> None:
+    """Write a fitted HPF; a file that is there is replaced when the new one is complete.
+
+    A link stays and what it points to is replaced.  The new file has the permissions of the old one.
+
+    Raises
+    ------
+    ValueError
+        If the model contradicts itself, because ``k`` or ``use_float`` were changed after the fit: nobody
+        could load it.
+    TypeError
+        If ids are of a type that a file cannot hold.
+    OSError
+        If the file cannot be written.  A folder, a pipe and a device cannot be replaced as a whole.
+    """
+    target = path_of("path", path)
     tensors: Tensors = {"Theta": fitted.theta, "Beta": fitted.beta}
     header: dict[str, Any] = {name: getattr(fitted, field) for name, field in _SCALARS.items()}
     header |= {"parameters": plain_parameters(parameters), "ids": {}}
@@ -57,7 +100,11 @@ def save_model(path: str | os.PathLike[str], fitted: Fitted, parameters: Mapping
         tensors["seen.indptr"], tensors["seen.indices"] = fitted.seen
     tensors |= {f"history.{name}": column.to_numpy() for name, column in fitted.history.items()}
     header["history"] = list(fitted.history.columns)
-    MODEL.write(path, header, tensors)
+    try:
+        check_model(json.loads(json.dumps(header)), tensors, parameters)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"this model cannot be saved, for it contradicts itself: {error}") from error
+    MODEL.write(target, header, tensors)
 
 
 def encode_posteriors(posteriors: tuple[Posterior, Posterior], tensors: Tensors) -> dict[str, Any]:
@@ -98,26 +145,43 @@ def _encoded(ids: Ids) -> tuple[str, NDArray[Any] | None]:
     values = ids.values
     if values is None:
         return "rows", None
-    if values.dtype.newbyteorder("=") in _NUMBERS:
+    if values.dtype.name in _NUMBERS:
         return "array", values
     if values.dtype.kind in "mM":
-        return values.dtype.str, values.view(np.int64)
+        return values.dtype.newbyteorder("<").str, values.astype(values.dtype.newbyteorder("=")).view(
+            np.int64
+        )
     # Unescaped, because JSON makes one character of two escaped surrogates.
     text = json.dumps([_plain_id(value, ids.kind) for value in values.tolist()], ensure_ascii=False)
     return "json", np.frombuffer(text.encode(errors="surrogatepass"), dtype=np.uint8)
 
 
 def _decoded(encoding: str, array: NDArray[Any] | None, size: int, kind: str) -> Ids:
+    """The ids, once they are known to be that many, none missing and none twice."""
     if array is None:
         return Ids(None, size, kind)
     if encoding == "json":
+        given = json.loads(array.tobytes().decode(errors="surrogatepass"))
+        if type(given) is not list or len(given) != size:
+            raise ValueError(f"{kind}.ids are {short(given)}, not a list of {size}")
         values = np.empty(size, dtype=object)
-        values[:] = [_id_of(value) for value in json.loads(array.tobytes().decode(errors="surrogatepass"))]
-        return Ids(values, size, kind)
-    return Ids(array if encoding == "array" else array.view(encoding), size, kind)
+        values[:] = [_id_of(value) for value in given]
+        distinct = len(set(values.tolist()))
+        missing = any(value != value for value in values)  # NaN
+    else:
+        values = array if encoding == "array" else array.view(np.dtype(encoding).newbyteorder("="))
+        distinct = len(np.unique(array))
+        missing = values.dtype.kind in "fmM" and bool((values != values).any())
+    if missing or distinct < size:
+        raise ValueError(f"{kind}.ids have {'a missing one' if missing else f'{size - distinct} twice'}")
+    return Ids(values, size, kind)
 
 
 def _plain_id(value: Any, kind: str) -> Any:
+    if value != value:  # NaN, NaT
+        raise ValueError(f"{kind} id {value!r} is missing: no id can be found that is not itself")
+    if isinstance(value, (np.datetime64, np.timedelta64)):  # the latter is an np.integer to NumPy
+        return {"date": [int(value.astype(np.int64)), value.dtype.str[1:]]}
     if isinstance(value, (np.bool_, np.integer, np.floating, np.str_, np.bytes_)):
         value = value.item()
     if type(value) in (str, int, float, bool):
@@ -133,51 +197,230 @@ def _plain_id(value: Any, kind: str) -> Any:
 
 
 def _id_of(value: Any) -> Any:
-    if not isinstance(value, dict):
+    if type(value) in (str, int, float, bool):
         return value
-    if "bytes" in value:
-        return value["bytes"].encode("latin-1")
-    return tuple(_id_of(part) for part in value["tuple"])
+    if type(value) is dict and len(value) == 1:
+        ((kind, inner),) = value.items()
+        if kind == "bytes" and type(inner) is str:
+            return inner.encode("latin-1")
+        if kind == "tuple" and type(inner) is list:
+            return tuple(map(_id_of, inner))
+        if kind == "date" and type(inner) is list and [*map(type, inner)] == [int, str]:
+            number, unit = inner
+            if re.fullmatch(r"[mM]8\[\d{0,9}(Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)\]", unit):
+                return np.array(number, dtype=np.int64).view(unit)[()]
+    raise ValueError(f"{short(value)} among ids is no id")
+
+
+# -- what a file must hold ----------------------------------------------------------------------
+
+
+def check_model(header: Mapping[str, Any], tensors: Tensors, known: Collection[str]) -> None:
+    """Raise ValueError or TypeError unless header and arrays are those of one model."""
+    has_posteriors = "priors" in header or any(f"{side}.shape" in tensors for side in _SIDES)
+    check_names("field of header", header, _fields(has_posteriors, 0, bias=False))
+    parameters = header["parameters"]
+    _check_parameters(parameters, known)
+    k, bias = int(parameters["k"]) + 2 * bool(parameters["bias"]), bool(parameters["bias"])
+    check_fields("header", header, _fields(has_posteriors, k, bias=bias))
+    number = "float32" if parameters["use_float"] else "float64"
+    sizes = check_arrays(tensors, _layout(header, number, tensors), {"K": k})
+    if has_posteriors:
+        _check_priors(*(header["priors"][side] for side in _SIDES))
+        for mean, posterior in zip(
+            ("Theta", "Beta"), decode_posteriors(header["priors"], tensors), strict=True
+        ):
+            _check_mean(mean, tensors[mean], posterior)
+    for side, rows in zip(_SIDES, (sizes["N"], sizes["M"]), strict=True):
+        total, are_rows = header[f"n{side}s"], header["ids"][side] == "rows"
+        if total < rows or (are_rows and total > rows):
+            raise ValueError(f"header.n{side}s is {total}, and there are {rows} rows")
+    if "seen.indptr" in tensors:
+        _check_seen(tensors["seen.indptr"], tensors["seen.indices"], sizes["M"])
+    _check_history(header, tensors)
+
+
+def _check_parameters(parameters: Any, known: Collection[str]) -> None:
+    TABLE.check("header.parameters", parameters)
+    unknown = parameters.keys() - set(known)
+    if unknown:
+        names = ", ".join(sorted(unknown))
+        raise ValueError(f"parameters that this version does not know: {names}; {UPDATE}")
+    check_names("field of header.parameters", parameters, known)
+    one_of(None).check("header.parameters.save_folder", parameters["save_folder"])
+    one_of(None, _DEFAULT).check("header.parameters.step_size", parameters["step_size"])
+    check_parameters({**parameters, "step_size": None})
+
+
+def _fields(has_posteriors: bool, k: int, *, bias: bool) -> Fields:
+    fields: dict[str, Any] = {
+        "parameters": TABLE,
+        "ids": dict.fromkeys(_SIDES, TEXT),
+        "nusers": whole(1),
+        "nitems": whole(1),
+        "niter": whole(1),
+        "train_llk": one_of(None, real()),
+        "random_seed_": whole(0),
+        "backend_": one_of(*NAMES),
+        "history": one_of(_COLUMNS, [*_COLUMNS, "diff_norm"]),
+    }
+    if has_posteriors:
+        # With biases the last column but one, or the last, is held at one.
+        fields["priors"] = {
+            side: prior_fields(column if bias else None)
+            for side, column in zip(_SIDES, (k - 1, k - 2), strict=True)
+        }
+    return fields
+
+
+def prior_fields(ones: int | None) -> Fields:
+    """What is told of a prior whose column ``ones`` is held at one."""
+    number = real(LEAST_PRIOR, MOST_PRIOR)
+    return {
+        "shape": number, "hyper_shape": number, "hyper_mean": number, "hierarchical": FLAG,
+        "ones": one_of(ones), "known": FLAG,
+    }  # fmt: skip
+
+
+def _check_priors(user: Mapping[str, Any], item: Mapping[str, Any]) -> None:
+    if user["known"] and item["known"]:
+        raise ValueError(
+            "header.priors.user.known and header.priors.item.known are true, so nothing was fitted"
+        )
+    if user["hierarchical"] is not item["hierarchical"]:
+        raise ValueError("header.priors.user.hierarchical is not header.priors.item.hierarchical")
+
+
+def posterior_arrays(side: str, rows: str, number: str, *, known: Any) -> dict[str, Array]:
+    """What is kept of one side after a fit; ``rows`` is its letter in shapes."""
+    # Of a side that is known all but the shapes are constants, see variational.known_side.
+    rate, columns, hyper_rate = ((0.0, 0.0), (POINT, POINT), (1.0, 1.0)) if known is True else _FREE_RATES
+    return {
+        f"{side}.shape": Array(number, (rows, "K"), POSITIVE),
+        f"{side}.rate_rows": Array("float64", (rows, 1), *rate),
+        f"{side}.rate_columns": Array("float64", ("K",), *columns),
+        f"{side}.hyper_rate": Array("float64", (rows,), *hyper_rate),
+        f"{side}.column_sums": Array("float64", ("K",), 0.0),
+    }
+
+
+def history_arrays(unknown: Mapping[str, str]) -> dict[str, Array]:
+    """Columns of a history, as long as each other; for each of them when it is NaN."""
+    columns = {name: Array("float64", ("checks",), unknown=when) for name, when in unknown.items()}
+    columns["iteration"] = Array("int64", ("checks",), 1, rises="always")
+    columns["seconds"] = Array("float64", ("checks",), 0.0, rises="never falls")
+    if "diff_norm" in columns:
+        columns["diff_norm"] = Array("float64", ("checks",), 0.0, unknown=unknown["diff_norm"])
+    return {f"history.{name}": column for name, column in columns.items()}
+
+
+def _layout(header: Mapping[str, Any], number: str, tensors: Tensors) -> dict[str, Array]:
+    layout = {"Theta": Array(number, ("N", "K"), 0.0), "Beta": Array(number, ("M", "K"), 0.0)}
+    for side, rows in zip(_SIDES, "NM", strict=True):
+        ids = _ids_array(f"{side}.ids", header["ids"][side], rows)
+        layout |= {} if ids is None else {f"{side}.ids": ids}
+        if "priors" in header:
+            known = header["priors"][side]["known"]
+            layout |= posterior_arrays(side, rows, number, known=known)
+            if not known:  # rows may have been folded in
+                vector = layout[f"{side}.rate_rows"]
+                layout[f"{side}.rate_rows"] = Array(number, (rows, "K"), POSITIVE, otherwise=vector)
+    if {"seen.indptr", "seen.indices"} & tensors.keys():
+        layout["seen.indptr"] = Array(_INDICES, ("N + 1",), 0)
+        layout["seen.indices"] = Array(_INDICES, ("seen",), 0)
+    unknown = {name: "maybe" if name in _MAYBE_UNKNOWN else "never" for name in header["history"]}
+    return layout | history_arrays(unknown)
+
+
+def _ids_array(name: str, encoding: str, rows: str) -> Array | None:
+    if encoding == "rows":
+        return None
+    if encoding == "json":
+        return Array("uint8", (f"bytes of {name}",))
+    if encoding == "array":
+        return Array(_NUMBERS, (rows,), -math.inf, math.inf, unknown="maybe")
+    if _DATES.fullmatch(encoding):
+        return Array("int64", (rows,), np.iinfo(np.int64).min + 1)  # the least is NaT
+    raise ValueError(
+        f"header.ids of {name} is {short(encoding)}, not 'rows', 'array', 'json' or a type of dates"
+    )
+
+
+def _check_seen(indptr: NDArray[Any], indices: NDArray[Any], items: int) -> None:
+    """That each user has had some of the items, ascending."""
+    if indptr[0] != 0 or indptr[-1] != len(indices) or (indptr[1:] < indptr[:-1]).any():
+        raise ValueError(f"seen.indptr does not rise from 0 to the {len(indices)} of seen.indices")
+    if len(indices) and indices.max() >= items:
+        raise ValueError(f"seen.indices has {indices.max()}, and there are {items} items")
+    rises = np.empty(len(indices) + 1, dtype=bool)
+    np.greater(indices[1:], indices[:-1], out=rises[1:-1])
+    rises[indptr] = True
+    if not rises.all():
+        place = int(np.argmin(rises))
+        raise ValueError(
+            f"seen.indices[{place}] is {indices[place]}, no more than the item before of this user"
+        )
+
+
+def _check_mean(name: str, mean: NDArray[Any], posterior: Posterior) -> None:
+    """That the mean and its sums are those of the posterior, up to much more than rounding."""
+    tiny, sums = np.finfo(mean.dtype).tiny, np.zeros(mean.shape[1])
+    for start in range(0, len(mean), _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        want = posterior.shape[rows] / (posterior.rate_rows[rows] + posterior.rate_columns)
+        sums += want.sum(axis=0)
+        off = np.abs(mean[rows] - want)
+        want *= _ROUNDING
+        want += tiny
+        far = off > want
+        if far.any():
+            row, column = np.argwhere(far)[0]
+            at, given = f"{name}[{start + row}, {column}]", mean[start + row, column]
+            raise ValueError(f"{at} is {given}, {off[row, column]:.3g} off the mean of its posterior")
+    if (np.abs(posterior.column_sums - sums) > _ROUNDING * sums + len(mean) * tiny).any():
+        raise ValueError(f"the column_sums of {name} are {posterior.column_sums}, not {sums}")
+
+
+def _check_history(header: Mapping[str, Any], tensors: Tensors) -> None:
+    iterations, llk, last = tensors["history.iteration"], tensors["history.llk"], header["train_llk"]
+    if len(iterations) and iterations[-1] > header["niter"]:
+        raise ValueError(
+            f"history.iteration ends with {iterations[-1]}, and header.niter is {header['niter']}"
+        )
+    if last is not None and (len(llk) == 0 or last != llk[-1]):
+        raise ValueError(f"header.train_llk is {last!r}, and not the last of history.llk")
 
 
 # -- reading -----------------------------------------------------------------------------------
 
 
-def load_model(path: str | os.PathLike[str], known: Collection[str]) -> tuple[dict[str, Any], Fitted]:
-    """Parameters, which must be ``known``, and fitted state of a model that :func:`save_model` wrote."""
-    source = Path(path).expanduser()
+def load_model(path: str | bytes | os.PathLike[str], known: Collection[str]) -> tuple[dict[str, Any], Fitted]:
+    """Parameters, which must be ``known``, and fitted state of a model that :func:`save_model` wrote.
+
+    Nothing in the file is believed before it was checked; what is wrong is a ModelFileError.
+    """
+    source = path_of("path", path)
     header, tensors = MODEL.read(source)
-    try:
+    with believed(source):
+        check_model(header, tensors, known)
         parameters = header["parameters"]
-        unknown = parameters.keys() - set(known)
-        if unknown:
-            names = ", ".join(sorted(unknown))
-            raise ModelFileError(
-                f"{source} has parameters that this version does not know: {names}; {UPDATE}"
-            )
         if parameters["step_size"] == _DEFAULT:
             parameters["step_size"] = default_step_size
         return parameters, _fitted(header, tensors)
-    except ModelFileError:
-        raise
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelFileError(f"{source} contradicts itself: {error!r}") from error
 
 
 def _fitted(header: dict[str, Any], tensors: Tensors) -> Fitted:
     theta, beta = tensors["Theta"], tensors["Beta"]
-    both = []
-    for side, size in zip(_SIDES, (len(theta), len(beta)), strict=True):
-        ids = _decoded(header["ids"][side], tensors.get(f"{side}.ids"), size, side)
-        if ids.values is not None and len(ids.values) != size:
-            raise ValueError(f"{len(ids.values)} {side} ids for {size} rows")
-        both.append(ids)
+    users, items = (
+        _decoded(header["ids"][side], tensors.get(f"{side}.ids"), size, side)
+        for side, size in zip(_SIDES, (len(theta), len(beta)), strict=True)
+    )
     columns = {name: tensors[f"history.{name}"] for name in header["history"]}
     return Fitted(
         theta=theta,
         beta=beta,
-        user_ids=both[0],
-        item_ids=both[1],
+        user_ids=users,
+        item_ids=items,
         posteriors=decode_posteriors(header["priors"], tensors) if "priors" in header else None,
         seen=(tensors["seen.indptr"], tensors["seen.indices"]) if "seen.indptr" in tensors else None,
         history=pd.DataFrame(columns, columns=header["history"]),

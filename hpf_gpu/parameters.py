@@ -13,7 +13,7 @@ import numpy as np
 from .convergence import STOP_CRITERIA
 
 _PRIORS = ("a", "a_prime", "b_prime", "c", "c_prime", "d_prime")
-_LEAST, _MOST = 1e-30, 1e30  # of a prior: what float32 can hold, and the update can square in float64
+LEAST_PRIOR, MOST_PRIOR = 1e-30, 1e30  # what float32 can hold, and the update can square in float64
 _MOST_BESIDE_ONES = 1e19
 _MOST_WHOLE = 2**63 - 1
 _MOST_FACTORS = 2**31 - 1
@@ -48,8 +48,8 @@ def check_parameters(given: Mapping[str, Any]) -> None:
     _check_whole("k", given["k"], 1, _MOST_FACTORS)
     for name in _PRIORS:
         _check_real(name, given[name])
-        if not _LEAST <= given[name] <= _MOST:
-            raise ValueError(f"{name}={given[name]!r} must lie between {_LEAST:g} and {_MOST:g}")
+        if not LEAST_PRIOR <= given[name] <= MOST_PRIOR:
+            raise ValueError(f"{name}={given[name]!r} must lie between {LEAST_PRIOR:g} and {MOST_PRIOR:g}")
     if given["bias"]:
         _check_rates_beside_ones(given)
     positive_number("stop_thr", given["stop_thr"])

@@ -139,16 +139,19 @@ class FittedModel:
         Parameters
         ----------
         path : str or path-like
-            File to write.  One that is there is replaced when the new one is complete.
+            File to write.  One that is there is replaced when the new one is complete, which gets its
+            permissions.  A symbolic link stays, and what it points to is replaced.
 
         Raises
         ------
         ValueError
-            If the model is not fitted.
+            If the model is not fitted, or could not be loaded: ``k``, ``use_float`` and ``bias`` are still
+            to be those of the fit.
         TypeError
             If ids are neither numbers, texts, bytes, NumPy's dates nor tuples of these.
         OSError
-            If the file cannot be written; one that was there is then as it was.
+            If the file cannot be written; one that was there is then as it was.  Pipes and devices cannot
+            be replaced as a whole and are refused.
 
         Notes
         -----

@@ -7,23 +7,28 @@ of it and of all arrays.
 from __future__ import annotations
 
 import json
-import os
-import re
-import shutil
-import uuid
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import __version__
+from .schema import TABLE, TEXT, check_names, whole
+from .whole_file import check_regular, replacing
 
 Tensors = dict[str, NDArray[Any]]
 UPDATE = "update hpf_gpu"
+#: What safetensors calls NumPy's types.
+_TYPES = {"bool": "BOOL", "float16": "F16", "float32": "F32", "float64": "F64"}
+_TYPES |= {f"int{bits}": f"I{bits}" for bits in (8, 16, 32, 64)}
+_TYPES |= {f"uint{bits}": f"U{bits}" for bits in (8, 16, 32, 64)}
+#: What reading JSON and checking what it says can raise.
+MALFORMED = (KeyError, TypeError, ValueError, OverflowError, RecursionError)
 
 
 class ModelFileError(ValueError):
@@ -38,41 +43,24 @@ class Kind:
     key: str  # of the header in the metadata
     format: int  # that is written, and the newest that is read
 
-    def write(self, path: str | os.PathLike[str], header: Mapping[str, Any], tensors: Tensors) -> None:
+    def write(self, path: Path, header: Mapping[str, Any], tensors: Tensors) -> None:
         """Write beside the target, then rename: nobody ever sees half a file.
+
+        Links are followed, and stay; a file that is replaced leaves its permissions to the new one.
 
         Raises
         ------
         OSError
-            If the file cannot be written; one that was there is then as it was.
+            If the file cannot be written, for ``path`` is a folder, a pipe or a device, too; one that was
+            there is then as it was.
         """
-        from safetensors import SafetensorError
-        from safetensors.numpy import save_file
-
-        target = Path(path).expanduser()
-        if not target.parent.is_dir():
-            raise FileNotFoundError(f"{target.parent} is not an existing folder")
         text = json.dumps({"format": self.format, "version": __version__, **header})
         tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-        # A folder, because safetensors writes beside the file that it is told, and may be killed there.
-        folder = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-        try:
-            folder.mkdir()
-            temporary = folder / "new"
-            temporary.touch()
-            mode = temporary.stat().st_mode  # that of any new file; safetensors shuts everybody else out
-            save_file(tensors, temporary, metadata={self.key: text, "crc32": checksum(text, tensors)})
-            temporary.chmod(mode)
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        except SafetensorError as error:
-            raise OSError(f"{target} could not be written: {error}") from error
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        with replacing(path) as file:
+            _write_safetensors(file, {self.key: text, "crc32": checksum(text, tensors)}, tensors)
 
-    def read(self, path: str | os.PathLike[str]) -> tuple[dict[str, Any], Tensors]:
-        """The header and all arrays, once their checksum is known to be right.
+    def read(self, source: Path) -> tuple[dict[str, Any], Tensors]:
+        """The header without format and version, and all arrays, once their checksum is known to be right.
 
         Raises
         ------
@@ -83,7 +71,7 @@ class Kind:
         """
         from safetensors import SafetensorError, safe_open
 
-        source = Path(path).expanduser()
+        check_regular(source)
         with open(source, "rb"):  # errors of the file system come from here, with the name
             pass
         try:
@@ -94,38 +82,71 @@ class Kind:
                 text = metadata[self.key]
                 header = self._header(source, text)
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
+        except ModelFileError:
+            raise
+        except (SafetensorError, AttributeError, *MALFORMED) as error:  # of types that NumPy lacks, too
             raise ModelFileError(f"{source} is damaged, or no {self.name} of hpf_gpu: {error}") from error
         if checksum(text, tensors) != metadata.get("crc32"):
             raise ModelFileError(f"{source} is damaged: its checksum is not that of its contents")
+        with believed(source):
+            check_names("metadata", metadata, (self.key, "crc32"))
         return header, tensors
 
     def _header(self, source: Path, text: str) -> dict[str, Any]:
         try:
             header = json.loads(text)
-            newer = int(header["format"]) > self.format
-        except (KeyError, TypeError, ValueError) as error:
+            TABLE.check("header", header)
+            format, version = header.pop("format"), header.pop("version")
+            whole(1).check("header.format", format)
+            TEXT.check("header.version", version)
+        except MALFORMED as error:
             raise ModelFileError(f"{source} is damaged: its header cannot be read ({error!r})") from error
-        if newer:
-            written = f"{source} has format {header['format']}, written by hpf_gpu {header.get('version')}"
+        if format > self.format:
+            written = f"{source} has format {format}, written by hpf_gpu {version}"
             raise ModelFileError(f"{written}; this version reads formats up to {self.format}; {UPDATE}")
         return dict(header)
 
 
-def remove_leftovers(path: str | os.PathLike[str]) -> None:
-    """Delete what writers of this file left behind when they were killed."""
-    target = Path(path).expanduser()
-    ours = re.compile(re.escape(f".{target.name}.") + "[0-9a-f]{32}")
-    for folder in target.parent.iterdir():
-        if ours.fullmatch(folder.name):
-            shutil.rmtree(folder, ignore_errors=True)
+@contextmanager
+def believed(source: Path) -> Iterator[None]:
+    """Where the contents of a file are checked: what is wrong with them becomes a ModelFileError."""
+    try:
+        yield
+    except ModelFileError:
+        raise
+    except MALFORMED as error:
+        said = str(error) if isinstance(error, (TypeError, ValueError)) else repr(error)
+        raise ModelFileError(f"{source} is not what hpf_gpu writes: {said}") from error
 
 
 def checksum(text: str, tensors: Tensors) -> str:
     """CRC-32 of the header and of every array with its name, type and shape."""
     crc = zlib.crc32(text.encode())
     for name, tensor in sorted(tensors.items()):
-        little = np.ascontiguousarray(tensor, dtype=tensor.dtype.newbyteorder("<"))
         crc = zlib.crc32(f"{name} {tensor.dtype.name} {tensor.shape}".encode(), crc)
-        crc = zlib.crc32(little.reshape(-1).view(np.uint8).data, crc)
+        crc = zlib.crc32(_bytes(tensor), crc)
     return f"{crc:08x}"
+
+
+def _write_safetensors(file: BinaryIO, metadata: Mapping[str, str], tensors: Tensors) -> None:
+    """As safetensors does, which would make a file of its own beside and a copy of every array."""
+    layout: dict[str, Any] = {"__metadata__": metadata}
+    names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))  # so that all are aligned
+    end = 0
+    for name in names:
+        start, end = end, end + tensors[name].nbytes
+        tensor = tensors[name]
+        layout[name] = {
+            "dtype": _TYPES[tensor.dtype.name], "shape": tensor.shape, "data_offsets": (start, end)
+        }  # fmt: skip
+    text = json.dumps(layout).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little"))
+    file.write(text)
+    for name in names:
+        file.write(_bytes(tensors[name]))
+
+
+def _bytes(tensor: NDArray[Any]) -> memoryview:
+    little = np.ascontiguousarray(tensor, dtype=tensor.dtype.newbyteorder("<"))
+    return little.reshape(-1).view(np.uint8).data

@@ -47,7 +47,7 @@ ALLOWED = {
     "plot": {"metrics"},
     "fitted": {"ids", "ranking", "variational"},
     "recommending": {
-        "backends", "backends.protocol", "data", "fitted", "likelihood", "model_file", "parameters",
+        "backends", "backends.protocol", "data", "fitted", "ids", "likelihood", "model_file", "parameters",
         "ranking", "variational",
     },
     "folding": {
@@ -58,11 +58,14 @@ ALLOWED = {
         "backends.protocol", "convergence", "data", "fitted", "ids", "parameters", "ranking", "recommending",
         "stochastic", "variational",
     },
-    "tensor_file": {""},
-    "model_file": {"fitted", "ids", "parameters", "tensor_file", "variational"},
+    "tensor_file": {"", "schema", "whole_file"},
+    "model_file": {
+        "backends", "convergence", "fitted", "ids", "parameters", "schema", "tensor_file", "variational",
+        "whole_file",
+    },
     "checkpoint": {
-        "backends.protocol", "convergence", "inference", "model_file", "parameters", "tensor_file",
-        "variational",
+        "backends.protocol", "convergence", "inference", "model_file", "parameters", "schema", "tensor_file",
+        "variational", "whole_file",
     },
     "estimator": {
         "backends.protocol", "checkpoint", "convergence", "data", "fitted", "folding", "inference",

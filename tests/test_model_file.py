@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
+import os
 import pickle
+import subprocess
 import sys
 import warnings
 from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
 
+import altered
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
@@ -23,9 +27,9 @@ from test_folding import COUNTS, of_user, quick
 from test_hpf import IDS
 
 from hpf_gpu import HPF, ModelFileError
+from hpf_gpu.ids import Ids
 from hpf_gpu.model_file import MODEL
 from hpf_gpu.parameters import default_step_size
-from hpf_gpu.tensor_file import checksum
 
 MATRICES = ("Theta", "Beta", "Gamma_shp", "Gamma_rte", "Lambda_shp", "Lambda_rte", "k_rte", "t_rte")
 
@@ -151,6 +155,64 @@ def test_ids_that_cannot_be_saved_are_named(kind, tmp_path):
     assert_same(pickle.loads(pickle.dumps(model)), model)
 
 
+DAYS = [np.datetime64("2020-01-01"), np.datetime64("2021", "Y"), np.datetime64(1, "ns")]
+OBJECTS = {
+    "dates": DAYS,
+    "dates among others": [*DAYS, "x", (1, np.datetime64("2020-01-01")), b"\0"],
+    "times": [np.timedelta64(5, "ns"), np.timedelta64(7, "D"), np.timedelta64(-1, "s")],
+    "times among others": [np.timedelta64(5, "ns"), 7, "5"],
+    "zeros": ["a\0b", "a\0c", "a", "a\0"],
+    "surrogates": ["\ud800", "\udfff", "a\ud800", "\ud83d\ude00", "\N{GRINNING FACE}"],
+    "like what a file has": [("bytes", "x"), "NaN", "null", '{"tuple": []}', (), ((),)],
+    "infinite": [float("inf"), -float("inf"), "inf"],
+    "endless": [10**400, -(10**400), 1e300],
+}
+
+
+@pytest.mark.parametrize("kind", OBJECTS)
+def test_ids_that_are_objects_come_back(kind, tmp_path):
+    ids = np.empty(len(OBJECTS[kind]), dtype=object)
+    ids[:] = OBJECTS[kind]
+    # By numbers: pandas makes one of texts that differ behind a zero.
+    model = quick(k=2, maxiter=2).fit(sparse.csr_array(np.eye(len(ids), 3) + 1))
+    model._fitted = replace(model._fitted, user_ids=Ids(ids, len(ids), "user"))
+    twin = saved(model, tmp_path / "model")
+    assert_same(twin, model)
+    got = twin.user_mapping_.tolist()
+    assert [*map(repr, got)] == [*map(repr, ids.tolist())]
+    assert np.array_equal(twin.predict(ids, 0), model.predict(ids, 0))
+
+
+@pytest.mark.parametrize("one", [np.datetime64("NaT"), np.timedelta64("NaT"), float("nan")], ids=repr)
+def test_ids_that_are_missing_are_not_saved(one, tmp_path):
+    model = quick(k=2, maxiter=2).fit(sparse.csr_array(np.eye(2) + 1))
+    model._fitted = replace(model._fitted, user_ids=Ids(np.array([one, "x"], dtype=object), 2, "user"))
+    with pytest.raises(ValueError, match=r"user id .* is missing"):
+        model.save(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "{}", "null", '["a"]', '["a", "a"]', '["a", null]', '["a", NaN]', '["a", ["b"]]', '["a", {}]',
+        '[1, true]', '[1, 1.0]', '["a", {"bytes": 1}]', '["a", {"bytes": "\u0100"}]', '["a", {"tuple": "b"}]',
+        '["a", {"tuple": [], "bytes": ""}]', '["a", {"date": [1, "M8[s]", 2]}]', '["a", {"date": [1, "i8"]}]',
+        '["a", {"date": [1, "O"]}]', '["a", {"date": [true, "M8[ns]"]}]', '["a", {"date": [1e3, "M8[ns]"]}]',
+        '["a", {"date": [9999999999999999999, "M8[s]"]}]', '["a", {"date": [-9223372036854775808, "M8[s]"]}]',
+        '["a", {"date": [1, "M8"]}]', '["a", {"date": [1, "M8[0s]"]}]', '["a", ' + "[" * 100_000,
+        '["a", ' + '{"tuple": [' * 100_000 + "]}" * 100_000 + "]", '["a", 1' + "0" * 5000 + "]", '["a", "b',
+    ],
+    ids=lambda text: text[:40],
+)  # fmt: skip
+def test_ids_that_are_none(text, tmp_path):
+    model = quick(k=2, maxiter=2).fit(pd.DataFrame({"UserId": ["a", "b"], "ItemId": [1, 2], "Count": 1}))
+    model.save(tmp_path / "model")
+    given = np.frombuffer(text.encode(), dtype=np.uint8)
+    rewritten(tmp_path / "model", lambda _, tensors: tensors.update({"user.ids": given}))
+    with pytest.raises(ModelFileError, match="model is not what hpf_gpu writes"):
+        HPF.load(tmp_path / "model")
+
+
 parts = st.one_of(
     st.text(), st.integers(), st.booleans(), st.binary(), st.floats(allow_nan=False),
     st.text(st.characters(categories=["Cs"])),
@@ -161,6 +223,7 @@ some_ids = st.lists(ids, min_size=1, max_size=8, unique=True)
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(users=some_ids, items=some_ids)
+@example(users=["\ud800", "b"], items=["\ud800"])
 def test_any_ids_come_back(users, items, tmp_path):
     rows = max(len(users), len(items))
     frame = pd.DataFrame({"UserId": pd.Series([users[j % len(users)] for j in range(rows)], dtype=object)})
@@ -273,14 +336,31 @@ def test_other_files(tmp_path):
         HPF.load(tmp_path)
 
 
+def test_paths(tmp_path):
+    """In any form that paths have; what is none, or no file, is an error that says so and returns at once."""
+    model = quick().fit(COUNTS)
+    for path in (str(tmp_path / "a"), tmp_path / "b", os.fsencode(tmp_path / "c"), tmp_path / ("d" * 255)):
+        assert_same(saved(model, path), model)
+    for action in (model.save, HPF.load):
+        for wrong in (5, None, ["model"]):
+            with pytest.raises(TypeError, match="path must be a path, not "):
+                action(wrong)
+        with pytest.raises(ValueError, match=r"path=.* has a zero character"):
+            action("a\0b")
+        with pytest.raises(OSError, match="name too long"):
+            action(tmp_path / ("x" * 300))
+        if hasattr(os, "mkfifo"):
+            pipe = tmp_path / "pipe"
+            pipe.exists() or os.mkfifo(pipe)
+            with pytest.raises(OSError, match="pipe is a pipe, socket or device"):
+                action(pipe)
+
+
 def rewritten(path, change):
-    """The same file with another header, and the right checksum."""
-    tensors = load_file(path)
-    with safe_open(path, framework="numpy") as file:
-        header = json.loads(file.metadata()["hpf_gpu"])
+    """The same file with another header or other arrays, and the right checksum."""
+    header, tensors = altered.read(path, "hpf_gpu")
     change(header, tensors)
-    text = json.dumps(header)
-    save_file(tensors, path, metadata={"hpf_gpu": text, "crc32": checksum(text, tensors)})
+    altered.write(path, "hpf_gpu", header, tensors)
 
 
 @pytest.mark.parametrize(
@@ -289,17 +369,294 @@ def rewritten(path, change):
         (lambda header, _: header.update(format=2, version="9"), "format 2, written by hpf_gpu 9;.*; update"),
         (lambda header, _: header["parameters"].update(magic=1), "does not know: magic; update hpf_gpu"),
         (lambda header, _: header.pop("format"), "header cannot be read"),
-        (lambda header, _: header.pop("niter"), "contradicts itself: KeyError"),
-        (lambda _, tensors: tensors.pop("Beta"), "contradicts itself: KeyError"),
-        (lambda _, tensors: tensors.update({"user.ids": np.arange(3)}), "3 user ids for 60 rows"),
+        (lambda header, _: header.pop("niter"), "field of header 'niter' is missing"),
+        (lambda header, _: header.update(nusers="zz"), "header.nusers is 'zz', not a whole number"),
+        (lambda header, _: header["parameters"].update(a=-1.0), "a=-1.0 must lie between 1e-30 and 1e.30"),
+        (lambda header, _: header["parameters"].update(save_folder="/tmp"), "folder is '/tmp', not None"),
+        (lambda header, _: header["parameters"].update(use_float=False), "Theta is float32 .*, not float64"),
+        (lambda _, tensors: tensors.pop("Beta"), "array 'Beta' is missing"),
+        (lambda _, tensors: tensors.update({"user.ids": np.arange(3)}), r"int64 \(3,\), not \(60,\)"),
+        (lambda _, tensors: tensors["user.ids"].fill(7), "user.ids have 59 twice"),
+        (lambda _, tensors: tensors["Beta"].fill(np.nan), r"Beta\[0, 0\] is nan, not finite"),
+        (lambda _, tensors: tensors["seen.indices"].fill(10**8), "seen.indices has 100000000, .* 40 items"),
     ],
-    ids=["newer", "parameter", "no-format", "no-niter", "no-beta", "ids"],
+    ids=[
+        "newer", "parameter", "no-format", "no-niter", "nusers", "prior", "folder", "dtype", "no-beta", "ids",
+        "twice", "nan", "seen",
+    ],
 )  # fmt: skip
-def test_files_of_other_versions(change, message, tmp_path):
+def test_what_is_wrong_is_named(change, message, tmp_path):
     quick().fit(COUNTS).save(tmp_path / "model")
     rewritten(tmp_path / "model", change)
     with pytest.raises(ModelFileError, match=f"model .*{message}"):
         HPF.load(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000, '{"a":' * 100_000, '{"format": 1e999, "version": ""}', "", "null", "[]", '"format"',
+        '{"format": 1}', '{"format": true, "version": ""}', '{"format": 1.0, "version": ""}',
+        '{"format": 0, "version": ""}', '{"format": "1", "version": ""}', '{"format": 1, "version": 1}',
+        '{"format": NaN, "version": ""}', '{"format": 1' + "0" * 5000 + ', "version": ""}',
+    ],
+    ids=lambda text: text[:20],
+)  # fmt: skip
+def test_headers_that_are_none(text, tmp_path):
+    altered.write(tmp_path / "model", "hpf_gpu", text, {"Theta": np.ones((2, 2))})
+    with pytest.raises(ModelFileError, match="model is damaged: its header cannot be read"):
+        HPF.load(tmp_path / "model")
+
+
+def test_the_checksum_is_of_names_types_and_shapes(tmp_path):
+    """The same bytes under other names, of other types or in other shapes, with the checksum as it was."""
+    path = tmp_path / "model"
+    quick().fit(COUNTS).save(path)
+    with safe_open(path, framework="numpy") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    swapped = {
+        "user.column_sums": tensors["item.column_sums"],
+        "item.column_sums": tensors["user.column_sums"],
+    }
+    cases = [
+        swapped,
+        {"history.iteration": tensors["history.iteration"].view(np.uint64)},
+        {"user.rate_columns": tensors["user.rate_columns"][None, :]},
+    ]
+    for change in cases:
+        save_file(tensors | change, path, metadata=metadata)
+        with pytest.raises(ModelFileError, match="model is damaged: its checksum"):
+            HPF.load(path)
+    save_file(tensors, path, metadata={"hpf_gpu": metadata["hpf_gpu"]})
+    with pytest.raises(ModelFileError, match="model is damaged: its checksum"):
+        HPF.load(path)
+    save_file(tensors, path, metadata=metadata | {"more": "that no checksum is of"})
+    with pytest.raises(ModelFileError, match="metadata 'more' is not known"):
+        HPF.load(path)
+    save_file(tensors, path, metadata=metadata)
+    HPF.load(path)
+
+
+# -- files that are wrong in one place -----------------------------------------------------------
+
+
+def with_users(**arguments):
+    model = quick(**arguments).fit(COUNTS)
+    model.add_users(COUNTS.assign(UserId=COUNTS.UserId + 1000))
+    return model
+
+
+def with_batches(model=None, counts=COUNTS, *, first="users", step_size=None, **arguments):
+    model = quick(**arguments) if model is None else model
+    for batch in (counts.iloc[:200], counts.iloc[200:]):
+        model.partial_fit(batch, first, step_size, nusers=200, nitems=90)
+    return model
+
+
+def named(frame=COUNTS):
+    days = pd.to_datetime(frame.ItemId, unit="D")
+    return frame.assign(UserId="u\0\N{GREEK SMALL LETTER THETA}" + frame.UserId.astype(str), ItemId=days)
+
+
+NUMBERED = COUNTS.assign(UserId=COUNTS.UserId - 100, ItemId=COUNTS.ItemId - 500)
+FACTORS = np.random.default_rng(1).gamma(1.0, 1.0, (40, 3))
+MODELS = {
+    "all": lambda: quick(stop_crit="diff-norm", check_every=3).fit(COUNTS, COUNTS[::3]),
+    "biases": lambda: quick(bias=True, hierarchical=False, use_float=False).fit(named()),
+    "users added": with_users,
+    "batches": lambda: with_batches(use_float=False),
+    "lean": lambda: quick(keep_data=False, keep_all_objs=False).fit(COUNTS),
+    "items known": lambda: quick(reindex=False).fit(NUMBERED, fixed_items=FACTORS),
+    "users known": lambda: quick(reindex=False, bias=True, k=1).fit(NUMBERED, fixed_users=np.ones((60, 3))),
+    "binary": lambda: quick(binary=True).fit(COUNTS),
+    "one factor, users added": lambda: with_users(k=1),
+    "biases, users added": lambda: with_users(bias=True),
+    "users replaced": lambda: with_users().add_users(COUNTS, update_existing=True),
+    "matrix": lambda: quick().fit(sparse.csr_array(np.eye(5, 7))),
+    "batches of items": lambda: with_batches(first="items"),
+    "batches without a step": lambda: with_batches(step_size=0.0),
+    "batches of numbers": lambda: with_batches(quick(reindex=False), NUMBERED),
+    "batches after a fit": lambda: with_batches(with_users()),
+    "a fit after batches": lambda: with_batches().fit(COUNTS),
+    "stochastic": lambda: quick(users_per_batch=13, items_per_batch=7, schedule="alternating").fit(COUNTS),
+    "far priors": lambda: quick(a=1e-3, b_prime=1e3, c=50.0, d_prime=1e-3, use_float=False).fit(COUNTS),
+    "stopped": lambda: quick().fit(COUNTS, callback=lambda check: check.iteration == 3),
+    "parameters changed": lambda: changed(
+        a=5.0, maxiter=7, random_seed=None, keep_data=False, hierarchical=False, ncores=3
+    ),
+}
+
+
+def changed(**parameters):
+    model = quick().fit(COUNTS)
+    vars(model).update(parameters)
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:.*dropped")
+@pytest.mark.parametrize("kind", MODELS)
+def test_models_of_every_kind_come_back(kind, tmp_path):
+    model = MODELS[kind]()
+    twin = saved(model, tmp_path / "model")
+    assert_same(twin, model)
+    assert twin._parameters() == model._parameters()
+
+
+def is_another_model(path, value, header):
+    """Whether a header with another value is that of another model: what makes no difference to the rest."""
+    if path[0] == "parameters" and len(path) == 2 and value != "left out":
+        given = header["parameters"]
+        parameters = (
+            given | {path[1]: value} | {"step_size": default_step_size if path[1] != "step_size" else value}
+        )
+        try:
+            HPF(**parameters)
+        except (TypeError, ValueError, OverflowError):
+            return False
+        settled = all(bool(given[name]) == bool(parameters[name]) for name in ("use_float", "bias"))
+        return settled and parameters["k"] == given["k"] and parameters["save_folder"] is None
+    number = type(value) is int and value in (0, 3)
+    return {
+        ("version",): value == "zz",
+        ("train_llk",): value is None,
+        ("random_seed_",): number,
+        # A model without a history has been through any number of batches.
+        ("niter",): number and value > 0 and header["train_llk"] is None,
+    }.get(path, path[0] == "priors" and path[-1] in ("shape", "hyper_shape", "hyper_mean") and value == 0.5)
+
+
+def are_those_of_another_model(name, change, tensors, before, header):
+    """Whether arrays of which one was altered are those of another model."""
+    if change in ("left out", "added") or tensors[name].shape != before[name].shape:
+        return False
+    array = tensors[name]
+    kind, same_type = array.dtype.kind, array.dtype == before[name].dtype
+    finite = kind != "f" or bool(np.isfinite(array).all())
+    if name.endswith(".ids"):
+        encoding = header["ids"][name.split(".")[0]]
+        if encoding == "json" or (encoding != "array" and not same_type):
+            return False
+        ids = array if encoding == "array" else array.view(encoding)
+        return bool((ids == ids).all()) and len(np.unique(ids)) == len(ids)
+    if name.startswith("seen."):
+        return array.dtype == np.int64 and np.array_equal(array, before[name])
+    if name in ("history.val_llk", "history.diff_norm"):
+        return (
+            same_type and not np.isinf(array).any() and (name == "history.val_llk" or not (array < 0).any())
+        )
+    if name == "history.seconds":
+        return same_type and finite and bool((np.diff(array) >= 0).all() and array[0] >= 0)
+    if name in ("history.elbo", "history.llk"):
+        return same_type and finite and (name == "history.elbo" or array[-1] == before[name][-1])
+    if name.endswith(".hyper_rate"):
+        return same_type and finite and bool((array > 0).all())
+    # Without shapes and rates nothing tells what the means must be.
+    return (
+        name in ("Theta", "Beta") and "user.shape" not in tensors and same_type and change.startswith("zero")
+    )
+
+
+def attempt(path, header, tensors):
+    """The error that loading ends with, if any."""
+    altered.write(path, "hpf_gpu", header, tensors)
+    try:
+        HPF.load(path)
+    except ModelFileError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("kind", ["all", "biases", "users added", "batches", "lean"])
+def test_every_field_and_array_is_checked(kind, tmp_path):
+    """Files that are wrong in one place, with the right checksum: errors that name the place."""
+    path = tmp_path / "model"
+    MODELS[kind]().save(path)
+    header, tensors = altered.read(path, "hpf_gpu")
+    wrong = 0
+    for place, value, other in altered.headers(header):
+        if kind != "all" and place[0] == "parameters" and len(place) > 1:
+            continue
+        error = attempt(path, other, tensors)
+        if is_another_model(place, value, header):
+            assert error is None, (place, value)
+        else:
+            wrong += 1
+            assert error is not None, (place, value)
+            assert str(path) in error
+            # Some fields say what arrays are like.
+            places = (place[-1], "header.priors", *tensors)
+            assert any(name in error for name in places), (place, value, error)
+    for (name, change), others in altered.arrays(tensors):
+        error = attempt(path, header, others)
+        if are_those_of_another_model(name, change, others, tensors, header):
+            assert error is None, (name, change)
+        else:
+            wrong += 1
+            assert error is not None, (name, change)
+            assert str(path) in error
+    assert wrong > 300
+
+
+#: What the index arrays of scipy and of the kernels must never see, and what became of it.
+CRASHES = {
+    "large": lambda tensors: tensors["seen.indices"].fill(10**8),  # SIGSEGV in scipy
+    "negative": lambda tensors: tensors["seen.indices"].fill(-10),  # a double free
+    "long": lambda tensors: tensors["seen.indptr"].fill(2**31 - 1),
+    "backwards": lambda tensors: tensors["seen.indptr"].sort() or tensors["seen.indptr"][1:-1][::-1].sort(),
+}
+
+
+@pytest.mark.parametrize("kind", CRASHES)
+def test_what_would_corrupt_memory_is_refused(kind, tmp_path):
+    quick().fit(COUNTS).save(tmp_path / "model")
+    rewritten(tmp_path / "model", lambda _, tensors: CRASHES[kind](tensors))
+    COUNTS.to_csv(tmp_path / "counts", index=False)
+    code = """
+import pandas as pd
+from hpf_gpu import HPF, ModelFileError
+from hpf_gpu.ids import Ids
+try:
+    model = HPF.load("model")
+except ModelFileError as error:
+    print("refused:", error)
+else:
+    model.partial_fit(pd.read_csv("counts"))
+    model.topN(100, n=3)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("refused: model is not what hpf_gpu writes: seen.")
+
+
+def test_index_arrays_of_either_type_are_taken(backend_name, tmp_path):
+    model = quick(backend=backend_name).fit(COUNTS)
+    model.save(tmp_path / "model")
+    header, tensors = altered.read(tmp_path / "model", "hpf_gpu")
+    for indptr, indices in itertools.product(("int32", "int64"), repeat=2):
+        given = {"seen.indptr": tensors["seen.indptr"].astype(indptr)}
+        given["seen.indices"] = tensors["seen.indices"].astype(indices)
+        altered.write(tmp_path / "other", "hpf_gpu", header, tensors | given)
+        twin = HPF.load(tmp_path / "other")
+        assert_same(twin, model)
+        twin.partial_fit(COUNTS)
+        twin.add_user(7, of_user(103))
+        assert twin.topN([7, 100], n=3).shape == (2, 3)
+
+
+def test_a_model_that_nobody_could_load_is_not_saved(tmp_path):
+    """Parameters that the arrays depend on were changed after the fit."""
+    path = tmp_path / "model"
+    path.write_text("precious")
+    for parameters, message in (
+        ({"k": 4}, r"Theta is float32 \(60, 3\), not \(N, 4\)"),
+        ({"use_float": False}, "Theta is float32 .*, not float64"),
+        ({"bias": True}, "header.priors.user.ones is None, not 4"),
+        ({"a": -1.0}, "a=-1.0 must lie between"),
+    ):
+        with pytest.raises(ValueError, match=f"cannot be saved.*{message}"):
+            changed(**parameters).save(path)
+    assert path.read_text() == "precious"
 
 
 def test_unfitted_models_are_not_saved(tmp_path):

@@ -34,6 +34,7 @@ def counts_of(first_user: int, n: int, m: int, seed: int) -> pd.DataFrame:
 
 OLD, NEW = counts_of(0, 30, 25, 1), counts_of(10, 45, 20, 2)
 ADDED = counts_of(1000, 6, 20, 3)
+BOTH = OLD.merge(NEW[["UserId", "ItemId"]])  # counts of users and items that both models know
 
 
 def quick(maxiter: int = ITERATIONS) -> HPF:
@@ -193,7 +194,7 @@ def answers_of(model: HPF) -> tuple[Any, ...]:
     some = np.arange(10, 30)  # users of both models
     top = model.topN(some, n=4)
     rates = model.predict(some, 3)
-    llk = model.eval_llk(NEW)
+    llk = model.eval_llk(BOTH)
     return top.tobytes(), rates.tobytes(), repr(llk), hashlib.sha256(pickle.dumps(model.Theta)).hexdigest()
 
 
