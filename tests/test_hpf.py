@@ -470,6 +470,21 @@ def test_eval_llk(fitted, counts):
         fitted.eval_llk(stranger.iloc[1:])
 
 
+def test_held_out_rows_of_the_same_pair_are_summed(counts, fitted):
+    twice = pd.concat([counts.iloc[::2], counts.iloc[::3], counts.iloc[::2]], ignore_index=True)
+    summed = twice.groupby(["UserId", "ItemId"], as_index=False, sort=False).Count.sum()
+    assert len(summed) < len(twice)
+    matrix = as_matrix(twice, sparse.coo_array)
+    for model, several in ((fitted, twice), (quick().fit(as_matrix(counts, sparse.csr_array)), matrix)):
+        for full_llk in (False, True):
+            got, want = (model.eval_llk(given, full_llk=full_llk) for given in (several, summed))
+            assert got["nobs"] == want["nobs"] == len(summed)
+            # The same sum, perhaps in another order.
+            assert got["llk"] == pytest.approx(want["llk"], rel=1e-12)
+    got, want = (quick().fit(counts, val_set=given).history_.val_llk for given in (twice, summed))
+    assert got.to_numpy() == pytest.approx(want.to_numpy(), rel=1e-12)
+
+
 # -- stopping ----------------------------------------------------------------------------------
 
 

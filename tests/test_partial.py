@@ -14,6 +14,10 @@ from parity import DATA
 from scipy import sparse
 
 from hpf_gpu import HPF
+from hpf_gpu.backends import create
+from hpf_gpu.data import training_data
+from hpf_gpu.stochastic import Batch, Local, run_epoch, with_rank_one
+from hpf_gpu.variational import start_sides
 
 MATRICES = ("Theta", "Beta", "Gamma_shp", "Gamma_rte", "Lambda_shp", "Lambda_rte", "k_rte", "t_rte")
 
@@ -79,6 +83,23 @@ def test_all_data_for_a_batch_is_an_epoch(
         fitted = model_of(**arguments, **{f"{kind}_per_batch": 10**6}, maxiter=calls, stop_crit="maxiter")
         assert_same_model(model.partial_fit(frame, kind, **sizes(frame)), fitted.fit(frame))
         assert model.niter == calls
+
+
+def test_a_batch_stands_for_all_users_that_are_announced(frame: pd.DataFrame) -> None:
+    """With twice as many users as it brings, each of its counts moves the items like two."""
+    users, items = frame.UserId.nunique(), frame.ItemId.nunique()
+    model = model_of(use_float=False, backend="numpy")
+    model.partial_fit(frame, nusers=2 * users, nitems=items, step_size=0.5)
+    backend = create("numpy", np.dtype(np.float64))
+    csr = training_data(frame, backend=backend, reindex=True).csr
+    start = start_sides(backend, model._priors(), csr.shape, model.k, model.random_seed)
+    own, other = (with_rank_one(backend, side) for side in start)
+    batch = Batch(np.arange(users), backend.counts(csr, model.k), scale=2.0)
+    own, other = run_epoch(backend, [batch], own, other, Local(), 0.5)
+    for got, side in ((model.Gamma_shp, own), (model.Lambda_shp, other)):
+        np.testing.assert_allclose(got, side.factor.shape, rtol=1e-12)
+    rates = other.factor.rate_rows + other.factor.rate_columns
+    np.testing.assert_allclose(model.Lambda_rte, rates, rtol=1e-12)
 
 
 def test_batches_get_where_a_fit_gets(frame: pd.DataFrame) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from parity import DATA, relative_error
 from scipy import sparse
-from test_backend_contract import SCHEDULES, SMALL, Problem, Tolerance, problems, rule, tolerance
+from test_backend_contract import SCHEDULES, SMALL, TOLERANCE, Problem, Tolerance, problems, rule, tolerance
 
 from hpf_gpu import HPF
+from hpf_gpu.backends import create
 from hpf_gpu.backends.protocol import Backend
-from hpf_gpu.data import row_batches
+from hpf_gpu.data import row_batches, training_data
 from hpf_gpu.datasets import load_online_retail
 from hpf_gpu.inference import iterate
 from hpf_gpu.stochastic import Batch, Epochs, Local
@@ -205,6 +207,21 @@ def test_fits_repeat_and_depend_on_the_seed(
     assert one.niter == 4
     assert relative_error(one.Theta, one.Gamma_shp / one.Gamma_rte) < 1e-6
     assert one.topN(one.user_mapping_[0], n=3).tolist() == one.topN(one.user_mapping_[0], n=9).tolist()[:3]
+
+
+@pytest.mark.parametrize("kind", ["users", "items"])
+def test_a_small_last_batch_counts_for_more(kind: str) -> None:
+    """Ten rows in batches of four, four and two, which stand for 10/4, 10/4 and 10/2 of themselves."""
+    y = np.random.default_rng(2).poisson(1.0, (10, 7)) + 1.0
+    problem = Problem(y if kind == "users" else y.T, 3, SMALL.priors)
+    backend = create("numpy", np.dtype(np.float64))
+    data = training_data(sparse.csr_array(problem.y), backend=backend, reindex=False)
+    epochs = model_of(k=3, **{f"{kind}_per_batch": 4})._epochs(backend, data, seed=3)
+    assert epochs is not None
+    assert sorted(len(batch.rows) for batch in (*epochs.user_batches, *epochs.item_batches)) == [2, 4, 4]
+    epochs = replace(epochs, rng=np.random.default_rng(11))  # the order that assert_epochs draws
+    model = iterate(backend, problem.model(backend), rule("joint"))
+    assert_epochs(backend, problem, model, epochs, range(1, 4), TOLERANCE["float64"].parameters)
 
 
 def test_each_fit_draws_the_same_batches(small: pd.DataFrame) -> None:
