@@ -27,6 +27,7 @@ from .schema import (
     TABLE,
     TEXT,
     Array,
+    Field,
     Fields,
     check_arrays,
     check_fields,
@@ -37,7 +38,7 @@ from .schema import (
     whole,
 )
 from .tensor_file import Kind, Tensors, believed
-from .variational import Block, Model, Pairs, Prior, posterior_of, whole_side
+from .variational import REST, Block, Model, Pairs, Prior, posterior_of, whole_side
 from .whole_file import path_of, remove_leftovers, writable
 
 CHECKPOINT = Kind("checkpoint", key="hpf_gpu.checkpoint", format=1)
@@ -130,13 +131,14 @@ class Identity:
         """Those of a fit with these parameters."""
         given, k = self.parameters, self.width
 
-        def prior(side: str, shape: str, hyper_shape: str, hyper_mean: str, ones: int) -> Prior:
+        def prior(side: str, shape: str, hyper_shape: str, hyper_mean: str, ones: int, bias: int) -> Prior:
             numbers = float(given[shape]), float(given[hyper_shape]), float(given[hyper_mean])
-            column, known = ones if given["bias"] else None, f"fixed_{side}s" in self.data
-            return Prior(*numbers, bool(given["hierarchical"]), column, known)
+            known = f"fixed_{side}s" in self.data
+            columns = (ones, bias) if given["bias"] else (None, None)
+            return Prior(*numbers, bool(given["hierarchical"]), columns[0], known, columns[1])
 
-        users = prior("user", "a", "a_prime", "b_prime", k - 1)
-        return users, prior("item", "c", "c_prime", "d_prime", k - 2)
+        users = prior("user", "a", "a_prime", "b_prime", k - 1, k - 2)
+        return users, prior("item", "c", "c_prime", "d_prime", k - 2, k - 1)
 
     def fields(self) -> Fields:
         """The header of a checkpoint of this fit."""
@@ -145,7 +147,7 @@ class Identity:
             "parameters": TABLE,
             "data": TABLE,
             "priors": {
-                side: {name: one_of(value) for name, value in asdict(prior).items()}
+                side: {name: one_of(value) for name, value in asdict(prior).items()} | {"rest": self._rest()}
                 for side, prior in zip(("user", "item"), self.priors(), strict=True)
             },
             "iteration": whole(1),
@@ -153,6 +155,11 @@ class Identity:
             "seed": whole(0) if seed is None else one_of(int(seed)),
             "rng": _GENERATOR if self.is_stochastic else one_of(None),
         }
+
+    def _rest(self) -> Field:
+        """For how many batches biases may still rest; full-batch fits count no iteration before they wake."""
+        waits = self.parameters["bias"] and self.is_stochastic
+        return whole(0, REST + 1 if waits else 0)
 
     def arrays(self) -> dict[str, Array]:
         """The arrays of a checkpoint of this fit."""

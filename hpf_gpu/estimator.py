@@ -129,7 +129,10 @@ class HPF(FoldingModel):
     bias : bool
         Whether rates have a bias of the user and one of the item, ``θ_u·β_i + b_u + c_i``, with the priors
         of θ_uk and β_ik.  Theta and Beta then have k + 2 columns: the last two are b_u and one in Theta, one
-        and c_i in Beta, so that Theta @ Beta.T are the rates still.
+        and c_i in Beta, so that Theta @ Beta.T are the rates still.  Ten updates without biases, or batches
+        in stochastic fits, part the factors before biases begin; in full-batch fits they come before the
+        first iteration and are not counted.  The prior of so many biases costs ELBO: that with and that
+        without them do not tell which model recommends better.
 
     Attributes
     ----------

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from .backends.protocol import Array, Backend, Counts, SideName
 from .convergence import Check, has_converged
 from .likelihood import Objective, user_sums
-from .variational import Block, Model, Side, update_side
+from .variational import Block, Model, Side, after_update, update_side
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,10 @@ def iterate(backend: Backend, model: Model, schedule: Schedule) -> Model:
                 statistic = item_part
             elif item_part is not None:
                 statistic += item_part
-        blocks.append(replace(block, users=users))
+        blocks.append(replace(block, users=after_update(users)))
     if statistic is not None:
         items = update_side(backend, items, statistic, user_sums(blocks))
-    return Model(tuple(blocks), items)
+    return Model(tuple(blocks), after_update(items))
 
 
 def _sides_to_update(users: Side, items: Side, schedule: Schedule) -> tuple[SideName, ...]:
@@ -101,12 +101,16 @@ def fit(
     ``report`` hears of every iteration; its Check holds figures where they were due.  ``keep`` hears of
     every state that the fit goes on from.  An error of either ends the fit with the iteration it heard of.
     ``advance`` makes of a model and the number of iterations before it the next model; a full
-    iteration unless given.
+    iteration unless given, after those for which biases rest.
     KeyboardInterrupt is passed on when no iteration has finished yet.
     """
     started = time.perf_counter() - state.seconds
     ended_by: BaseException | None = None
     try:
+        if advance is None:
+            # Not counted: they belong to the start, and the ELBO may fall when biases wake.
+            while state.model.items.prior.rest > 1:
+                state = replace(state, model=iterate(backend, state.model, schedule))
         if schedule.stop_crit == "diff-norm" and not state.checked_theta:
             state = replace(state, checked_theta=_user_means(backend, state.model.blocks))
         while True:

@@ -41,7 +41,7 @@ from .schema import (
     whole,
 )
 from .tensor_file import UPDATE, Kind, Tensors, believed
-from .variational import POINT, Posterior, Prior
+from .variational import POINT, REST, Posterior, Prior
 from .whole_file import path_of
 
 MODEL = Kind("model", key="hpf_gpu", format=1)
@@ -265,20 +265,22 @@ def _fields(has_posteriors: bool, k: int, *, bias: bool) -> Fields:
         "history": one_of(_COLUMNS, [*_COLUMNS, "diff_norm"]),
     }
     if has_posteriors:
-        # With biases the last column but one, or the last, is held at one.
+        # With biases the last column but one has those of users, the last those of items.
+        of_users, of_items = (k - 2, k - 1) if bias else (None, None)
         fields["priors"] = {
-            side: prior_fields(column if bias else None)
-            for side, column in zip(_SIDES, (k - 1, k - 2), strict=True)
+            "user": prior_fields(of_items, of_users),
+            "item": prior_fields(of_users, of_items),
         }
     return fields
 
 
-def prior_fields(ones: int | None) -> Fields:
-    """What is told of a prior whose column ``ones`` is held at one."""
+def prior_fields(ones: int | None, bias: int | None) -> Fields:
+    """What is told of a prior whose column ``ones`` is held at one, and column ``bias`` has biases."""
     number = real(LEAST_PRIOR, MOST_PRIOR)
     return {
         "shape": number, "hyper_shape": number, "hyper_mean": number, "hierarchical": FLAG,
-        "ones": one_of(ones), "known": FLAG,
+        "ones": one_of(ones), "known": FLAG, "bias": one_of(bias),
+        "rest": whole(0, 0 if bias is None else REST + 1),
     }  # fmt: skip
 
 

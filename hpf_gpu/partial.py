@@ -245,10 +245,14 @@ class PartialModel(FittedModel):
     def _priors(self) -> tuple[Prior, Prior]:
         # A bias is a factor whose other side is one: first that of the users, then that of the items.
         k, levels = int(self.k), bool(self.hierarchical)
-        ones = (k + 1, k) if self.bias else (None, None)
+        of_users, of_items = (k, k + 1) if self.bias else (None, None)
         return (
-            Prior(float(self.a), float(self.a_prime), float(self.b_prime), levels, ones[0]),
-            Prior(float(self.c), float(self.c_prime), float(self.d_prime), levels, ones[1]),
+            Prior(
+                float(self.a), float(self.a_prime), float(self.b_prime), levels, ones=of_items, bias=of_users
+            ),
+            Prior(
+                float(self.c), float(self.c_prime), float(self.d_prime), levels, ones=of_users, bias=of_items
+            ),
         )
 
     def _sides(

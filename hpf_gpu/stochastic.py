@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .backends.protocol import Array, Backend, Counts, Factor, Host, SideName
-from .variational import Model, Side, blend_side, update_side
+from .variational import Model, Side, after_update, blend_side, update_side
 
 #: Updates of a batch's own side before the other side moves.  Held-out likelihoods after 5 to 20 epochs
 #: (bench/stochastic.py) gain from 1 to 2 and from 2 to 5 updates, and are as often better as worse with 10.
@@ -91,6 +91,7 @@ def run_epoch(
         backend.assign_rows(rate_rows, batch.rows, part.factor.rate_rows[:, 0])
         moved = blend_side(backend, other, statistic, part.column_sums, scale=batch.scale, step=step)
         other = replace(moved, spare=None) if other is given else moved  # what was given stays whole
+        side, other = after_update(side), after_update(other)
     if side.prior.known:
         return side, other
     # One rank for all rows: the columns are those that the last batch had.
@@ -142,7 +143,7 @@ def with_rank_one(backend: Backend, side: Side) -> Side:
     if side.prior.known:
         return side
     rates = backend.asnumpy(side.factor.rate_rows)
-    free = rates.shape[1] - (side.prior.ones is not None)  # the ones have none
+    free = rates.shape[1] - len(side.prior.held)  # what is held has none
     mean = rates.sum(axis=1, dtype=np.float64) / free
     return replace(side, factor=replace(side.factor, rate_rows=backend.asarray(mean)[:, None]))
 

@@ -15,6 +15,9 @@ _NOISE = 0.01  # of start values
 #: Where θ is known, q(θ) is Gamma(θ·POINT, POINT), so narrow that E[ln θ] is ln θ: no backend has to know.
 #: That of a column of ones is larger, for its rate is a sum with E[ξ], which must not be seen in it.
 POINT, ONE = 2.0**80, 2.0**120
+#: Updates, or batches, for which the biases of a fit rest, and the share of counts that either side's have
+#: when they wake.  CONTRIBUTING.md has the figures.
+REST, SHARE = 10, 0.1
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,9 @@ class Prior:
 
     For users these are a, a', b' of Gopalan, Hofman and Blei (2015), for items c, c', d'.  If not
     ``hierarchical``, ξ_n is its mean: θ_nk ~ Gamma(shape, hyper_mean).  Column ``ones`` of θ, if any, is held
-    at one: what the other side has there are its biases.  If ``known``, no θ of this side is ever updated.
+    at one: what the other side has there are its biases; those of this side are column ``bias``.  They rest,
+    so near to zero that they take no counts, while ``rest`` is above one; the update that finds it at one
+    sets them free.  If ``known``, no θ of this side is ever updated.
     """
 
     shape: float
@@ -32,6 +37,16 @@ class Prior:
     hierarchical: bool = True
     ones: int | None = None
     known: bool = False
+    bias: int | None = None
+    rest: int = 0
+
+    @property
+    def held(self) -> dict[int, tuple[float, float]]:
+        """Columns of θ that no update moves, with shape and rate of q(θ) there."""
+        columns = {} if self.ones is None else {self.ones: (ONE, ONE)}
+        if self.bias is not None and self.rest > 1:
+            columns[self.bias] = (self.shape, POINT)
+        return columns
 
     @property
     def hyper_rate(self) -> float:
@@ -53,17 +68,37 @@ class Prior:
         return (row_sums if self.ones is None else row_sums + -1.0) + self.hyper_rate
 
     def column_rates(self, rates: Array, k: int, asarray: Callable[[Host], Array] = np.asarray) -> Array:
-        """Column part (K,) of the rates of q(θ), with that of the ones where they are."""
-        if self.ones is None:
+        """Column part (K,) of the rates of q(θ), with those of what is held."""
+        if not self.held:
             return rates
-        one = np.zeros(k)
-        one[self.ones] = 1.0
-        return rates * asarray(1.0 - one) + asarray(one * ONE)
+        free, values = np.ones(k), np.zeros(k)
+        for column, (_, rate) in self.held.items():
+            free[column], values[column] = 0.0, rate
+        return rates * asarray(free) + asarray(values)
 
-    def hold(self, shape: Array) -> None:
-        """Put the shape (N, K) of q(θ) where the ones are."""
-        if self.ones is not None:
-            shape[:, self.ones] = ONE
+    def hold(self, shape: Array, added: float = 0.0) -> None:
+        """Put the shape (N, K) of q(θ) where it is held, less what will be ``added`` to all of it."""
+        for column, (value, _) in self.held.items():
+            shape[:, column] = value - added
+
+    def wake(self, statistic: Array, kept: float = 0.0) -> None:
+        """Give biases that have rested a share of the row's counts, Σ_k of ``statistic`` (N, K).
+
+        Biases that were free from the start would take all counts: while factors are alike, each of them is
+        near its prior, where exp E[ln θ] is a small part of E[θ].  Biases that begin at zero once the factors
+        differ would find no counts left, even where they alone explain them.  ``kept`` is the part of the
+        prior's shape that the statistic has in it.
+        """
+        if self.rest == 1:
+            prior, factors = kept * self.shape, statistic.shape[1] - 2
+            total = statistic[:, :factors].sum(axis=1) + -prior * factors
+            statistic *= 1.0 - 2.0 * SHARE
+            statistic += 2.0 * SHARE * prior
+            statistic[:, self.bias] = total * SHARE + prior
+
+    def started(self) -> Prior:
+        """The prior that a fit begins with."""
+        return self if self.bias is None else replace(self, rest=REST + 1)
 
 
 @dataclass(frozen=True)
@@ -167,10 +202,10 @@ def physical_memory() -> int | None:
 def start_side(backend: Backend, prior: Prior, shape: Host, rate: Host) -> Side:
     """A side before its first update, with full matrices (N, K) for shape and rate."""
     n, k = shape.shape
-    if prior.ones is not None:
+    if prior.held:
         shape, rate = shape.copy(), rate.copy()
         prior.hold(shape)
-        rate[:, prior.ones] = 0
+        rate[:, list(prior.held)] = 0
     columns = prior.column_rates(np.zeros(k), k)
     factor, _, column_sums = backend.gamma_update(
         backend.asarray(shape), 0.0, backend.asarray(rate), backend.asarray(columns)
@@ -204,6 +239,8 @@ def start_sides(
     """Users and items (N, M of them) before their first update, or with θ or β (n, K) that are known."""
     start = draw_start_values(*counts, k, *priors, seed, backend.dtype)
     drawn = ((start.user_shape, start.user_rate), (start.item_shape, start.item_rate))
+    if all(mean is None for mean in known):  # what is known tells the factors apart
+        priors = (priors[0].started(), priors[1].started())
     users, items = (
         start_side(backend, prior, *values) if mean is None else known_side(backend, prior, mean)
         for prior, values, mean in zip(priors, drawn, known, strict=True)
@@ -220,7 +257,8 @@ def update_side(backend: Backend, side: Side, statistic: Array, other_sums: Arra
     if prior.known:
         return side
     k = statistic.shape[1]
-    prior.hold(statistic)
+    prior.wake(statistic)
+    prior.hold(statistic, prior.shape)
     factor, row_sums, column_sums = backend.gamma_update(
         statistic,
         prior.shape,
@@ -247,8 +285,14 @@ def blend_side(
     statistic *= step * scale
     if kept:
         statistic += old.shape * kept
-    prior.hold(statistic)
-    columns = other_sums * (step * scale) + old.rate_columns * kept
+    prior.wake(statistic, kept)
+    prior.hold(statistic, step * prior.shape)
+    steps: Any = step
+    if prior.rest == 1:  # biases had another rate while they rested: nothing of it is kept
+        whole = np.full(k, step)
+        whole[prior.bias] = 1.0
+        steps = backend.asarray(whole)
+    columns = other_sums * (steps * scale) + old.rate_columns * (1.0 - steps)
     factor, row_sums, column_sums = backend.gamma_update(
         statistic,
         step * prior.shape,
@@ -259,6 +303,12 @@ def blend_side(
     return Side(prior, factor, prior.next_hyper_rate(row_sums, k), column_sums, spare=old)
 
 
+def after_update(side: Side) -> Side:
+    """The side as the next update finds it: its biases rest for one update less."""
+    prior = side.prior
+    return replace(side, prior=replace(prior, rest=prior.rest - 1)) if prior.rest else side
+
+
 def level_side(backend: Backend, prior: Prior, n: int, k: int) -> Side:
     """A side at the start values of a fit without their noise, for rows that are folded in.
 
@@ -266,7 +316,7 @@ def level_side(backend: Backend, prior: Prior, n: int, k: int) -> Side:
     its place among the others.
     """
     level = np.broadcast_to(backend.dtype.type(prior.hyper_shape), (n, k))
-    return start_side(backend, replace(prior, known=False), level, level)
+    return start_side(backend, replace(prior, known=False, rest=0), level, level)
 
 
 @dataclass(frozen=True)

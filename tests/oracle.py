@@ -315,7 +315,12 @@ def fold_in(
 
 @dataclass(frozen=True)
 class Part:
-    """One side of a model in which columns of θ are held at one and whole sides at given values."""
+    """One side of a model in which columns of θ are held at one and whole sides at given values.
+
+    Beside a column of ones the last free column has biases.  While ``rest`` is above one they are
+    Gamma(a, 2^80), next to nothing; the update that finds it at one gives them a tenth of all counts, and
+    eight tenths to what their φ says.
+    """
 
     x: Gamma  # (N, K), of the free columns
     ones: int | None  # the column that is one
@@ -325,6 +330,7 @@ class Part:
     hyper_mean: float
     hierarchical: bool
     known: Matrix | None  # (N, K), in place of all that
+    rest: int
 
     def _whole(self, free: Matrix, one: float) -> Matrix:
         return free if self.ones is None else np.insert(free, self.ones, one, axis=1)
@@ -353,8 +359,15 @@ class Part:
         if self.known is not None:
             return self
         free = np.delete(np.arange(z.shape[1]), self.ones if self.ones is not None else [])
-        x = Gamma(self.shape + z[:, free], self.expected_hyper[:, None] + other_sums[free])
-        return replace(self, x=x, hyper_rate=self.hyper_shape / self.hyper_mean + x.row_sums)
+        shape, rate = self.shape + z[:, free], self.expected_hyper[:, None] + other_sums[free]
+        if self.rest > 1:
+            shape[:, -1], rate[:, -1] = self.shape, 2.0**80
+        elif self.rest == 1:
+            shape = self.shape + 0.8 * z[:, free]
+            shape[:, -1] = self.shape + 0.1 * z[:, :-2].sum(axis=1)
+        x = Gamma(shape, rate)
+        hyper_rate = self.hyper_shape / self.hyper_mean + x.row_sums
+        return replace(self, x=x, hyper_rate=hyper_rate, rest=max(self.rest - 1, 0))
 
     @property
     def elbo_terms(self) -> list[float]:
@@ -382,7 +395,10 @@ def fit_family(
     known_users: Matrix | None = None,
     known_items: Matrix | None = None,
 ) -> list[tuple[Part, Part, float, float]]:
-    """Both sides, the ELBO and its magnitude after each iteration, without constants for known sides."""
+    """Both sides, the ELBO and its magnitude after each iteration, without constants for known sides.
+
+    Iterations for which biases rest are not among them.
+    """
     n, m = y.shape
     width = k + 2 * bias
     rng = np.random.Generator(np.random.MT19937(seed))
@@ -395,14 +411,18 @@ def fit_family(
     def part(shape: Matrix, rate: Matrix, ones: int, prior: tuple[float, ...], known: Matrix | None) -> Part:
         free = np.delete(np.arange(width), ones if bias else [])
         start = np.full(len(shape), prior[2])
-        x = Gamma(shape[:, free], rate[:, free])
-        return Part(x, ones if bias else None, start, *prior, hierarchical, known)
+        shape, rate = shape[:, free], rate[:, free]
+        rest = 11 if bias and known_users is None and known_items is None else 0
+        if rest:
+            shape[:, -1], rate[:, -1] = prior[0], 2.0**80
+        return Part(Gamma(shape, rate), ones if bias else None, start, *prior, hierarchical, known, rest)
 
     p = priors
     users = part(drawn[2], drawn[0], k + 1, (p.a, p.a_prime, p.b_prime), known_users)
     items = part(drawn[3], drawn[1], k, (p.c, p.c_prime, p.d_prime), known_items)
     states = []
-    for _ in range(iterations):
+    resting = max(users.rest, items.rest, 1) - 1
+    for _ in range(resting + iterations):
         z = expected_z(y, users.expected_log, items.expected_log)
         users = users.updated(z.sum(axis=1), items.mean.sum(axis=0))
         if schedule == "alternating":
@@ -416,7 +436,7 @@ def fit_family(
             *items.elbo_terms,
         ]
         states.append((users, items, sum(terms), sum(map(abs, terms))))
-    return states
+    return states[resting:]
 
 
 # -- stochastic updates ------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from hpf_gpu import HPF, ModelFileError
 from hpf_gpu.ids import Ids
 from hpf_gpu.model_file import MODEL
 from hpf_gpu.parameters import default_step_size
+from hpf_gpu.variational import REST
 
 MATRICES = ("Theta", "Beta", "Gamma_shp", "Gamma_rte", "Lambda_shp", "Lambda_rte", "k_rte", "t_rte")
 
@@ -517,6 +518,8 @@ def is_another_model(path, value, header):
         settled = all(bool(given[name]) == bool(parameters[name]) for name in ("use_float", "bias"))
         return settled and parameters["k"] == given["k"] and parameters["save_folder"] is None
     number = type(value) is int and value in (0, 3)
+    if path[0] == "priors" and path[-1] == "rest":  # of biases, after any number of batches
+        return header["parameters"]["bias"] and number and value <= REST + 1
     return {
         ("version",): value == "zz",
         ("train_llk",): value is None,
@@ -616,6 +619,7 @@ def test_what_would_corrupt_memory_is_refused(kind, tmp_path):
 import pandas as pd
 from hpf_gpu import HPF, ModelFileError
 from hpf_gpu.ids import Ids
+from hpf_gpu.variational import REST
 try:
     model = HPF.load("model")
 except ModelFileError as error:

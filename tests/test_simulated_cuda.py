@@ -29,6 +29,7 @@ FITS = (
     "test_checkpoint.py::test_a_killed_fit_ends_the_same[cuda-diff-norm]",
     "test_checkpoint.py::test_a_killed_fit_ends_the_same[cuda-both]",
     "test_family.py::test_dense_formulas[cuda-float32-flat-joint]",
+    "test_family.py::test_dense_formulas[cuda-float32-bias-joint]",
     "test_family.py::test_dense_formulas[cuda-float32-bias items-alternating]",
 )
 
