@@ -25,7 +25,6 @@ finally:
     if _policy_of_user is None:
         del os.environ["OMP_WAIT_POLICY"]
 
-_MOST_THREADS = 256  # where a machine has fewer cores: thousands of threads can exhaust the system's
 _PRODUCTS = 1 << 35  # of one call that cannot be interrupted: about a second on one core
 _LINE = 64  # bytes of a cache line, and of the widest vector
 
@@ -71,7 +70,7 @@ class OpenMPBackend:
         self.dtype = np.dtype(dtype)
         threaded = HAS_OPENMP and not _in_forked_child
         cores = usable_cores()
-        self.threads = min(threads or cores, max(cores, _MOST_THREADS)) if threaded else 1
+        self.threads = min(threads or cores, _openmp.most_threads) if threaded else 1
         single = self.dtype == np.float32
         self._counts_type = _openmp.Counts32 if single else _openmp.Counts64
         self._side_type = _openmp.Side32 if single else _openmp.Side64
