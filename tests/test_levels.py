@@ -1,11 +1,15 @@
-"""Every instruction set that this machine has computes what the best one does."""
+"""Every instruction set that this machine has keeps the contract, with any number of threads."""
 
 from __future__ import annotations
 
 import os
+from functools import cache
+from itertools import product
 
 import numpy as np
+import oracle
 import pytest
+import test_backend_contract as contract
 from parity import online_retail, random_strings, relative_error
 
 from hpf_gpu import HPF
@@ -22,24 +26,118 @@ def level(request):
     openmp.use_level(best)
 
 
-def fitted(frame, k, use_float=False, ncores=-1):
+LEVELS = pytest.mark.parametrize("level", openmp.levels(), indirect=True)
+DTYPES = pytest.mark.parametrize("dtype", [np.dtype(np.float32), np.dtype(np.float64)], ids=str)
+
+
+def fitted(frame, k, use_float=False, ncores=-1, backend="openmp"):
     model = HPF(k, maxiter=6, stop_crit="maxiter", random_seed=1, use_float=use_float, ncores=ncores)
-    model.verbose, model.backend = False, "openmp"
+    model.verbose, model.backend = False, backend
     return model.fit(frame)
 
 
+@cache
+def fitted_by_numpy(k, use_float):
+    return fitted(random_strings(), k, use_float, backend="numpy")
+
+
 @pytest.mark.parametrize("use_float", [True, False], ids=["float32", "float64"])
-@pytest.mark.parametrize("k", [1, 3, 16, 30, 50, 100, 130, 200])
-@pytest.mark.parametrize("level", openmp.levels(), indirect=True)
-def test_levels_agree(level, k, use_float):
-    frame = random_strings()
-    here = fitted(frame, k, use_float)
-    openmp.use_level(openmp.levels()[0])
-    best = fitted(frame, k, use_float)
-    limit = 1e-5 if use_float else 1e-13  # 2e-6 and 3e-15 measured
-    assert relative_error(here.Theta, best.Theta) < limit
-    assert relative_error(here.Beta, best.Beta) < limit
-    assert here.train_llk == pytest.approx(best.train_llk, rel=limit)
+@pytest.mark.parametrize("k", [1, 16, 30, 45, 90, 130])
+@LEVELS
+def test_fits_of_every_level(level, k, use_float):
+    here, want = fitted(random_strings(), k, use_float), fitted_by_numpy(k, use_float)
+    limit = 1e-5 if use_float else 1e-13
+    errors = [relative_error(getattr(here, name), getattr(want, name)) for name in ("Theta", "Beta")]
+    assert max(errors) < limit, errors
+    assert here.train_llk == pytest.approx(want.train_llk, rel=limit)
+
+
+@DTYPES
+def test_factors_fill_every_number_of_cache_lines(dtype):
+    """Rows of up to eight lines have kernels of their own with AVX-512, of up to four and two with less."""
+    lines = {-(-k * dtype.itemsize // 64) for k in contract.FACTORS}
+    assert lines >= set(range(1, 9))
+    assert max(lines) > 9
+
+
+CASES = (
+    *(f"K={k}" for k in contract.FACTORS),
+    "one nonzero",
+    "no nonzero",
+    "power law",
+    "huge counts",
+    "start values",
+    "small shapes",
+    "disjoint",
+    "nearly disjoint",
+)
+
+
+@DTYPES
+@pytest.mark.parametrize("name", CASES)
+@LEVELS
+def test_every_level_keeps_the_contract(level, name, dtype):
+    """What the contract asks of the best level, against the same dense formulas."""
+    backend, case, tolerance = (
+        create("openmp", dtype),
+        contract.make_case(name),
+        contract.TOLERANCE[dtype.name],
+    )
+    contract.test_gamma_update(backend, case, tolerance, 0.3, True)
+    contract.test_mean(backend, case, tolerance)
+    contract.test_gamma_elbo(backend, case, tolerance, 0.3, 0.3, 1.0)
+    contract.test_distance(backend, case, tolerance)
+    for side, exact in product(contract.SIDES, (False, True)):
+        contract.test_allocate(backend, case, tolerance, side, exact)
+    contract.test_log_rate_sum(backend, case, tolerance)
+    contract.test_log_normalizer_sum(backend, case, tolerance)
+    contract.test_log_factorial_sum(backend, case, tolerance)
+    contract.test_predict_pairs(backend, case, tolerance, np.int64)
+    contract.test_top_items(backend, case, tolerance, 10)
+
+
+@cache
+def much_underflow(k):
+    """Users and items who hardly share a factor, in counts for five row blocks, and their statistics."""
+    rng = np.random.default_rng(k)
+    shapes = [contract._disjoint(n, k, rng.uniform(0.008, 0.05, (n, 1))) for n in (1500, 200)]
+    users, items = (contract._parameters(rng, len(shape), k, shape) for shape in shapes)
+    case = contract.Case("much underflow", contract._counts(rng, 1500, 200, 45_000), users, items)
+    logs = users.gamma.expected_log, items.gamma.expected_log
+    return case, oracle.allocate(case.y, *logs), oracle.log_normalizer_sum(case.y, *logs)
+
+
+@DTYPES
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("k", [3, 20])
+@LEVELS
+def test_underflow_in_every_row_block(level, k, threads, dtype):
+    """Nonzeros left to the log-sum-exp, in tiles of every thread."""
+    case, statistics, normalizer = much_underflow(k)
+    backend, tolerance = create("openmp", dtype, threads), contract.TOLERANCE[dtype.name]
+    users, items = contract.make_factors(backend, case)
+    counts = backend.counts(case.csr(dtype), k)
+    for exact in (False, True):
+        for got, want in zip(backend.allocate(counts, users, items, exact=exact), statistics, strict=True):
+            contract.assert_close(backend.asnumpy(got), want, tolerance.allocate)
+    got = backend.log_normalizer_sum(counts, users, items)
+    contract.assert_near(got, normalizer, tolerance.log_sums, abs(normalizer) + float(case.y.sum()))
+
+
+@DTYPES
+@pytest.mark.parametrize("k", [1, 7, 30])
+@LEVELS
+def test_any_number_of_pairs(level, k, dtype):
+    """One to some vectors of them, and so many that threads share them."""
+    rng = np.random.default_rng(k)
+    theta, beta = (rng.gamma(0.5, size=(n, k)).astype(np.float32) for n in (40, 50))
+    for threads, sizes in ((1, (*range(1, 34), 129)), (3, (10_000, 10_001, 10_003))):
+        backend = create("openmp", dtype, threads)
+        for size in sizes:
+            rows, columns = rng.integers(0, 40, size), rng.integers(0, 50, size)
+            got = backend.predict_pairs(backend.asarray(theta), backend.asarray(beta), rows, columns)
+            want = np.einsum("zk,zk->z", theta[rows], beta[columns], dtype=np.float64)
+            contract.assert_close(got[:, None], want[:, None], contract.TOLERANCE[dtype.name].predict)
 
 
 def test_the_best_level_is_in_use():
@@ -61,23 +159,23 @@ def test_any_number_of_threads(threads):
     assert np.array_equal(many.Theta, fitted(frame, 30, ncores=threads).Theta)
 
 
-@pytest.mark.parametrize("level", openmp.levels(), indirect=True)
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@LEVELS
+@DTYPES
 @pytest.mark.parametrize("k", [1, 30, 100])
 def test_top_items_depend_on_nothing_but_the_user(level, dtype, k):
     """The same bits for any number of threads, and whoever else is asked for, in whatever order."""
     rng = np.random.default_rng(k)
     theta, beta = (rng.gamma(0.3, size=(n, k)).astype(dtype) for n in (3001, 500))
-    whole = create("openmp", np.dtype(dtype), 1).top_items(theta, beta, 9)
+    whole = create("openmp", dtype, 1).top_items(theta, beta, 9)
     for threads in (2, 3, 7, 64):
-        backend = create("openmp", np.dtype(dtype), threads)
+        backend = create("openmp", dtype, threads)
         some = rng.permutation(3001)[: 1000 * threads]
         for got, want in zip(backend.top_items(theta[some], beta, 9), whole, strict=True):
             assert np.array_equal(got, want[some])
 
 
-@pytest.mark.parametrize("level", openmp.levels(), indirect=True)
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@LEVELS
+@DTYPES
 @pytest.mark.parametrize("k", [1, 7, 16, 33])
 def test_top_items_of_every_level(level, dtype, k):
     """Small whole numbers: no rounding, many ties, so every level finds what NumPy does."""
@@ -85,7 +183,7 @@ def test_top_items_of_every_level(level, dtype, k):
     theta, beta = (rng.integers(0, 3, (n, k)).astype(dtype) for n in (61, 331))
     exclude = (np.arange(62) * 3, np.tile([0, 5, 330], 61))
     for n in (1, 12, 400):
-        got = create("openmp", np.dtype(dtype)).top_items(theta, beta, n, exclude)
-        want = create("numpy", np.dtype(dtype)).top_items(theta, beta, n, exclude)
+        got = create("openmp", dtype).top_items(theta, beta, n, exclude)
+        want = create("numpy", dtype).top_items(theta, beta, n, exclude)
         assert np.array_equal(got[0], want[0])
         assert np.array_equal(got[1], want[1])

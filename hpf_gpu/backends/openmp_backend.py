@@ -31,7 +31,6 @@ if _level := os.environ.get("HPF_GPU_LEVEL"):
         raise unknown_level(_level, _openmp.levels())
     _openmp.use_level(_level)
 
-_MOST_THREADS = 256  # where a machine has fewer cores: thousands of threads can exhaust the system's
 _PRODUCTS = 1 << 35  # of one call that cannot be interrupted: about a second on one core
 _LINE = 64  # bytes of a cache line, and of the widest vector
 
@@ -77,7 +76,7 @@ class OpenMPBackend:
         self.dtype = np.dtype(dtype)
         threaded = HAS_OPENMP and not _in_forked_child
         cores = usable_cores()
-        self.threads = min(threads or cores, max(cores, _MOST_THREADS)) if threaded else 1
+        self.threads = min(threads or cores, _openmp.most_threads) if threaded else 1
         single = self.dtype == np.float32
         self._counts_type = _openmp.Counts32 if single else _openmp.Counts64
         self._side_type = _openmp.Side32 if single else _openmp.Side64

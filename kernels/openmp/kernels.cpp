@@ -112,14 +112,15 @@ template <class T, int64_t Group>
 void gamma_update_by(int64_t n, int64_t k, int64_t stride, T* shape, double prior_shape, Rates<T> rates, T* exp_log,
                      double* log_scale, double* row_sums, double* column_sums, int threads) {
   const int64_t chunks = (n + rows_in_chunk - 1) / rows_in_chunk, row = whole_groups<Group>(k);
+  const int team = threads_for(n, k, threads);
   Scratch<double> partial(chunks * row);  // summed in order: the same for any number of threads
-#pragma omp parallel num_threads(threads_for(n, k, threads))
+  Scratch<double> memory(6 * row + rows_in_chunk, team);
+  Scratch<T> priors(row, team);
+#pragma omp parallel num_threads(team)
   {
-    Scratch<double> memory(6 * row + rows_in_chunk);
-    Scratch<T> priors(row);
-    double *rate = memory.aligned, *exp_logs = rate + row, *wide = exp_logs + row, *log_mean = wide + row;
+    double *rate = memory.share(), *exp_logs = rate + row, *wide = exp_logs + row, *log_mean = wide + row;
     double *pad = log_mean + row, *columns = pad + row, *tops = columns + row;
-    T* prior = priors.aligned;
+    T* prior = priors.share();
     for (int64_t j = 0; j < row; ++j) {
       prior[j] = j < k ? T(prior_shape) : T(0);
       pad[j] = j < k ? 0.0 : next_to_nothing;
@@ -128,7 +129,7 @@ void gamma_update_by(int64_t n, int64_t k, int64_t stride, T* shape, double prio
     }
 #pragma omp for schedule(static)
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      double* column_part = partial.aligned + chunk * row;
+      double* column_part = partial.data + chunk * row;
       for (int64_t j = 0; j < row; ++j) column_part[j] = 0;
       const int64_t begin = chunk * rows_in_chunk, end = minimum(n, begin + rows_in_chunk);
       for (int64_t u = begin; u < end; ++u) {
@@ -175,7 +176,7 @@ void gamma_update_by(int64_t n, int64_t k, int64_t stride, T* shape, double prio
   }
   for (int64_t j = 0; j < k; ++j) column_sums[j] = 0;
   for (int64_t chunk = 0; chunk < chunks; ++chunk)
-    for (int64_t j = 0; j < k; ++j) column_sums[j] += partial.aligned[chunk * row + j];
+    for (int64_t j = 0; j < k; ++j) column_sums[j] += partial.data[chunk * row + j];
 }
 
 template <class T>
@@ -187,13 +188,15 @@ void gamma_update(int64_t n, int64_t k, int64_t stride, T* shape, double prior_s
 
 template <class T>
 void mean(int64_t n, int64_t k, int64_t stride, const T* shape, Rates<T> rates, T* out, int threads) {
-#pragma omp parallel num_threads(threads_for(n, k, threads))
+  const int team = threads_for(n, k, threads);
+  Scratch<double> memory(whole_groups(k), team);
+#pragma omp parallel num_threads(team)
   {
-    Scratch<double> rate(whole_groups(k));
+    double* rate = memory.share();
 #pragma omp for schedule(static)
     for (int64_t u = 0; u < n; ++u) {
-      row_rates(rates, u, k, stride, rate.aligned);
-      for (int64_t j = 0; j < k; ++j) out[u * stride + j] = T(double(shape[u * stride + j]) / rate.aligned[j]);
+      row_rates(rates, u, k, stride, rate);
+      for (int64_t j = 0; j < k; ++j) out[u * stride + j] = T(double(shape[u * stride + j]) / rate[j]);
       for (int64_t j = k; j < stride; ++j) out[u * stride + j] = 0;
     }
   }
@@ -203,12 +206,12 @@ template <class T>
 double gamma_entropy(int64_t n, int64_t k, int64_t stride, const T* shape, Rates<T> rates, double prior_shape,
                      double* row_sums, int threads) {
   const int64_t chunks = (n + rows_in_chunk - 1) / rows_in_chunk;
-  Scratch<double> partial(chunks);
-#pragma omp parallel num_threads(threads_for(n, k, threads))
+  const int64_t row = whole_groups(k);
+  const int team = threads_for(n, k, threads);
+  Scratch<double> partial(chunks), memory(3 * row, team);
+#pragma omp parallel num_threads(team)
   {
-    const int64_t row = whole_groups(k);
-    Scratch<double> memory(3 * row);
-    double *wide = memory.aligned, *rate = wide + row, *terms = rate + row;
+    double *wide = memory.share(), *rate = wide + row, *terms = rate + row;
 #pragma omp for schedule(static)
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
       double total = 0;
@@ -229,11 +232,11 @@ double gamma_entropy(int64_t n, int64_t k, int64_t stride, const T* shape, Rates
         }
         row_sums[u] = row_sum;
       }
-      partial.aligned[chunk] = total;
+      partial.data[chunk] = total;
     }
   }
   double total = 0;
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) total += partial.aligned[chunk];
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) total += partial.data[chunk];
   return total;
 }
 
@@ -250,10 +253,10 @@ double distance(int64_t n, int64_t k, int64_t stride, const T* a, const T* b, in
         const double d = double(a[u * stride + j]) - double(b[u * stride + j]);
         total += d * d;
       }
-    partial.aligned[chunk] = total;
+    partial.data[chunk] = total;
   }
   double total = 0;
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) total += partial.aligned[chunk];
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) total += partial.data[chunk];
   return __builtin_sqrt(total);
 }
 
@@ -440,16 +443,15 @@ int64_t allocate_short_rows(TilesView<T> tiles, int64_t tile, const T* u, const 
 }
 
 // One tile: Σ w v to the users' sums (times u, so that they are complete), Σ w u to the items'
-// (still to be multiplied by v).  Returns how many nonzeros were left to the log-sum-exp.
+// (still to be multiplied by v).  Returns how many nonzeros were left to the log-sum-exp.  Works in `weight`
+// (piece + 4,) and `row_sum` (stride,).
 template <class T, int NV, bool Users, bool Items>
 int64_t allocate_tile(TilesView<T> tiles, int64_t tile, int64_t stride, const T* u, const T* v, T* user_sums,
-                      T* item_sums, T* scratch) {
+                      T* item_sums, T* weight, T* row_sum) {
   if constexpr (NV != 0 && NV <= most_in_registers)
     return allocate_short_rows<T, NV, Users, Items>(tiles, tile, u, v, user_sums, item_sums);
   constexpr int lanes = Simd<T>::lanes;
   const int vectors = static_cast<int>(stride / lanes);
-  T *weight = scratch, *row_sum = scratch + piece + 4;
-  row_sum = reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(row_sum) + 63) & ~uintptr_t(63));
   int64_t left = 0, z = tiles.tiles[tile].first_nonzero;
   for (int64_t segment = tiles.tiles[tile].first_segment; segment < tiles.tiles[tile + 1].first_segment; ++segment) {
     const int64_t row = tiles.segment_row[segment];
@@ -568,9 +570,12 @@ template <class T, int NV, bool Users, bool Items>
 void allocate_with(TilesView<T> tiles, int64_t k, int64_t stride, Factor<T> users, Factor<T> items, T* user_sums,
                    T* item_sums, bool exact, int threads) {
   const int64_t tile_count = tiles.row_blocks * tiles.column_blocks;
+  const int team = threads_for_tiles(tiles, threads);
   Scratch<int64_t> left(tile_count);
+  Scratch<T> weights(piece + 4, team), row_sums(stride, team);
+  Scratch<double> logs(exact_rows * whole_groups(k), team);
   int64_t total_left = 0;
-#pragma omp parallel num_threads(threads_for_tiles(tiles, threads))
+#pragma omp parallel num_threads(team)
   {
     if (Users) {
 #pragma omp for schedule(static, 1)
@@ -578,7 +583,7 @@ void allocate_with(TilesView<T> tiles, int64_t k, int64_t stride, Factor<T> user
         __builtin_memset(user_sums + tiles.row_start[r] * stride, 0,
                          (tiles.row_start[r + 1] - tiles.row_start[r]) * stride * sizeof(T));
     }
-    Scratch<T> memory(piece + 4 + stride + 64);
+    T *weight = weights.share(), *row_sum = row_sums.share();
     in_steps(tiles, [&](int64_t tile, int64_t c, int64_t step) {
       const int64_t begin = tiles.column_start[c] * stride, end = tiles.column_start[c + 1] * stride;
       bool first = true, last = true;
@@ -587,22 +592,21 @@ void allocate_with(TilesView<T> tiles, int64_t k, int64_t stride, Factor<T> user
         last &= step_of(tiles, other, c) <= step;
       }
       if (Items && first) __builtin_memset(item_sums + begin, 0, (end - begin) * sizeof(T));
-      left.aligned[tile] = 0;
+      left.data[tile] = 0;
       if (!exact)
-        left.aligned[tile] = allocate_tile<T, NV, Users, Items>(tiles, tile, stride, users.exp_log, items.exp_log,
-                                                                user_sums, item_sums, memory.aligned);
+        left.data[tile] = allocate_tile<T, NV, Users, Items>(tiles, tile, stride, users.exp_log, items.exp_log,
+                                                             user_sums, item_sums, weight, row_sum);
       if (Items && last)  // while the block is in cache
         for (int64_t j = begin; j < end; j += Simd<T>::lanes)
           store(item_sums + j, load(item_sums + j) * load(items.exp_log + j));
     });
 #pragma omp single
-    for (int64_t tile = 0; tile < tile_count; ++tile) total_left += left.aligned[tile];
+    for (int64_t tile = 0; tile < tile_count; ++tile) total_left += left.data[tile];
     if (exact || total_left) {
-      Scratch<double> logs(exact_rows * whole_groups(k));
       in_steps(tiles, [&](int64_t tile, int64_t, int64_t) {
-        if (exact || left.aligned[tile])
-          allocate_tile_exactly(tiles, tile, k, stride, users, items, user_sums, item_sums, exact, logs.aligned,
-                                memory.aligned);
+        if (exact || left.data[tile])
+          allocate_tile_exactly(tiles, tile, k, stride, users, items, user_sums, item_sums, exact, logs.share(),
+                                weight);
       });
     }
   }
@@ -679,15 +683,15 @@ double log_rate_sum_with(TilesView<T> tiles, int64_t k, int64_t stride, const T*
                          const Factor<T>* items, int threads) {
   const int64_t tile_count = tiles.row_blocks * tiles.column_blocks;
   const int vectors = static_cast<int>(stride / Simd<T>::lanes);
-  Scratch<double> partial(tile_count);
-#pragma omp parallel num_threads(threads_for_tiles(tiles, threads))
+  const int team = threads_for_tiles(tiles, threads);
+  Scratch<double> partial(tile_count), log_rates(batch, team), logs(exact_rows * whole_groups(k), team);
+  Scratch<T> products_of(batch + 4, team);
+  Scratch<int32_t> rows_of(batch, team);
+#pragma omp parallel num_threads(team)
   {
-    Scratch<T> products_of(batch + 4);
-    Scratch<int32_t> row_of(batch);
-    Scratch<double> log_rates(batch), logs(exact_rows * whole_groups(k));
-    T* product = products_of.aligned;
-    int32_t* row = row_of.aligned;
-    double* log_rate = log_rates.aligned;
+    T* product = products_of.share();
+    int32_t* row = rows_of.share();
+    double* log_rate = log_rates.share();
 #pragma omp for schedule(dynamic, 1)
     for (int64_t tile = 0; tile < tile_count; ++tile) {
       const int64_t last = tiles.tiles[tile + 1].first_nonzero;
@@ -720,17 +724,17 @@ double log_rate_sum_with(TilesView<T> tiles, int64_t k, int64_t stride, const T*
         if (underflows)
           for (int i = 0; i < size; ++i) {
             if (product[i] >= tiny_product<T>) continue;
-            log_rate[i] = users ? exact_log_rate(k, stride, *users, *items, row[i], column[i], logs.aligned)
+            log_rate[i] = users ? exact_log_rate(k, stride, *users, *items, row[i], column[i], logs.share())
                                 : log_small_product(a + row[i] * stride, b + column[i] * stride, k);
           }
 #pragma omp simd reduction(+ : total)
         for (int i = 0; i < size; ++i) total += double(y[i]) * log_rate[i];
       }
-      partial.aligned[tile] = total;
+      partial.data[tile] = total;
     }
   }
   double total = 0;
-  for (int64_t tile = 0; tile < tile_count; ++tile) total += partial.aligned[tile];
+  for (int64_t tile = 0; tile < tile_count; ++tile) total += partial.data[tile];
   return total;
 }
 
@@ -754,10 +758,10 @@ double log_factorial_sum(TilesView<T> tiles, int threads) {
     double total = 0;
 #pragma omp simd reduction(+ : total)
     for (int64_t z = begin; z < end; ++z) total += log_gamma(double(tiles.value[z]) + 1.0);
-    partial.aligned[chunk] = total;
+    partial.data[chunk] = total;
   }
   double total = 0;
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) total += partial.aligned[chunk];
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) total += partial.data[chunk];
   return total;
 }
 

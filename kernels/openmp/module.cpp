@@ -12,6 +12,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -116,7 +117,7 @@ int64_t column_block_bytes(int threads) {
   return std::clamp(l3 / 2 / std::max<int64_t>(sharing, 1), l2, std::max(l2, most));
 }
 
-// A matrix (N, K) with rows on whole cache lines; what lies beyond K is zero.
+// A matrix (N, K) with rows on whole cache lines; what lies beyond K is zero (and is there, in the last row, too).
 template <class T>
 using Matrix = nb::ndarray<T, nb::ndim<2>, nb::device::cpu>;
 using Vector = nb::ndarray<double, nb::ndim<1>, nb::device::cpu, nb::c_contig>;
@@ -128,39 +129,100 @@ using Table = nb::ndarray<T, nb::ndim<2>, nb::device::cpu, nb::c_contig>;
 template <class T>
 using Line = nb::ndarray<T, nb::ndim<1>, nb::device::cpu, nb::c_contig>;
 
+// What is wrong with an argument, put together of words and numbers.
+template <class... Parts>
+[[noreturn]] void refuse(const Parts&... parts) {
+  std::ostringstream message;
+  (message << ... << parts);
+  throw std::invalid_argument(message.str());
+}
+
+// Thousands of threads can exhaust the system's, and then GNU OpenMP ends the process.
+int most_threads() {
+  static const int most = std::max(256, static_cast<int>(std::thread::hardware_concurrency()));
+  return most;
+}
+
+int checked_threads(int64_t threads) {
+  if (threads < 1 || threads > most_threads())
+    refuse("threads must be between 1 and ", most_threads(), ", not ", threads);
+  return static_cast<int>(threads);
+}
+
+// Kernels count the vectors of a row in 32 bits.
+int64_t checked_factors(int64_t k) {
+  if (k < 1 || k > INT32_MAX) refuse("the number of factors must be between 1 and ", INT32_MAX, ", not ", k);
+  return k;
+}
+
+void check_length(const char* name, size_t length, int64_t wanted) {
+  if (int64_t(length) != wanted) refuse(name, " has the length ", length, " instead of ", wanted);
+}
+
+// An array's numbers, which compilers take to lie at multiples of their size; those of NumPy need not.
+template <class Array>
+auto* numbers_of(const Array& array) {
+  auto* data = array.data();
+  if (reinterpret_cast<uintptr_t>(data) % sizeof(*data) != 0)
+    refuse("an array of ", sizeof(*data), "-byte numbers begins at an address that is no multiple of ", sizeof(*data));
+  return data;
+}
+
+// Numbers from one row to the next, of which each fills whole cache lines.
 template <class T>
-T* aligned(const Matrix<T>& m, int64_t n, int64_t k, int64_t stride) {
-  const bool fits = int64_t(m.shape(0)) == n && int64_t(m.shape(1)) == k && m.stride(0) == stride &&
-                    (m.stride(1) == 1 || k == 1) && reinterpret_cast<uintptr_t>(m.data()) % 64 == 0 &&
-                    stride * sizeof(T) % 64 == 0 && stride >= k;
-  if (!fits) throw std::invalid_argument("a matrix is not laid out as this backend lays them out");
+int64_t stride_of(int64_t k) {
+  constexpr int64_t in_line = 64 / sizeof(T);
+  return (k + in_line - 1) / in_line * in_line;
+}
+
+// A matrix's numbers.  Kernels read and write whole rows, K to the stride included, so only one layout will do.
+template <class T>
+T* aligned(const char* name, const Matrix<T>& m, int64_t n, int64_t k) {
+  if (int64_t(m.shape(0)) != n || int64_t(m.shape(1)) != k)
+    refuse(name, " has the shape (", m.shape(0), ", ", m.shape(1), ") instead of (", n, ", ", k, ")");
+  if (m.stride(0) != stride_of<T>(k) || (m.stride(1) != 1 && k != 1) || reinterpret_cast<uintptr_t>(m.data()) % 64 != 0)
+    refuse(name, " is not laid out in rows of whole cache lines: see OpenMPBackend.asarray");
   return m.data();
 }
 
 template <class T>
-struct Side {  // a Factor with the arrays behind it
-  Matrix<T> shape, exp_log;
-  std::optional<Vector> rate_rows;
-  std::optional<Matrix<T>> rate_matrix;
-  Vector rate_columns, log_scale;
+Rates<T> rates_of(int64_t n, int64_t k, const std::optional<Vector>& rows, const std::optional<Matrix<T>>& matrix,
+                  const Vector& columns) {
+  if (rows.has_value() == matrix.has_value()) refuse("rates need either rate_rows or rate_matrix, not both or neither");
+  if (rows) check_length("rate_rows", rows->shape(0), n);
+  check_length("rate_columns", columns.shape(0), k);
+  return {rows ? numbers_of(*rows) : nullptr, matrix ? aligned("rate_matrix", *matrix, n, k) : nullptr,
+          numbers_of(columns)};
+}
 
-  int64_t n() const { return shape.shape(0); }
-  int64_t k() const { return shape.shape(1); }
-  int64_t stride() const { return shape.stride(0); }
-
-  Factor<T> view() const {
-    if (int64_t(log_scale.shape(0)) != n()) throw std::invalid_argument("log_scale has the wrong length");
-    return {aligned(shape, n(), k(), stride()), rates_of(n(), k(), stride(), rate_rows, rate_matrix, rate_columns),
-            aligned(exp_log, n(), k(), stride()), log_scale.data()};
+template <class T>
+class Side {  // a Factor with the arrays behind it
+ public:
+  Side(Matrix<T> shape, std::optional<Vector> rate_rows, std::optional<Matrix<T>> rate_matrix, Vector rate_columns,
+       Matrix<T> exp_log, Vector log_scale)
+      : shape_(shape),
+        exp_log_(exp_log),
+        rate_rows_(rate_rows),
+        rate_matrix_(rate_matrix),
+        rate_columns_(rate_columns),
+        log_scale_(log_scale) {
+    checked_factors(k());
+    check_length("log_scale", log_scale.shape(0), n());
+    factor_ = {aligned("shape", shape, n(), k()), rates_of(n(), k(), rate_rows, rate_matrix, rate_columns),
+               aligned("exp_log", exp_log, n(), k()), numbers_of(log_scale)};
   }
 
-  static Rates<T> rates_of(int64_t n, int64_t k, int64_t stride, const std::optional<Vector>& rows,
-                           const std::optional<Matrix<T>>& matrix, const Vector& columns) {
-    if (rows.has_value() == matrix.has_value() || (rows && int64_t(rows->shape(0)) != n) ||
-        int64_t(columns.shape(0)) != k)
-      throw std::invalid_argument("rates do not fit their shapes");
-    return {rows ? rows->data() : nullptr, matrix ? aligned(*matrix, n, k, stride) : nullptr, columns.data()};
-  }
+  int64_t n() const { return shape_.shape(0); }
+  int64_t k() const { return shape_.shape(1); }
+  int64_t stride() const { return stride_of<T>(k()); }
+  const Factor<T>& factor() const { return factor_; }
+
+ private:
+  Matrix<T> shape_, exp_log_;
+  std::optional<Vector> rate_rows_;
+  std::optional<Matrix<T>> rate_matrix_;
+  Vector rate_columns_, log_scale_;
+  Factor<T> factor_;
 };
 
 // Whether these are sorted, distinct columns within the shape.  An index outside the matrix would read or
@@ -184,15 +246,20 @@ void check_counts(int64_t rows, int64_t columns, int64_t nonzeros, const Index* 
     throw std::invalid_argument("counts are not a CSR matrix with sorted, distinct columns within its shape");
 }
 
-void check_lengths(bool fits) {
-  if (!fits) throw std::invalid_argument("arrays of one call have different lengths");
-}
-
 template <class T>
 void check_rows(const Rows<T>& theta, const Rows<T>& beta) {
-  check_lengths(theta.shape(1) == beta.shape(1));
+  checked_factors(int64_t(theta.shape(1)));
+  if (theta.shape(1) != beta.shape(1)) refuse("theta has ", theta.shape(1), " factors and beta has ", beta.shape(1));
   for (const Rows<T>* m : {&theta, &beta})
-    if (m->shape(1) > 1 && m->stride(1) != 1) throw std::invalid_argument("the rows of a matrix are not contiguous");
+    if (m->shape(1) > 1 && m->stride(1) != 1) refuse("the rows of a matrix are not contiguous");
+}
+
+// Two sides of `tiles`, as rows and columns.
+template <class T>
+void check_sides(const TilesView<T>& tiles, int64_t n, int64_t m, int64_t k_users, int64_t k_items) {
+  if (tiles.rows != n || tiles.columns != m)
+    refuse("counts of the shape (", tiles.rows, ", ", tiles.columns, ") do not fit ", n, " users and ", m, " items");
+  if (k_users != k_items) refuse("users have ", k_users, " factors and items have ", k_items);
 }
 
 template <class T>
@@ -206,15 +273,16 @@ void define(nb::module_& m, const char* counts_name, const char* side_name) {
     counts.def(
         "__init__",
         [](Counts* self, int64_t columns, const Line<Index>& indptr, const Line<Index>& indices, const Line<T>& data,
-           int64_t k, int threads) {
+           int64_t k, int64_t threads) {
           const int64_t rows = int64_t(indptr.shape(0)) - 1, nonzeros = indices.shape(0);
-          check_lengths(rows >= 1 && data.shape(0) == indices.shape(0));
-          check_counts(rows, columns, nonzeros, indptr.data(), indices.data());
-          const int64_t bytes_of_column = 2 * ((k * sizeof(T) + 63) / 64 * 64);
-          const int64_t width = std::max<int64_t>(64, column_block_bytes(threads) / bytes_of_column);
+          const int team = checked_threads(threads);
+          check_length("data", data.shape(0), nonzeros);
+          check_counts(rows, columns, nonzeros, numbers_of(indptr), numbers_of(indices));
+          const int64_t bytes_of_column = 2 * stride_of<T>(checked_factors(k)) * int64_t(sizeof(T));
+          const int64_t width = std::max<int64_t>(64, column_block_bytes(team) / bytes_of_column);
           // A thread needs some thousands of nonzeros to earn its barriers.
-          const int64_t blocks = std::clamp<int64_t>(nonzeros / 8192, 1, std::min<int64_t>(threads, columns));
-          new (self) Counts(rows, columns, indptr.data(), indices.data(), data.data(), blocks, width);
+          const int64_t blocks = std::clamp<int64_t>(nonzeros / 8192, 1, std::min<int64_t>(team, columns));
+          new (self) Counts(rows, columns, indptr.data(), indices.data(), numbers_of(data), blocks, width);
         },
         "columns"_a, "indptr"_a.noconvert(), "indices"_a.noconvert(), "data"_a.noconvert(), "k"_a, "threads"_a,
         release);
@@ -224,26 +292,23 @@ void define(nb::module_& m, const char* counts_name, const char* side_name) {
   counts.def_prop_ro("nnz", &Counts::nonzeros);
 
   nb::class_<Side<T>>(m, side_name)
-      .def(
-          "__init__",
-          [](Side<T>* self, Matrix<T> shape, std::optional<Vector> rate_rows, std::optional<Matrix<T>> rate_matrix,
-             Vector rate_columns, Matrix<T> exp_log,
-             Vector log_scale) { new (self) Side<T>{shape, exp_log, rate_rows, rate_matrix, rate_columns, log_scale}; },
-          "shape"_a.noconvert(), "rate_rows"_a.noconvert().none(), "rate_matrix"_a.noconvert().none(),
-          "rate_columns"_a.noconvert(), "exp_log"_a.noconvert(), "log_scale"_a.noconvert());
+      .def(nb::init<Matrix<T>, std::optional<Vector>, std::optional<Matrix<T>>, Vector, Matrix<T>, Vector>(),
+           "shape"_a.noconvert(), "rate_rows"_a.noconvert().none(), "rate_matrix"_a.noconvert().none(),
+           "rate_columns"_a.noconvert(), "exp_log"_a.noconvert(), "log_scale"_a.noconvert());
 
   m.def(
       "gamma_update",
       [](const Matrix<T>& shape, double prior_shape, const std::optional<Vector>& rate_rows,
          const std::optional<Matrix<T>>& rate_matrix, const Vector& rate_columns, const Matrix<T>& exp_log,
-         const Vector& log_scale, const Vector& row_sums, const Vector& column_sums, int threads) {
-        const int64_t n = shape.shape(0), k = shape.shape(1), stride = shape.stride(0);
-        check_lengths(int64_t(log_scale.shape(0)) == n && int64_t(row_sums.shape(0)) == n &&
-                      int64_t(column_sums.shape(0)) == k);
-        kernels<T>().gamma_update(n, k, stride, aligned(shape, n, k, stride), prior_shape,
-                                  Side<T>::rates_of(n, k, stride, rate_rows, rate_matrix, rate_columns),
-                                  aligned(exp_log, n, k, stride), log_scale.data(), row_sums.data(), column_sums.data(),
-                                  threads);
+         const Vector& log_scale, const Vector& row_sums, const Vector& column_sums, int64_t threads) {
+        const int64_t n = shape.shape(0), k = checked_factors(shape.shape(1));
+        check_length("log_scale", log_scale.shape(0), n);
+        check_length("row_sums", row_sums.shape(0), n);
+        check_length("column_sums", column_sums.shape(0), k);
+        kernels<T>().gamma_update(n, k, stride_of<T>(k), aligned("shape", shape, n, k), prior_shape,
+                                  rates_of(n, k, rate_rows, rate_matrix, rate_columns),
+                                  aligned("exp_log", exp_log, n, k), numbers_of(log_scale), numbers_of(row_sums),
+                                  numbers_of(column_sums), checked_threads(threads));
       },
       "shape"_a.noconvert(), "prior_shape"_a, "rate_rows"_a.noconvert().none(), "rate_matrix"_a.noconvert().none(),
       "rate_columns"_a.noconvert(), "exp_log"_a.noconvert(), "log_scale"_a.noconvert(), "row_sums"_a.noconvert(),
@@ -251,82 +316,82 @@ void define(nb::module_& m, const char* counts_name, const char* side_name) {
 
   m.def(
       "mean",
-      [](const Side<T>& side, const Matrix<T>& out, int threads) {
-        const Factor<T> factor = side.view();
+      [](const Side<T>& side, const Matrix<T>& out, int64_t threads) {
+        const Factor<T>& factor = side.factor();
         kernels<T>().mean(side.n(), side.k(), side.stride(), factor.shape, factor.rates,
-                          aligned(out, side.n(), side.k(), side.stride()), threads);
+                          aligned("out", out, side.n(), side.k()), checked_threads(threads));
       },
       "side"_a, "out"_a.noconvert(), "threads"_a, release);
 
   m.def(
       "gamma_entropy",
-      [](const Side<T>& side, double prior_shape, const Vector& row_sums, int threads) {
-        check_lengths(int64_t(row_sums.shape(0)) == side.n());
-        const Factor<T> factor = side.view();
+      [](const Side<T>& side, double prior_shape, const Vector& row_sums, int64_t threads) {
+        check_length("row_sums", row_sums.shape(0), side.n());
+        const Factor<T>& factor = side.factor();
         return kernels<T>().gamma_entropy(side.n(), side.k(), side.stride(), factor.shape, factor.rates, prior_shape,
-                                          row_sums.data(), threads);
+                                          numbers_of(row_sums), checked_threads(threads));
       },
       "side"_a, "prior_shape"_a, "row_sums"_a.noconvert(), "threads"_a, release);
 
-  const auto check_sides = [](const TilesView<T>& tiles, int64_t n, int64_t m_, int64_t k, int64_t k_, int64_t stride,
-                              int64_t stride_) {
-    check_lengths(tiles.rows == n && tiles.columns == m_ && k == k_ && stride == stride_);
-  };
-
   m.def(
       "allocate",
-      [check_sides](const Counts& counts, const Side<T>& users, const Side<T>& items,
-                    const std::optional<Matrix<T>>& user_sums, const std::optional<Matrix<T>>& item_sums, bool exact,
-                    int threads) {
+      [](const Counts& counts, const Side<T>& users, const Side<T>& items, const std::optional<Matrix<T>>& user_sums,
+         const std::optional<Matrix<T>>& item_sums, bool exact, int64_t threads) {
         const TilesView<T> tiles = counts.view();
-        const int64_t k = users.k(), stride = users.stride();
-        check_sides(tiles, users.n(), items.n(), k, items.k(), stride, items.stride());
-        kernels<T>().allocate(tiles, k, stride, users.view(), items.view(),
-                              user_sums ? aligned(*user_sums, users.n(), k, stride) : nullptr,
-                              item_sums ? aligned(*item_sums, items.n(), k, stride) : nullptr, exact, threads);
+        const int64_t k = users.k();
+        check_sides(tiles, users.n(), items.n(), k, items.k());
+        if (!user_sums && !item_sums) refuse("allocate needs user_sums, item_sums or both");
+        kernels<T>().allocate(tiles, k, users.stride(), users.factor(), items.factor(),
+                              user_sums ? aligned("user_sums", *user_sums, users.n(), k) : nullptr,
+                              item_sums ? aligned("item_sums", *item_sums, items.n(), k) : nullptr, exact,
+                              checked_threads(threads));
       },
       "counts"_a, "users"_a, "items"_a, "user_sums"_a.noconvert().none(), "item_sums"_a.noconvert().none(), "exact"_a,
       "threads"_a, release);
 
   m.def(
       "log_rate_sum",
-      [check_sides](const Counts& counts, const Matrix<T>& theta, const Matrix<T>& beta, int threads) {
+      [](const Counts& counts, const Matrix<T>& theta, const Matrix<T>& beta, int64_t threads) {
         const TilesView<T> tiles = counts.view();
-        const int64_t n = theta.shape(0), m_ = beta.shape(0), k = theta.shape(1), stride = theta.stride(0);
-        check_sides(tiles, n, m_, k, beta.shape(1), stride, beta.stride(0));
-        return kernels<T>().log_rate_sum(tiles, k, stride, aligned(theta, n, k, stride), aligned(beta, m_, k, stride),
-                                         nullptr, nullptr, threads);
+        const int64_t n = theta.shape(0), m_ = beta.shape(0), k = checked_factors(theta.shape(1));
+        check_sides(tiles, n, m_, k, int64_t(beta.shape(1)));
+        return kernels<T>().log_rate_sum(tiles, k, stride_of<T>(k), aligned("theta", theta, n, k),
+                                         aligned("beta", beta, m_, k), nullptr, nullptr, checked_threads(threads));
       },
       "counts"_a, "theta"_a.noconvert(), "beta"_a.noconvert(), "threads"_a, release);
 
   m.def(
       "log_normalizer_sum",
-      [check_sides](const Counts& counts, const Side<T>& users, const Side<T>& items, int threads) {
+      [](const Counts& counts, const Side<T>& users, const Side<T>& items, int64_t threads) {
         const TilesView<T> tiles = counts.view();
-        const int64_t k = users.k(), stride = users.stride();
-        check_sides(tiles, users.n(), items.n(), k, items.k(), stride, items.stride());
-        const Factor<T> user = users.view(), item = items.view();
-        return kernels<T>().log_rate_sum(tiles, k, stride, user.exp_log, item.exp_log, &user, &item, threads);
+        check_sides(tiles, users.n(), items.n(), users.k(), items.k());
+        const Factor<T>&user = users.factor(), &item = items.factor();
+        return kernels<T>().log_rate_sum(tiles, users.k(), users.stride(), user.exp_log, item.exp_log, &user, &item,
+                                         checked_threads(threads));
       },
       "counts"_a, "users"_a, "items"_a, "threads"_a, release);
 
   m.def(
       "log_factorial_sum",
-      [](const Counts& counts, int threads) { return kernels<T>().log_factorial_sum(counts.view(), threads); },
+      [](const Counts& counts, int64_t threads) {
+        return kernels<T>().log_factorial_sum(counts.view(), checked_threads(threads));
+      },
       "counts"_a, "threads"_a, release);
 
   m.def(
       "predict_pairs",
       [](const Rows<T>& theta, const Rows<T>& beta, const Line<const int64_t>& rows, const Line<const int64_t>& columns,
-         const Line<T>& out, int threads) {
-        check_lengths(rows.shape(0) == columns.shape(0) && rows.shape(0) == out.shape(0));
+         const Line<T>& out, int64_t threads) {
+        const int64_t pairs = rows.shape(0), n = theta.shape(0), m_ = beta.shape(0);
         check_rows(theta, beta);
-        for (size_t z = 0; z < rows.shape(0); ++z)
-          if (rows.data()[z] < 0 || rows.data()[z] >= int64_t(theta.shape(0)) || columns.data()[z] < 0 ||
-              columns.data()[z] >= int64_t(beta.shape(0)))
+        check_length("columns", columns.shape(0), pairs);
+        check_length("out", out.shape(0), pairs);
+        const int64_t *row = numbers_of(rows), *column = numbers_of(columns);
+        for (int64_t z = 0; z < pairs; ++z)
+          if (row[z] < 0 || row[z] >= n || column[z] < 0 || column[z] >= m_)
             throw nb::index_error("a pair lies outside the matrices");
-        kernels<T>().predict_pairs(rows.shape(0), theta.shape(1), theta.data(), theta.stride(0), beta.data(),
-                                   beta.stride(0), rows.data(), columns.data(), out.data(), threads);
+        kernels<T>().predict_pairs(pairs, theta.shape(1), numbers_of(theta), theta.stride(0), numbers_of(beta),
+                                   beta.stride(0), row, column, numbers_of(out), checked_threads(threads));
       },
       "theta"_a.noconvert(), "beta"_a.noconvert(), "rows"_a.noconvert(), "columns"_a.noconvert(), "out"_a.noconvert(),
       "threads"_a, release);
@@ -335,28 +400,32 @@ void define(nb::module_& m, const char* counts_name, const char* side_name) {
       "top_items",
       [](const Rows<T>& theta, const Rows<T>& beta, const std::optional<Line<const int64_t>>& indptr,
          const std::optional<Line<const int64_t>>& indices, const Table<int64_t>& columns, const Table<T>& scores,
-         int threads) {
+         int64_t threads) {
         const int64_t n = theta.shape(0), m_ = beta.shape(0), k = theta.shape(1), length = scores.shape(1);
+        const int team = checked_threads(threads);
         check_rows(theta, beta);
-        check_lengths(k >= 1 && length >= 1 && threads >= 1 && int64_t(columns.shape(0)) == n &&
-                      int64_t(scores.shape(0)) == n && int64_t(columns.shape(1)) == length);
+        check_length("columns", columns.shape(0), n);
+        check_length("scores", scores.shape(0), n);
+        check_length("a row of columns", columns.shape(1), length);
+        if (length < 1) refuse("a list of the best items must have a length of 1 or more");
         if (indptr.has_value() != indices.has_value() ||
             (indptr && (int64_t(indptr->shape(0)) != n + 1 ||
-                        !is_csr(n, m_, int64_t(indices->shape(0)), indptr->data(), indices->data()))))
-          throw std::invalid_argument("excluded items are not CSR rows of sorted, distinct items within the shape");
+                        !is_csr(n, m_, int64_t(indices->shape(0)), numbers_of(*indptr), numbers_of(*indices)))))
+          refuse("excluded items are not CSR rows of sorted, distinct items within the shape");
         const Excluded excluded{indptr ? indptr->data() : nullptr, indptr ? indices->data() : nullptr};
         if (n == 0) return;
-        kernels<T>().top_items(n, m_, k, theta.data(), theta.stride(0), beta.data(), beta.stride(0), excluded, length,
-                               columns.data(), scores.data(), threads);
+        kernels<T>().top_items(n, m_, k, numbers_of(theta), theta.stride(0), numbers_of(beta), beta.stride(0), excluded,
+                               length, numbers_of(columns), numbers_of(scores), team);
       },
       "theta"_a.noconvert(), "beta"_a.noconvert(), "indptr"_a.noconvert().none(), "indices"_a.noconvert().none(),
       "columns"_a.noconvert(), "scores"_a.noconvert(), "threads"_a, release);
 
   m.def(
       "distance",
-      [](const Matrix<T>& a, const Matrix<T>& b, int threads) {
-        const int64_t n = a.shape(0), k = a.shape(1), stride = a.stride(0);
-        return kernels<T>().distance(n, k, stride, aligned(a, n, k, stride), aligned(b, n, k, stride), threads);
+      [](const Matrix<T>& a, const Matrix<T>& b, int64_t threads) {
+        const int64_t n = a.shape(0), k = checked_factors(a.shape(1));
+        return kernels<T>().distance(n, k, stride_of<T>(k), aligned("a", a, n, k), aligned("b", b, n, k),
+                                     checked_threads(threads));
       },
       "a"_a.noconvert(), "b"_a.noconvert(), "threads"_a, release);
 }
@@ -370,6 +439,10 @@ NB_MODULE(_openmp, m) {
   m.def("levels", &hpf::levels, "Instruction sets that this processor has, the best first.");
   m.def("level", [] { return std::string(hpf::active.name); }, "The instruction set in use.");
   m.def("use_level", &hpf::use_level, "level"_a, "Use another instruction set, for tests and comparisons.");
+  m.def("fail_allocation", &hpf::fail_allocation, "n"_a,
+        "For tests: let the n-th allocation from now on fail, the next one being number 0; none if n is negative.");
+  m.def("pieces_in_use", &hpf::pieces_in_use, "For tests: pieces of memory that were taken and not given back.");
+  m.attr("most_threads") = hpf::most_threads();
 #if defined(_OPENMP)
   m.attr("has_openmp") = true;
 #else

@@ -2,9 +2,13 @@
 // library: the linker must never hand its templates, compiled for one instruction set, to another.
 #pragma once
 
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
 #include <cstdint>
 
-#include "tiles.h"
+#include "memory.h"
 
 namespace hpf {
 namespace HPF_ISA {
@@ -13,18 +17,30 @@ static inline int64_t minimum(int64_t a, int64_t b) {
   return a < b ? a : b;
 }
 
-// Memory that one thread works in, on whole cache lines.
+static inline int thread_number() {
+#if defined(_OPENMP)
+  return omp_get_thread_num();
+#else
+  return 0;
+#endif
+}
+
+// Memory that the threads of a parallel region work in: all together, or each in a share of its own.  It is taken
+// before the region begins, for where memory ends there is an exception, and none may leave a region.
 template <class T>
 struct Scratch {
-  explicit Scratch(int64_t size) : data(static_cast<T*>(__builtin_malloc(size * sizeof(T) + 64))) {
-    if (!data) out_of_memory();
-    aligned = reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(data) + 63) & ~uintptr_t(63));
-  }
-  ~Scratch() { __builtin_free(data); }
+  explicit Scratch(int64_t size, int threads = 1)
+      : bytes_of_share((size * int64_t(sizeof(T)) + 63) / 64 * 64),
+        data(static_cast<T*>(take_memory((threads - 1) * bytes_of_share + size * int64_t(sizeof(T)), 1))) {}
+  ~Scratch() { give_back(data); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
-  T* data;
-  T* aligned;
+
+  // Of the calling thread.
+  T* share() const { return reinterpret_cast<T*>(reinterpret_cast<char*>(data) + thread_number() * bytes_of_share); }
+
+  const int64_t bytes_of_share;
+  T* const data;
 };
 
 }  // namespace HPF_ISA

@@ -1,20 +1,15 @@
 #include "tiles.h"
 
 #include <algorithm>
-#include <new>
 
 namespace hpf {
-
-void out_of_memory() {
-  throw std::bad_alloc();
-}
 
 namespace {
 
 // Cuts 0..n into `blocks` ranges of about equal weight; `weight_before(i)` is that of 0..i.
 template <class Weight>
-std::vector<int64_t> balanced_cuts(int64_t n, int64_t blocks, int64_t total, Weight weight_before) {
-  std::vector<int64_t> cuts(blocks + 1, n);
+Numbers<int64_t> balanced_cuts(int64_t n, int64_t blocks, int64_t total, Weight weight_before) {
+  Numbers<int64_t> cuts(blocks + 1, n);
   cuts[0] = 0;
   for (int64_t b = 1, i = 0; b < blocks; ++b) {
     while (i < n && weight_before(i) < total * b / blocks) ++i;
@@ -34,7 +29,7 @@ Tiles<T>::Tiles(int64_t rows, int64_t columns, const Index* indptr, const Index*
   row_start_ = balanced_cuts(rows, row_blocks, nonzeros, [&](int64_t u) { return int64_t(indptr[u]); });
 
   // Column blocks of equal weight where columns are few; never wider than the cache allows.
-  std::vector<int64_t> before(columns + 1, 0);
+  Numbers<int64_t> before(columns + 1, 0);
   for (int64_t z = 0; z < nonzeros; ++z) ++before[indices[z] + 1];
   for (int64_t i = 0; i < columns; ++i) before[i + 1] += before[i];
   const int64_t blocks = std::max(row_blocks, (columns + column_block_size - 1) / column_block_size);
@@ -79,9 +74,10 @@ Tiles<T>::Tiles(int64_t rows, int64_t columns, const Index* indptr, const Index*
   segment_size_.resize(tiles_.back().first_segment);
   column_.resize(nonzeros + nonzeros_beyond);
   value_.resize(nonzeros);
+  Numbers<Tile> next_of_tile = tiles_;  // taken here, for no exception may leave a parallel region
 #pragma omp parallel for schedule(static, 1) num_threads(static_cast<int>(row_blocks))
   for (int64_t r = 0; r < row_blocks; ++r) {
-    std::vector<Tile> at(tiles_.begin() + r * column_blocks, tiles_.begin() + (r + 1) * column_blocks);
+    Tile* at = next_of_tile.data() + r * column_blocks;
     for_each_run(r, [&](int64_t c, int64_t u, int64_t begin, int64_t end) {
       segment_row_[at[c].first_segment] = static_cast<int32_t>(u);
       segment_size_[at[c].first_segment++] = static_cast<int32_t>(end - begin);

@@ -9,10 +9,24 @@
 #include <cstdint>
 #include <vector>
 
+#include "memory.h"
+
 namespace hpf {
 
-// Throws std::bad_alloc, from code that is compiled once.
-[[noreturn]] void out_of_memory();
+// A vector's memory is the module's.
+template <class T>
+struct Allocator {
+  using value_type = T;
+  Allocator() = default;
+  template <class Other>
+  Allocator(const Allocator<Other>&) {}
+  T* allocate(size_t size) { return static_cast<T*>(take_memory(static_cast<int64_t>(size), sizeof(T))); }
+  void deallocate(T* memory, size_t) { give_back(memory); }
+  friend bool operator==(const Allocator&, const Allocator&) { return true; }
+  friend bool operator!=(const Allocator&, const Allocator&) { return false; }
+};
+template <class T>
+using Numbers = std::vector<T, Allocator<T>>;
 
 struct Tile {
   int64_t first_segment, first_nonzero;  // one past the end: those of the next tile
@@ -48,10 +62,10 @@ class Tiles {
 
  private:
   int64_t rows_, columns_;
-  std::vector<int64_t> row_start_, column_start_;
-  std::vector<Tile> tiles_;
-  std::vector<int32_t> segment_row_, segment_size_, column_;
-  std::vector<T> value_;
+  Numbers<int64_t> row_start_, column_start_;
+  Numbers<Tile> tiles_;
+  Numbers<int32_t> segment_row_, segment_size_, column_;
+  Numbers<T> value_;
 };
 
 }  // namespace hpf

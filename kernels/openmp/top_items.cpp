@@ -166,30 +166,33 @@ void top_items(int64_t n, int64_t m, int64_t k, const T* theta, int64_t theta_st
   constexpr T infinity = __builtin_inf();
   const int64_t bytes_of_user = k * int64_t(sizeof(T)) + length * int64_t(sizeof(T) + sizeof(int64_t));
   const int64_t chunk = whole_tiles(1 + minimum(chunk_bytes / bytes_of_user, (n - 1) / threads));
-#pragma omp parallel num_threads(static_cast<int>(minimum(threads, 1 + (n - 1) / chunk)))
+  const int team = static_cast<int>(minimum(threads, 1 + (n - 1) / chunk));
+  Scratch<T> all_users(chunk * k, team), all_items(panel * k, team), scores_of(panel, team), thresholds(chunk, team);
+  Scratch<List<T>> all_lists(chunk, team);
+#pragma omp parallel num_threads(team)
   {
-    Scratch<T> users(chunk * k), items(panel * k), score(panel), threshold(chunk);
-    Scratch<List<T>> lists(chunk);
+    T *users = all_users.share(), *items = all_items.share(), *score = scores_of.share();
+    T* threshold = thresholds.share();
+    List<T>* lists = all_lists.share();
 #pragma omp for schedule(dynamic, 1)
     for (int64_t begin = 0; begin < n; begin += chunk) {
       const int64_t own = minimum(chunk, n - begin);
       for (int64_t i = 0; i < own; ++i) {
         const int64_t u = begin + i;
-        lists.aligned[i] = empty_list(columns + u * length, scores + u * length, length, excluded, u);
-        threshold.aligned[i] = -infinity;
+        lists[i] = empty_list(columns + u * length, scores + u * length, length, excluded, u);
+        threshold[i] = -infinity;
       }
-      for (int64_t i = own; i < whole_tiles(own); ++i) threshold.aligned[i] = infinity;  // nobody's: never exceeded
+      for (int64_t i = own; i < whole_tiles(own); ++i) threshold[i] = infinity;  // nobody's: never exceeded
       for (int64_t i = 0; i < own; i += users_in_tile)
         transpose(theta + (begin + i) * theta_stride, theta_stride, minimum(users_in_tile, own - i), k, users_in_tile,
-                  users.aligned + i * k);
+                  users + i * k);
       for (int64_t first = 0; first < m; first += panel) {
         const int64_t count = minimum(panel, m - first);
-        transpose(beta + first * beta_stride, beta_stride, count, k, panel, items.aligned);
+        transpose(beta + first * beta_stride, beta_stride, count, k, panel, items);
         for (int64_t i = 0; i < own; i += users_in_tile)
-          meet(users.aligned + i * k, items.aligned, k, first, count, lists.aligned + i, threshold.aligned + i,
-               score.aligned);
+          meet(users + i * k, items, k, first, count, lists + i, threshold + i, score);
       }
-      for (int64_t i = 0; i < own; ++i) finish(lists.aligned[i]);
+      for (int64_t i = 0; i < own; ++i) finish(lists[i]);
     }
   }
 }

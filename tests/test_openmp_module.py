@@ -1,0 +1,283 @@
+"""The compiled module by itself: what it refuses, what happens where memory ends, and who works."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+openmp = pytest.importorskip("hpf_gpu._openmp", reason="the compiled module is missing")
+
+from hpf_gpu.backends.openmp_backend import OpenMPBackend  # noqa: E402
+
+DTYPES = [np.float32, np.float64]
+
+Call = tuple[Callable[..., Any], dict[str, Any]]
+
+
+def make_calls(dtype: type, n: int, m: int, k: int, threads: int, density: float = 0.03) -> dict[str, Call]:
+    """Every function of the module with arguments that it takes."""
+    rng = np.random.default_rng(n)
+    backend = OpenMPBackend(np.dtype(dtype), threads)
+    single = dtype is np.float32
+    y = sparse.random_array((n, m), density=density, rng=rng, format="csr", dtype=dtype)
+    y.data[:] = np.ceil(5 * y.data)
+    counts_of = openmp.Counts32 if single else openmp.Counts64
+    side_of = openmp.Side32 if single else openmp.Side64
+    csr = {"indptr": y.indptr, "indices": y.indices, "data": y.data}
+    lists = {"columns": np.empty((n, 4), np.int64), "scores": np.empty((n, 4), dtype)}
+    excluded = {"indptr": np.arange(n + 1), "indices": np.full(n, m - 1)}  # the last item, to everybody
+    pairs = max(12_000, n)
+    rows, columns = np.arange(pairs) % n, np.arange(pairs) % m
+
+    def matrix(size: int) -> Any:
+        return backend.asarray(rng.gamma(0.5, size=(size, k)))
+
+    def side(size: int) -> dict[str, Any]:
+        names = ("shape", "rate_rows", "rate_matrix", "rate_columns", "exp_log", "log_scale")
+        arrays = (matrix(size), np.ones(size), None, np.ones(k), matrix(size), np.zeros(size))
+        return dict(zip(names, arrays, strict=True))
+
+    # In matrices of their own, and in vectors: what gamma_update writes to, the sides read.
+    counts = counts_of(m, *csr.values(), k, threads)
+    users, items = side_of(**side(n)), side_of(**side(m))
+    update = side(n) | {"prior_shape": 0.3, "row_sums": np.empty(n), "column_sums": np.empty(k)}
+    sides = {"counts": counts, "users": users, "items": items}
+    calls: dict[str, Call] = {
+        "Counts": (counts_of, {"columns": m, **csr, "k": k}),
+        "Side": (side_of, side(n)),
+        "gamma_update": (openmp.gamma_update, update),
+        "mean": (openmp.mean, {"side": users, "out": matrix(n)}),
+        "gamma_entropy": (
+            openmp.gamma_entropy,
+            {"side": users, "prior_shape": 0.3, "row_sums": np.empty(n)},
+        ),
+        "allocate": (
+            openmp.allocate,
+            sides | {"user_sums": matrix(n), "item_sums": matrix(m), "exact": False},
+        ),
+        "allocate exactly": (
+            openmp.allocate,
+            sides | {"user_sums": matrix(n), "item_sums": matrix(m), "exact": True},
+        ),
+        "log_rate_sum": (openmp.log_rate_sum, {"counts": counts, "theta": matrix(n), "beta": matrix(m)}),
+        "log_normalizer_sum": (openmp.log_normalizer_sum, sides),
+        "log_factorial_sum": (openmp.log_factorial_sum, {"counts": counts}),
+        "predict_pairs": (
+            openmp.predict_pairs,
+            {
+                "theta": matrix(n),
+                "beta": matrix(m),
+                "rows": rows,
+                "columns": columns,
+                "out": np.empty(pairs, dtype),
+            },
+        ),
+        "top_items": (openmp.top_items, {"theta": matrix(n), "beta": matrix(m), **excluded, **lists}),
+        "distance": (openmp.distance, {"a": matrix(n), "b": matrix(n)}),
+    }
+    for name, (_, arguments) in calls.items():
+        if name != "Side":
+            arguments["threads"] = threads
+    return calls
+
+
+OPERATIONS = tuple(make_calls(np.float64, 2, 2, 1, 1, 1.0))
+
+
+# -- what it refuses ---------------------------------------------------------------------------
+
+NUMBERS = {
+    "threads": (-(2**63), -(2**31), -1, 0, openmp.most_threads + 1, 2**31 - 1, 2**31, 2**63 - 1, 2**63, None),
+    "k": (-(2**63), -1, 0, 2**31, 2**32, 2**61, 2**62 - 1, 2**62, 2**63 - 1, 2**63, None),
+    "columns": (-(2**63), -1, 0, 1, 2**31, 2**62, 2**63 - 1, None),
+}
+#: Rows of the caller's own, of which there may be more, at any distance.
+ROWS = {("predict_pairs", "theta"), ("predict_pairs", "beta"), ("top_items", "theta"), ("top_items", "beta")}
+OPTIONAL = {"rate_matrix", "user_sums", "item_sums"}
+
+
+def misaligned(array: Any) -> Any:
+    """The same numbers, at an address that is no multiple of their size."""
+    raw = np.empty(array.nbytes + 1, np.uint8)
+    copy = raw[1:].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+def spoiled_arrays(operation: str, name: str, array: Any) -> Iterator[Any]:
+    yield array[:-1]
+    yield array[:0]
+    yield array.astype(np.float32 if array.dtype == np.float64 else np.float64)
+    yield array.astype(np.complex128)
+    yield array.astype(object)
+    yield array[None]
+    yield array.ravel()[0]
+    yield misaligned(array)
+    yield "text"
+    if name not in OPTIONAL:
+        yield None
+    if array.ndim == 2:
+        yield array[:, :0]
+        yield np.empty((len(array), array.shape[1] + 1), array.dtype)
+        yield np.asfortranarray(array)
+    if (operation, name) not in ROWS:
+        yield np.concatenate([array, array[:1]])
+        if array.ndim == 2 and array.base is not None:  # in the module's layout, but a row in between
+            padded = array.base.view(array.dtype)[: len(array) * array.strides[0] // array.itemsize]
+            yield padded.reshape(len(array), -1)[::2, : array.shape[1]]
+            yield padded.reshape(len(array), -1)[-1::2, : array.shape[1]]
+
+
+def spoiled(operation: str, calls: dict[str, Call], others: tuple[dict[str, Call], ...]) -> Iterator[Any]:
+    """Arguments of which one is wrong, with its name."""
+    function, good = calls[operation]
+    for name, value in good.items():
+        wrong: list[Any] = []
+        if isinstance(value, np.ndarray):
+            wrong += spoiled_arrays(operation, name, value)
+        elif name in NUMBERS:
+            wrong += NUMBERS[name]
+        elif name in ("counts", "side", "users", "items"):
+            wrong += [None, object(), type(value).__new__(type(value))]
+            # Of another type or size, where anything else is there to fit.
+            alone = {"log_factorial_sum": 2, "gamma_entropy": 1}.get(operation, 0)
+            wrong += [other[operation][1][name] for other in others[alone:]]
+        for one in wrong:
+            yield function, name, good | {name: one}
+    if operation == "allocate":
+        yield function, "both sums", good | {"user_sums": None, "item_sums": None}
+    if operation == "Side":
+        yield function, "no rates", good | {"rate_rows": None}
+        yield function, "rates twice", good | {"rate_matrix": good["shape"]}
+    if operation == "top_items":
+        yield function, "no list", good | {name: good[name][:, :0] for name in ("columns", "scores")}
+        yield function, "half of CSR", good | {"indptr": None}
+
+
+def refuse_everything(operation: str) -> None:
+    """In a process of its own: what is wrong is an error that says so, and nothing else."""
+    for dtype in DTYPES:
+        calls = make_calls(dtype, 6, 7, 5, 2, 0.5)
+        other = np.float64 if dtype is np.float32 else np.float32
+        others = (make_calls(other, 6, 7, 5, 2, 0.5), make_calls(dtype, 4, 8, 5, 2, 0.5))
+        for function, name, arguments in spoiled(operation, calls, others):
+            try:
+                function(**arguments)
+            except (ValueError, TypeError, IndexError):
+                pass
+            else:
+                raise AssertionError(f"{operation} has taken {name} = {arguments.get(name)!r}")
+        function, arguments = calls[operation]
+        function(**arguments)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_wrong_arguments_are_errors(operation: str) -> None:
+    """Any size, shape, type and layout that does not fit is an error; none of them ends the process."""
+    code = f"from test_openmp_module import refuse_everything as refuse; refuse({operation!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parent, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, f"exit status {done.returncode}: {done.stderr[-2000:]}"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("threads", 0, f"threads must be between 1 and {openmp.most_threads}, not 0"),
+        ("threads", 2**40, f"not {2**40}"),
+        ("k", 2**62, f"the number of factors must be between 1 and 2147483647, not {2**62}"),
+        ("data", np.ones(3), "data has the length 3 instead of"),
+    ],
+)
+def test_errors_name_the_value(name: str, value: Any, message: str) -> None:
+    function, arguments = make_calls(np.float64, 6, 7, 5, 2, 0.5)["Counts"]
+    with pytest.raises(ValueError, match=message):
+        function(**arguments | {name: value})
+
+
+def test_errors_name_the_shape() -> None:
+    function, arguments = make_calls(np.float64, 6, 7, 5, 2, 0.5)["mean"]
+    with pytest.raises(ValueError, match=r"out has the shape \(5, 5\) instead of \(6, 5\)"):
+        function(**arguments | {"out": arguments["out"][:5]})
+    with pytest.raises(ValueError, match="out is not laid out in rows of whole cache lines"):
+        function(**arguments | {"out": misaligned(arguments["out"])})
+
+
+# -- where memory ends -------------------------------------------------------------------------
+
+
+#: Some work in what they are given, and take no memory.
+FRUGAL = ("Side", "predict_pairs")
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_every_allocation_may_fail(operation: str, dtype: type, threads: int) -> None:
+    """The first, then the second and so on: MemoryError, nothing is lost, and the next call works."""
+
+    def result() -> list[Any]:
+        function, arguments = make_calls(dtype, 1200, 1100, 30, threads)[operation]
+        returned = function(**arguments)
+        arrays = [value for value in arguments.values() if isinstance(value, np.ndarray)]
+        return [returned if isinstance(returned, float) else None, *map(np.copy, arrays)]
+
+    want = result()
+    function, arguments = make_calls(dtype, 1200, 1100, 30, threads)[operation]
+    in_use = openmp.pieces_in_use()
+    try:
+        for failures in count():
+            openmp.fail_allocation(failures)
+            try:
+                kept = function(**arguments)
+            except MemoryError:
+                assert openmp.pieces_in_use() == in_use
+            else:
+                break
+    finally:
+        openmp.fail_allocation(-1)
+    del kept
+    assert openmp.pieces_in_use() == in_use
+    assert (failures == 0) == (operation in FRUGAL)
+    for got, wanted in zip(result(), want, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
+# -- threads -----------------------------------------------------------------------------------
+
+
+def threads_begun(function: Callable[..., Any], arguments: dict[str, Any]) -> int:
+    """Threads that work on a call: each of Python's threads has a team of its own, which stays with it."""
+    begun = []
+
+    def work() -> None:
+        before = len(list(Path("/proc/self/task").iterdir()))
+        kept = function(**arguments)
+        begun.append(1 + len(list(Path("/proc/self/task").iterdir())) - before)
+        del kept
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    return begun[0]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="only Linux lists a process's threads")
+@pytest.mark.skipif(not openmp.has_openmp, reason="the module was compiled without OpenMP")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("operation", [name for name in OPERATIONS if name != "Side"])
+def test_threads_are_used_where_they_are_earned(operation: str, dtype: type) -> None:
+    assert threads_begun(*make_calls(dtype, 1200, 1100, 30, 3)[operation]) == 3
+    if operation not in ("predict_pairs", "top_items"):  # whose work is not in the factors' size
+        assert threads_begun(*make_calls(dtype, 20, 30, 3, 3)[operation]) == 1
