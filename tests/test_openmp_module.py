@@ -259,12 +259,12 @@ def test_every_allocation_may_fail(operation: str, dtype: type, threads: int) ->
 
 def threads_begun(function: Callable[..., Any], arguments: dict[str, Any]) -> int:
     """Threads that work on a call: each of Python's threads has a team of its own, which stays with it."""
-    begun = []
+    begun, tasks = [], Path("/proc/self/task")
 
     def work() -> None:
-        before = len(list(Path("/proc/self/task").iterdir()))
+        before = set(tasks.iterdir())
         kept = function(**arguments)
-        begun.append(1 + len(list(Path("/proc/self/task").iterdir())) - before)
+        begun.append(1 + len(set(tasks.iterdir()) - before))  # those of an earlier team may still be ending
         del kept
 
     thread = threading.Thread(target=work)
