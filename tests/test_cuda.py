@@ -5,10 +5,12 @@ Runs on a GPU, and without one in the legs of test_simulated_cuda.py.
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import pickle
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import conftest
@@ -22,6 +24,7 @@ from scipy import sparse
 
 from hpf_gpu import HPF, BackendUnavailable, NotEnoughMemory
 from hpf_gpu.backends import create, cuda_layout
+from hpf_gpu.backends.cuda_input import Triplets, from_matrix
 from hpf_gpu.backends.cuda_source import Variant
 from hpf_gpu.inference import iterate
 
@@ -48,15 +51,44 @@ def random_counts(n: int = 60, m: int = 45, nnz: int = 700, seed: int = 0) -> sp
     return sparse.coo_array((values, (pairs // m, pairs % m)), shape=(n, m)).tocsr()
 
 
-@pytest.mark.parametrize("shape", [(60, 45), (1, 700), (700, 1), (3, 900)])
-def test_counts_by_items(cuda: Any, shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("shape", "segment", "strands"),
+    [
+        *(((60, 45), 16, 1024), ((1, 700), 16, 1024), ((700, 1), 16, 1024), ((3, 900), 16, 1024)),
+        # Strands of several segments; segments that a warp needs several steps for.
+        *(((60, 45), 80, 2), ((300, 3), 16, 2), ((1, 700), 80, 3)),
+    ],
+)
+def test_counts_by_items(
+    cuda: Any, shape: tuple[int, int], segment: int, strands: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The copy by items is SciPy's CSC, nonzero by nonzero."""
+    monkeypatch.setattr(cuda_layout, "SEGMENT", segment)
+    monkeypatch.setattr(cuda_layout, "_MOST_STRANDS", strands)
     csr = random_counts(*shape, nnz=min(700, shape[0] * shape[1] // 2))
     by_items, csc = cuda.counts(csr, 5).items, csr.tocsc()
     np.testing.assert_array_equal(by_items.column.get(), csc.indices)
     np.testing.assert_array_equal(by_items.value.get(), csc.data.astype(cuda.dtype))
     cut = cuda_layout.segmentation(csc.indptr.astype(np.int64))
     np.testing.assert_array_equal(by_items.segments.begin.get(), cut.begin)
+
+
+@pytest.mark.parametrize("strands", [1, 2, 5])
+def test_triplets_by_items(cuda: Any, strands: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triplets in any order, most of them of a few columns, are sorted stably; each keeps its own row."""
+    import cupy as cp
+
+    monkeypatch.setattr(cuda_layout, "SEGMENT", 80)
+    monkeypatch.setattr(cuda_layout, "_MOST_STRANDS", strands)
+    rng = np.random.default_rng(0)
+    column, row = rng.integers(0, 3, 500).astype(np.int32), rng.integers(0, 60, 500).astype(np.int32)
+    value = np.arange(500).astype(cuda.dtype)
+    unsorted = cuda._sorter.rows((1, 3), np.array([0, 500]), cp.asarray(column), cp.asarray(value))
+    indptr, out_row, out_value = cuda._sorter.by_columns(unsorted, cp.asarray(row))
+    order = np.argsort(column, kind="stable")
+    np.testing.assert_array_equal(indptr, np.searchsorted(column[order], [0, 1, 2, 3]))
+    np.testing.assert_array_equal(out_row.get(), row[order])
+    np.testing.assert_array_equal(out_value.get(), value[order])
 
 
 @pytest.mark.parametrize("column", [-1, 45])
@@ -81,6 +113,271 @@ def test_most_factors(cuda: Any, k: int) -> None:
             contract.assert_close(cuda.asnumpy(statistic), want, contract.TOLERANCE[cuda.dtype.name].allocate)
     with pytest.raises(ValueError, match="k=1025: the cuda backend takes at most 1024"):
         cuda.counts(case.csr(cuda.dtype), 1025)
+
+
+def triangle(k: int, lows: tuple[float, float] | None = None) -> contract.Case:
+    """Rows and columns of every length from 0 to 130; with ``lows``, many products underflow."""
+    rng, (n, m) = np.random.default_rng(k), (131, 130)
+    y = np.tril(rng.geometric(0.3, (n, m)), -1).astype(np.float64)
+    if lows is None:
+        return contract.Case("triangle", y, contract._parameters(rng, n, k), contract._parameters(rng, m, k))
+    shapes = (contract._disjoint(size, k, rng.uniform(*lows, (size, 1))) for size in (n, m))
+    users, items = (contract._parameters(rng, len(shape), k, shape) for shape in shapes)
+    return contract.Case("triangle", y, users, items)
+
+
+#: Number of factors, precision and allocation: ways for rows to lie over the lanes of a warp that the
+#: contract's cases lack, and those with little data there.
+LAYOUTS = {
+    "K=5": (5, {}),
+    "K=12": (12, {}),
+    "K=300": (300, {}),
+    "K=5, composed": (5, {"allocate": "cusparse"}),
+    "K=40, mixed": (40, {"precision": "mixed"}),
+    "K=200, mixed": (200, {"precision": "mixed"}),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS if conftest.SIMULATED in (None, "fast") else ["K=5"])
+@pytest.mark.parametrize("underflow", [False, True], ids=["", "underflow"])
+def test_allocate_and_log_sums_of_every_length(
+    cuda: Any, layout: str, underflow: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every number of nonzeros that a warp may find left, in segments that it needs several steps for."""
+    monkeypatch.setattr(cuda_layout, "SEGMENT", 100)
+    k, options = LAYOUTS[layout]
+    if options and cuda.dtype != np.float32:
+        pytest.skip("the options are tried in float32")
+    backend = create("cuda", cuda.dtype, **options)
+    # Products with low shapes lie on both sides of where the log-sum-exp begins, those of half precision
+    # where its subnormal numbers have a few bits left.
+    lows = {"float32": (0.008, 0.05), "float64": (0.0025, 0.005)}[cuda.dtype.name]
+    if "precision" in options:
+        lows = (0.04, 0.065)
+    case = triangle(k, lows if underflow else None)
+    users, items = contract.make_factors(backend, case)
+    counts = backend.counts(case.csr(backend.dtype), k)
+    log_theta, log_beta = case.users.gamma.expected_log, case.items.gamma.expected_log
+    tolerance = contract.TOLERANCE[cuda.dtype.name]
+    for exact in (False, True):
+        got = backend.allocate(counts, users, items, exact=exact)
+        for statistic, want in zip(got, oracle.allocate(case.y, log_theta, log_beta), strict=True):
+            if "precision" in options and not exact:
+                error = np.abs(backend.asnumpy(statistic) - want)
+                assert (error <= MIXED * want.sum(axis=1, keepdims=True)).all()
+            else:
+                contract.assert_close(backend.asnumpy(statistic), want, tolerance.allocate)
+    want, total = oracle.log_normalizer_sum(case.y, log_theta, log_beta), float(case.y.sum())
+    limit = MIXED if "precision" in options else tolerance.log_sums
+    contract.assert_near(backend.log_normalizer_sum(counts, users, items), want, limit, abs(want) + total)
+    theta, beta = (contract._float32_exact(side.gamma.mean) for side in (case.users, case.items))
+    want = oracle.log_rate_sum(case.y, theta, beta)
+    got_sum = backend.log_rate_sum(counts, backend.asarray(theta), backend.asarray(beta))
+    contract.assert_near(got_sum, want, tolerance.log_sums, abs(want) + total)
+    want = oracle.log_factorial_sum(case.y)
+    contract.assert_near(backend.log_factorial_sum(counts), want, tolerance.gamma_elbo, want)
+
+
+def test_allocate_for_more_rows_than_blocks(cuda: Any) -> None:
+    """The warps that do what underflowed take several segments each, and each segment once."""
+    rng, n, m, k = np.random.default_rng(0), 2100, 11, 7
+    lows = {"float32": 0.02, "float64": 0.0035}[cuda.dtype.name]
+    shapes = (contract._disjoint(size, k, rng.uniform(lows / 2, lows, (size, 1))) for size in (n, m))
+    users, items = (contract._parameters(rng, len(shape), k, shape) for shape in shapes)
+    case = contract.Case("rows", (rng.random((n, m)) < 0.2).astype(float), users, items)
+    factors, counts = contract.make_factors(cuda, case), cuda.counts(case.csr(cuda.dtype), k)
+    wanted = oracle.allocate(case.y, users.gamma.expected_log, items.gamma.expected_log)
+    for exact in (False, True):
+        for statistic, want in zip(cuda.allocate(counts, *factors, exact=exact), wanted, strict=True):
+            contract.assert_close(cuda.asnumpy(statistic), want, contract.TOLERANCE[cuda.dtype.name].allocate)
+
+
+def test_allocate_joins_long_rows_in_double(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each part of a row and their sum are exact in float32; a running sum in float32 is not."""
+    monkeypatch.setattr(cuda_layout, "SEGMENT", 16)
+    parts, first = 64, 2**20 - 14
+    y = np.ones((1, 16 * parts))
+    y[0, ::16] = first
+    one = contract.Parameters(np.ones((1, 1)), np.ones(1), np.zeros(1))
+    many = contract.Parameters(np.ones((y.size, 1)), np.ones(y.size), np.zeros(1))
+    case = contract.Case("long", y, one, many)
+    users, items = contract.make_factors(cuda, case)
+    counts = cuda.counts(case.csr(cuda.dtype), 1)
+    for exact in (False, True):
+        statistic, _ = cuda.allocate(counts, users, items, side="users", exact=exact)
+        assert cuda.asnumpy(statistic).item() == parts * (first + 15)
+
+
+@pytest.mark.parametrize("exact", [False, True], ids=["", "exact"])
+def test_rows_are_padded_with_zeros(cuda: Any, exact: bool) -> None:
+    """What operations return is as wide as kernels take it, and zero beyond K."""
+    case = contract.make_case("K=5")
+    users, items = contract.make_factors(cuda, case)
+    counts, some = cuda.counts(case.csr(cuda.dtype), case.k), np.array([2, 0])
+    returned = {
+        "statistics": cuda.allocate(counts, users, items, exact=exact),
+        "gamma_update": (users.shape, users.exp_log),
+        "mean": (cuda.mean(users),),
+        "select_rows": (cuda.select_rows(users.exp_log, some),),
+        "select_columns": (cuda.select_columns(users.exp_log, some),),
+    }
+    for name, arrays in returned.items():
+        for array in arrays:
+            assert array.base.shape == (len(array), Variant(array.shape[1], cuda.dtype).width), name
+            assert (array.base[:, array.shape[1] :].get() == 0).all(), name
+
+
+def test_mixed_factors_come_to_the_host_unscaled(cuda32: Any) -> None:
+    mixed = create("cuda", np.dtype(np.float32), precision="mixed")
+    factor = contract.make_factor(mixed, triangle(40).users)
+    exp_log = mixed.asnumpy(factor.exp_log)
+    assert exp_log.dtype == np.float32
+    assert (exp_log.max(axis=1) == 1).all()
+
+
+def test_products_of_exactly_the_threshold_are_counted_once(cuda: Any) -> None:
+    """One of the two passes takes a product, also the smallest that is not left to the log-sum-exp."""
+    threshold = cuda.dtype.type({"float32": 1e-18, "float64": 1e-150}[cuda.dtype.name])
+    products = np.array([np.nextafter(threshold, 0), threshold, np.nextafter(threshold, 1)], cuda.dtype)
+    users, items = (
+        contract.make_factor(cuda, contract.Parameters(np.ones((n, 1)), np.ones(n), np.zeros(1)))
+        for n in (1, 3)
+    )
+    items.exp_log[:, 0] = cuda.asarray(products.astype(np.float64)[:, None])[:, 0]
+    counts = cuda.counts(sparse.csr_array(np.full((1, 3), 2.0, cuda.dtype)), 1)
+    for statistic, want in zip(cuda.allocate(counts, users, items), ([6], [2, 2, 2]), strict=True):
+        np.testing.assert_allclose(cuda.asnumpy(statistic)[:, 0], want, rtol=1e-5)
+
+
+def test_log_rate_sum_of_sums_that_underflow_in_part(cuda: Any) -> None:
+    """Where some of a rate's terms are below the smallest normal number and others are not."""
+    case, tolerance = contract.make_case("K=30"), contract.TOLERANCE[cuda.dtype.name]
+    counts = cuda.counts(case.csr(cuda.dtype), case.k)
+    for power in {"float32": (-17, -18, -19, -20), "float64": (-152, -153, -154, -155)}[cuda.dtype.name]:
+        theta, beta = (side.gamma.mean * 10.0**power for side in (case.users, case.items))
+        theta, beta = (x.astype(cuda.dtype).astype(np.float64) for x in (theta, beta))
+        # The oracle's own products are normal: each factor is scaled by a power of two.
+        up = 2.0**500 if cuda.dtype == np.float64 else 1.0
+        want = oracle.log_rate_sum(case.y, theta * up, beta) - case.y.sum() * np.log(up)
+        got = cuda.log_rate_sum(counts, cuda.asarray(theta), cuda.asarray(beta))
+        contract.assert_near(got, want, tolerance.log_sums, abs(want))
+
+
+def far(array: Any, rows: int) -> Any:
+    """A view of a matrix or vector as the last rows of one with so many more, which are not there."""
+    import cupy as cp
+
+    begin = cp.cuda.UnownedMemory(array.data.ptr - rows * array.strides[0], 1 << 40, array)
+    shape = (rows + array.shape[0], *array.shape[1:])
+    return cp.ndarray(shape, array.dtype, cp.cuda.MemoryPointer(begin, 0), array.strides)
+
+
+@pytest.mark.parametrize("exact", [False, True], ids=["", "exact"])
+def test_allocate_in_matrices_of_more_than_32_bits(
+    cuda: Any, exact: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows beyond 2^31 numbers are found: of matrices whose last rows alone are in memory."""
+    monkeypatch.setattr(cuda_layout, "SEGMENT", 16)
+    case, rows = contract.make_case("nearly disjoint"), 2**29 + 6  # 2^32 numbers, and some: width is 8
+    factors, counts = contract.make_factors(cuda, case), cuda.counts(case.csr(cuda.dtype), case.k)
+    assert counts.users.slots
+    wanted = cuda.allocate(counts, *factors, exact=exact)
+
+    def far_rows(side: Any) -> Any:
+        cut = dataclasses.replace(
+            side.segments,
+            row=side.segments.row + np.int32(rows),
+            long_row=side.segments.long_row + np.int32(rows),
+        )
+        return dataclasses.replace(side, segments=cut, column=side.column + np.int32(rows))
+
+    def far_factor(factor: Any) -> Any:
+        changed = {
+            name: far(getattr(factor, name), rows) for name in ("shape", "rate_rows", "exp_log", "log_scale")
+        }
+        return dataclasses.replace(factor, **changed)
+
+    far_counts = dataclasses.replace(counts, users=far_rows(counts.users), items=far_rows(counts.items))
+    far_factors = tuple(map(far_factor, factors))
+    outs = tuple(contract.garbage(cuda, n, case.k) for n in case.y.shape)
+    cuda.allocate(far_counts, *far_factors, exact=exact, out=tuple(far(out, rows) for out in outs))
+    for out, want in zip(outs, wanted, strict=True):
+        np.testing.assert_array_equal(cuda.asnumpy(out), cuda.asnumpy(want))
+    got = cuda.log_normalizer_sum(far_counts, *far_factors)
+    assert got == cuda.log_normalizer_sum(counts, *factors)
+    theta, beta = (cuda.mean(factor) for factor in factors)
+    got = cuda.log_rate_sum(far_counts, far(theta, rows), far(beta, rows))
+    assert got == cuda.log_rate_sum(counts, theta, beta)
+    pairs = case.y.nonzero()
+    got = cuda.predict_pairs(far(theta, rows), far(beta, rows), *(numbers + rows for numbers in pairs))
+    np.testing.assert_array_equal(got, cuda.predict_pairs(theta, beta, *pairs))
+
+
+@pytest.mark.parametrize("k", [1, 30, 200])
+def test_predict_pairs_of_every_number(cuda: Any, k: int) -> None:
+    """However many pairs are left for the last warp and the last block."""
+    rng = np.random.default_rng(k)
+    theta, beta = (contract._float32_exact(rng.gamma(0.3, 1.0, (n, k))) for n in (20, 30))
+    rows, columns = rng.integers(0, 20, 200), rng.integers(0, 30, 200)
+    want = np.einsum("zk,zk->z", theta[rows], beta[columns])
+    arrays = cuda.asarray(theta), cuda.asarray(beta)
+    for size in (*range(1, 66), 127, 128, 129, 200):
+        got = cuda.predict_pairs(*arrays, rows[:size], columns[:size])
+        limit = contract.TOLERANCE[cuda.dtype.name].predict
+        contract.assert_close(got[:, None], want[:size, None], limit)
+
+
+@pytest.mark.parametrize(
+    ("n", "k"),
+    [*((n, k) for n in (1, 63, 64, 65, 129) for k in (1, 5, 30)), (2200, 30)],  # 35 blocks
+)
+def test_gamma_update_of_any_number_of_rows(cuda: Any, n: int, k: int) -> None:
+    """Blocks, groups of lanes and strands of the sum over blocks that are full, and those that are not."""
+    side, tolerance = (
+        contract._parameters(np.random.default_rng(n), n, k),
+        contract.TOLERANCE[cuda.dtype.name],
+    )
+    rates = cuda.asarray(side.rate_rows)[:, None], cuda.asarray(side.rate_columns)
+    factor, row_sums, column_sums = cuda.gamma_update(cuda.asarray(side.shape), 0.0, *rates)
+    gamma = side.gamma
+    wanted = np.exp(gamma.expected_log - gamma.expected_log.max(axis=1, keepdims=True))
+    contract.assert_close(cuda.asnumpy(factor.exp_log), wanted, tolerance.exp_log)
+    for sums, want in ((row_sums, gamma.row_sums), (column_sums, gamma.column_sums)):
+        contract.assert_close(cuda.asnumpy(sums)[:, None], want[:, None], tolerance.sums)
+    contract.assert_close(cuda.asnumpy(cuda.mean(factor)), gamma.mean, tolerance.mean)
+    hyper = oracle.Gamma(np.full(n, 0.3 + k * 0.3), np.linspace(0.1, 3.0, n))
+    terms = oracle.gamma_elbo_terms(gamma, hyper, 0.3, 0.3, 0.3)
+    got = cuda.gamma_elbo(factor, cuda.asarray(hyper.rate), 0.3, 0.3, 0.3)
+    contract.assert_near(got, sum(terms.values()), tolerance.gamma_elbo, oracle.magnitude(terms))
+    want = float(np.sqrt(((side.shape - gamma.mean) ** 2).sum()))
+    got = cuda.distance(cuda.asarray(side.shape), cuda.asarray(gamma.mean))
+    contract.assert_near(got, want, 4e-7 if cuda.dtype == np.float32 else tolerance.distance, want)
+
+
+def test_top_items_that_keep_rising(cuda: Any) -> None:
+    """Where each step's columns all beat what was found so far, the collection does not overflow.
+
+    The neighbouring rows have their best first, where an overflow would be written.
+    """
+    theta = np.tile([[1.0], [-1.0]], (8, 1))
+    beta = np.arange(2000.0)[:, None]
+    for length in (1, 2, 255, 256, 257):
+        columns, scores = cuda.top_items(cuda.asarray(theta), cuda.asarray(beta), length)
+        np.testing.assert_array_equal(columns[0::2], np.tile(np.arange(1999, 1999 - length, -1), (8, 1)))
+        np.testing.assert_array_equal(columns[1::2], np.tile(np.arange(length), (8, 1)))
+        np.testing.assert_array_equal(scores, np.tile([[1.0], [-1.0]], (8, 1)) * columns)
+
+
+@pytest.mark.parametrize("m", [255, 256, 257, 511, 512, 513])
+def test_top_items_of_whole_steps(cuda: Any, m: int) -> None:
+    """Columns that fill the last step of a block, those that don't, and rankings of all of them."""
+    rng = np.random.default_rng(m)
+    theta, beta = np.ones((3, 1)), rng.permutation(m)[:, None].astype(float)
+    exclude = [[], [0, m - 1], list(range(0, m, 2))]
+    for length in (1, 255, 256, 257, m):
+        got = cuda.top_items(cuda.asarray(theta), cuda.asarray(beta), length, contract.as_csr(exclude))
+        for one, want in zip(got, oracle.top_items(theta @ beta.T, length, exclude), strict=True):
+            np.testing.assert_array_equal(one, want)
 
 
 def test_an_iteration_does_not_wait(cuda32: Any) -> None:
@@ -164,6 +461,16 @@ def test_too_much_for_the_device_is_refused_first(cuda32: Any, monkeypatch: pyte
     assert asked
 
 
+def test_memory_that_cupy_keeps_is_free(cuda32: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import cupy as cp
+
+    from hpf_gpu.backends import cuda_backend
+
+    pool = SimpleNamespace(free_bytes=lambda: 1 << 50)
+    monkeypatch.setattr(cp, "get_default_memory_pool", lambda: pool)
+    assert cuda_backend.free_bytes() > 1 << 50
+
+
 def test_memory_that_others_took_meanwhile(cuda32: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where CuPy finds no memory in an operation, the user hears which, and what to do."""
     import cupy as cp
@@ -206,7 +513,7 @@ def test_parts_on_their_way_to_the_host(cuda: Any, monkeypatch: pytest.MonkeyPat
         np.testing.assert_array_equal(part, want)
 
 
-@pytest.mark.parametrize("shape", [(800, 500), (4000, 20)])
+@pytest.mark.parametrize(("shape", "segment"), [((800, 500), 256), ((4000, 20), 256), ((100, 250), 4)])
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -216,15 +523,20 @@ def test_parts_on_their_way_to_the_host(cuda: Any, monkeypatch: pytest.MonkeyPat
         {"k": 40},
         {"k": 40, "maxiter": 1},
         {"k": 40, "stop_crit": "diff-norm", "stop_thr": 1e-9},
+        {"allocate": "cusparse", "k": 40},
     ],
 )
 def test_memory_is_predicted(
-    cuda32: Any, arguments: dict[str, Any], shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    cuda32: Any,
+    arguments: dict[str, Any],
+    shape: tuple[int, int],
+    segment: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What a fit takes at its peak is at most what was predicted, and not much less."""
     import cupy as cp
 
-    monkeypatch.setattr(cuda_layout, "SEGMENT", 256)
+    monkeypatch.setattr(cuda_layout, "SEGMENT", segment)  # a short one: many parts of long rows
     data = random_counts(*shape, 20_000)
     fit(data, **arguments)  # kernels compiled, small things cached
     held = peak = 0
@@ -245,7 +557,7 @@ def test_memory_is_predicted(
         fit(data, **arguments)
     real = np.dtype(np.float32 if arguments.get("use_float", True) else np.float64)
     variant = Variant(arguments.get("k", 5), real, half="precision" in arguments)
-    predicted = cuda_layout.bytes_of_fit(variant, data.shape, data.nnz)
+    predicted = cuda_layout.bytes_of_fit(variant, data.shape, data.nnz, composed="allocate" in arguments)
     assert 0.5 * predicted < peak <= predicted, f"{peak / predicted:.2f} of {predicted}"
 
 
@@ -342,6 +654,20 @@ def test_device_matrix_with_duplicates_and_zeros(cuda32: Any) -> None:
     assert_same_fit(got, want)
 
 
+def test_the_same_pair_on_the_device_is_summed_in_double(cuda: Any) -> None:
+    """Ones that a sum in float32 would lose; 300 pairs, so that sums fill more than a block."""
+    import cupy as cp
+
+    pairs = np.arange(300)
+    row, column = np.repeat(pairs % 20, 3), np.repeat(pairs // 20, 3)
+    value = np.tile([2.0**24, 1.0, 1.0], 300)
+    numbers = (cp.asarray(x.astype(np.int32)) for x in (row, column))
+    csr = cuda._sorter.canonical(Triplets((20, 15), *numbers, cp.asarray(value.astype(cuda.dtype)), 0))
+    got = sparse.csr_array((csr.data.get(), csr.indices.get(), csr.indptr), shape=csr.shape)
+    assert csr.nnz == 300
+    assert (got.toarray() == 2.0**24 + 2).all()
+
+
 @pytest.mark.parametrize("reindex", [True, False])
 @pytest.mark.parametrize("dtype", [np.int32, np.int64, np.float64])
 def test_device_array(cuda32: Any, reindex: bool, dtype: type) -> None:
@@ -432,6 +758,58 @@ def test_bad_device_matrices(cuda32: Any) -> None:
         fit(given)
     with pytest.raises(ValueError, match=r"must be \(n, 3\)"):
         fit(cp.ones((5, 4)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"indptr": [1, 1, 2, 3]}, "does not part its 3 nonzeros into 3 rows"),
+        ({"indptr": [0, 1, 2, 2]}, "does not part"),
+        ({"indptr": [0, 2, 1, 3]}, "does not part"),
+        ({"indptr": [0, 1, 3]}, "does not part"),
+        ({"indices": [0, -1, 2]}, "a column outside its shape"),
+        ({"indices": [0, 3, 2]}, "a column outside its shape"),
+        ({"format": "csc", "indices": [0, 3, 2]}, "a row outside its shape"),
+        ({"data": np.array([1, 2, 1], np.complex64)}, "counts of type complex64 are not numbers"),
+        ({"data": np.zeros(3, np.float32)}, "no count above zero"),
+        ({"format": "bsr"}, r"'bsr' is not taken: pass data\.tocsr"),
+        ({"shape": (0, 3)}, r"needs rows and columns; this one has shape \(0, 3\)"),
+        ({"shape": (3,)}, r"this array has shape \(3,\)"),
+        ({"shape": (2**31, 3)}, "numbers rows and columns in 32 bits"),
+    ],
+)
+def test_device_matrices_that_are_none(cuda32: Any, change: dict[str, Any], message: str) -> None:
+    """Whatever arrays a matrix holds, its kernels are not given numbers that lie outside."""
+    import cupy as cp
+
+    good = {
+        "shape": (3, 3),
+        "format": "csr",
+        "indptr": [0, 1, 2, 3],
+        "indices": [0, 1, 2],
+        "data": [1.0, 2.0, 1.0],
+    }
+    fields = good | change
+    arrays = {name: cp.asarray(fields[name]) for name in ("indptr", "indices", "data")}
+    with pytest.raises(ValueError, match=message):
+        from_matrix(cp, SimpleNamespace(**fields | arrays), np.dtype(np.float32))
+    from_matrix(
+        cp, SimpleNamespace(**good | {name: cp.asarray(good[name]) for name in arrays}), np.dtype("f4")
+    )
+
+
+def test_row_numbers_far_above_the_counts_are_no_row_numbers(cuda32: Any) -> None:
+    """A matrix with a row for each would be all empty rows: somebody's ids, most likely."""
+    import cupy as cp
+
+    for reindex, message in ((False, "user id 1000301 is not a row number"), (True, "too far apart")):
+        table = cp.asarray([[0, 0, 1], [1_000_301, 1, 3], [1, 1, 1]])
+        with pytest.raises(ValueError, match=message):
+            fit(table, reindex=reindex)
+    with pytest.raises(ValueError, match="no count is above zero"):
+        fit(cp.asarray([[0, 0, 0], [1, 1, 0]]))
+    with pytest.raises(ValueError, match=r"must be \(n, 3\)"):
+        fit(cp.ones((0, 3)))
 
 
 @pytest.mark.parametrize("backend", ["numpy", "openmp"])

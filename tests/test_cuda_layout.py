@@ -11,7 +11,7 @@ import pytest
 from hpf_gpu import HPF
 from hpf_gpu.backends import cuda_layout
 from hpf_gpu.backends.cuda_launch import Kernel
-from hpf_gpu.backends.cuda_source import Parameter, Variant
+from hpf_gpu.backends.cuda_source import MOST_FACTORS, THREADS, TOP_PLACES, Parameter, Variant
 
 
 @pytest.mark.parametrize("lengths", [[0], [1, 0, 16, 17, 0], [256, 257, 1], [1000, 0, 0, 3, 512], []])
@@ -48,6 +48,35 @@ def test_segmentation(lengths: list[int]) -> None:
 )
 def test_rows_fill_sectors(k: int, real: str, half: bool, width: int) -> None:
     assert Variant(k, np.dtype(real), half).width == width
+
+
+@pytest.mark.parametrize("real", ["f4", "f8"])
+def test_blocks_fit_into_shared_memory(real: str) -> None:
+    """Of 48 KiB, what a block of each kernel that keeps rows of K numbers there takes."""
+    for k in range(1, MOST_FACTORS + 1):
+        variant = Variant(k, np.dtype(real))
+        lanes = min(32, 1 << (k - 1).bit_length())
+        gamma_update = variant.gamma_threads // lanes * 2 * 8 * k
+        log_normalizer_sums, allocate_exactly = THREADS // 32 * 8 * k, 2 * 2 * 8 * k
+        top_items = (
+            variant.top_rows * (2 * TOP_PLACES + 1) * (variant.real.itemsize + 4) + 4 * variant.top_rows
+        )
+        assert max(gamma_update, log_normalizer_sums, allocate_exactly, top_items) <= 48 << 10, k
+
+
+@pytest.mark.parametrize(
+    ("columns", "segments", "nnz", "strands"),
+    [
+        (10, 5, 1_000, 5),  # a segment each
+        (10, 10_000, 10**6, 1024),
+        (10**6, 10**6, 10**6, 2),  # as many counters as are always free
+        (10**6, 10**6, 10**7, 10),  # a counter for each nonzero
+        (10**8, 10**6, 10**7, 1),
+        (0, 0, 0, 1),
+    ],
+)
+def test_strands_of_a_sort(columns: int, segments: int, nnz: int, strands: int) -> None:
+    assert cuda_layout.strands_of(columns, segments, nnz) == strands
 
 
 def test_signatures_are_read_off_the_sources() -> None:

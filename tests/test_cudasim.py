@@ -16,6 +16,8 @@ import scipy.sparse
 import scipy.special
 from cudasim import planted
 
+from hpf_gpu.backends.cuda_source import Variant, source
+
 HERE = Path(__file__).parent
 FEATURES = (HERE / "cudasim" / "features.cu").read_text(encoding="utf-8")
 
@@ -210,6 +212,33 @@ def test_the_special_functions_of_the_kernels():
     np.testing.assert_allclose(out, scipy.special.digamma(x) - np.log(2), rtol=2e-15, atol=2e-15)
 
 
+#: A row's width that refuses to be multiplied with a number of 32 bits.
+WIDTH = """
+struct Width {
+  constexpr operator int() const { return HPF_WIDTH; }
+};
+template <class T>
+constexpr long long operator*(T row, Width) {
+  static_assert(sizeof(T) == 8, "rows beyond 2^31 numbers need 64 bits");
+  return row * HPF_WIDTH;
+}
+constexpr int K = HPF_K;
+constexpr Width width;
+"""
+
+
+def test_the_kernels_find_rows_by_products_of_64_bits():
+    """In every kernel; test_cuda.py runs those that can do with a few rows of a matrix so large."""
+    variant, declaration = Variant(30, np.dtype("f4")), "constexpr int K = HPF_K, width = HPF_WIDTH;"
+    code = source()
+    assert code.count(declaration) == 1
+    cudasim.build(code.replace(declaration, WIDTH), variant.options)
+    mistaken = code.replace("matrix + row * width)", "matrix + int(row) * width)")
+    assert mistaken != code
+    with pytest.raises(cudasim.CompileError, match="need 64 bits"):
+        cudasim.build(mistaken.replace(declaration, WIDTH), variant.options)
+
+
 # ---- launches ----
 
 
@@ -264,32 +293,22 @@ def test_two_processes_may_build_the_same_kernel(tmp_path):
         for _ in range(2)
     ]
     assert [process.communicate()[0].strip() for process in processes] == ["*f4", "*f4"]
-    assert [path.suffix for path in tmp_path.glob("hpf_cudasim_*/*")] == [".so", ".so"]
+    names = sorted(path.name.split("-")[0] for path in tmp_path.glob("hpf_cudasim_*/*"))
+    assert names == ["builtins", "kernel", "lock", "runtime"]
 
 
 # ---- CuPy ----
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flavour", FLAVOURS)
-def test_cupy_over_the_simulator(flavour):
-    """cupy_suite.py, in a process of its own: this one keeps the CUDA of the machine, or none."""
-    environment = cudasim.environment(flavour)
-    # The rest is about CuPy's Python, which no sanitizer sees.
-    select = "" if flavour == "fast" else "sparse_kernel"
-    command = [
-        sys.executable,
-        "-m",
-        "cudasim",
-        flavour,
-        sys.executable,
-        "-m",
-        "pytest",
-        "-qrs",
-        "--noconftest",
-    ]
-    suite = str(HERE / "cudasim" / "cupy_suite.py")
-    done = subprocess.run([*command, "-k", select, suite], env=environment, capture_output=True, text=True)
+def test_cupy_over_the_simulator():
+    """cupy_suite.py, in a process of its own: this one keeps the CUDA of the machine, or none.
+
+    CuPy under the sanitizers is what the legs of test_simulated_cuda.py run.
+    """
+    suite = ["-qrs", "--noconftest", "-p", "no:cacheprovider", str(HERE / "cudasim" / "cupy_suite.py")]
+    command = [sys.executable, "-m", "cudasim", "fast", sys.executable, "-m", "pytest", *suite]
+    done = subprocess.run(command, env=cudasim.environment("fast"), capture_output=True, text=True)
     report = done.stdout + done.stderr
     assert done.returncode == 0, report
     if "passed" not in done.stdout:

@@ -154,7 +154,11 @@ class CudaBackend:
         return _compiled(FACTORS, self._variant(k), self._device)
 
     def _empty(self, n: int, k: int, dtype: np.dtype[Any] | None = None) -> Array:
-        """A matrix (n, k) in the kernels' layout, zero beyond k."""
+        """A matrix (n, k) in the kernels' layout, for a kernel that writes zeros beyond k."""
+        return cp.empty((n, self._variant(k).width), dtype or self.dtype)[:, :k]
+
+    def _zeros(self, n: int, k: int, dtype: np.dtype[Any] | None = None) -> Array:
+        """The same with zeros beyond k already, for what CuPy writes."""
         return cp.zeros((n, self._variant(k).width), dtype or self.dtype)[:, :k]
 
     # -- transfers ---------------------------------------------------------------------------
@@ -177,12 +181,12 @@ class CudaBackend:
         selected = array[cp.array(rows, dtype=np.int64)]
         if array.ndim == 1:
             return selected
-        padded = self._empty(len(rows), array.shape[1], array.dtype)
+        padded = self._zeros(len(rows), array.shape[1], array.dtype)
         padded[...] = selected
         return padded
 
     def select_columns(self, array: Array, columns: Host) -> Array:
-        padded = self._empty(len(array), len(columns), array.dtype)
+        padded = self._zeros(len(array), len(columns), array.dtype)
         padded[...] = array[:, cp.array(columns, dtype=np.int64)]
         return padded
 
@@ -304,8 +308,10 @@ class CudaBackend:
     def _allocate_side(self, at: Rows, own: Factor, other: Factor, exact: bool, out: Array | None) -> Array:
         """Σ y φ (N, K) over the nonzeros of each row."""
         (n, k), kernels = own.shape.shape, self._kernels(own.shape.shape[1])
-        out = self._empty(n, k) if out is None else out
-        partial = self._empty(at.slots, k)
+        add = self._composed and not exact  # cuSPARSE sums whole rows; what underflowed is added
+        empty = self._zeros if add else self._empty
+        out = empty(n, k) if out is None else out
+        partial = empty(at.slots, k)
         flags: tuple[Array | None, Array | None] = (None, None)
         if not exact:
             flags = (cp.empty(at.count, np.uint8), cp.zeros(1, np.int32))
@@ -322,7 +328,6 @@ class CudaBackend:
         )
         long_row, long_begin = at.segments.long_row, at.segments.long_begin
         blocks = -(-long_row.size * self._variant(k).width // 256)
-        add = self._composed and not exact
         kernels["join_segments"](blocks, 256, long_row, long_begin, long_row.size, partial, add, out)
         return out
 
@@ -362,9 +367,8 @@ class CudaBackend:
             part = slice(start, start + _AT_ONCE)
             pairs = [cp.array(numbers[part], dtype=np.int64) for numbers in (rows, columns)]
             rates = cp.empty(pairs[0].size, self.dtype)
-            blocks = min(MOST_NUMBER, -(-rates.size * 32 // THREADS))
             self._kernels(theta.shape[1])["predict_pairs"](
-                blocks, THREADS, theta, beta, *pairs, rates.size, rates
+                *_warps(rates.size), theta, beta, *pairs, rates.size, rates
             )
             out[part] = rates.get()
         return out
@@ -409,7 +413,7 @@ def _sparse(at: Rows, value: Array) -> Any:
 
 
 def _warps(segments: int) -> tuple[int, int]:
-    """Blocks and threads with a warp for every segment."""
+    """Blocks and threads with a warp for every segment, or pair."""
     return -(-segments * 32 // THREADS), THREADS
 
 

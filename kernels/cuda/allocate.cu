@@ -334,13 +334,12 @@ extern "C" __global__ void __launch_bounds__(HPF_THREADS, 1)
                   Real* out) {                     // (Z,)
   using L = Layout<Real>;
   const int in_warp = threadIdx.x % warp, lane = in_warp % L::lanes, group = in_warp / L::lanes;
-  const long long stride = (long long)gridDim.x * (HPF_THREADS / warp) * L::groups;
-  for (long long first = global_warp() * L::groups; first < pairs; first += stride) {
-    const long long z = first + group, at = z < pairs ? z : pairs - 1;
-    Slice<Real> mine, theirs;
-    mine.load(theta, row[at], lane);
-    theirs.load(beta, column[at], lane);
-    const Real rate = sum_lanes<L::lanes>(mine.dot(theirs));
-    if (z < pairs && lane == 0) out[z] = rate;
-  }
+  const long long first = global_warp() * L::groups;
+  if (first >= pairs) return;
+  const long long z = first + group, at = z < pairs ? z : pairs - 1;
+  Slice<Real> mine, theirs;
+  mine.load(theta, row[at], lane);
+  theirs.load(beta, column[at], lane);
+  const Real rate = sum_lanes<L::lanes>(mine.dot(theirs));
+  if (z < pairs && lane == 0) out[z] = rate;
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import os
@@ -55,8 +56,11 @@ def build(
     loaded = runtime(flavour)
     # The source itself is there for g++ to quote.
     files = {"translated.cpp": _translate(source, names, filename), Path(filename).name: source}
-    flags = [*toolchain.COMMON_FLAGS, *chosen.kernel_flags, "-shared", f"-I{INCLUDE}", *_passed_on(options)]
-    library = cached("kernel", files, [*flags, "translated.cpp", str(loaded.library)])
+    flags = [*toolchain.COMMON_FLAGS, *chosen.kernel_flags]
+    # Found before the header itself, which g++ falls back to where it cannot use this one.
+    folders = [f"-I{_precompiled(tuple(flags)).parent}", f"-I{INCLUDE}"]
+    arguments = [*flags, "-shared", *folders, *_passed_on(options), "translated.cpp", str(loaded.library)]
+    library = cached("kernel", files, arguments)
     return Module(library, names, loaded)
 
 
@@ -101,6 +105,14 @@ def _passed_on(options: Iterable[str]) -> list[str]:
 
 
 @functools.cache
+def _precompiled(flags: tuple[str, ...]) -> Path:
+    """Return what every kernel includes first, precompiled: half of what g++ does for a small kernel."""
+    content = [path.read_text(encoding="utf-8") for path in HEADERS]
+    header = ["-x", "c++-header", str(INCLUDE / "cuda_builtins.h")]
+    return cached("builtins", {}, [*flags, *header], content, "{}/cuda_builtins.h.gch")
+
+
+@functools.cache
 def runtime(flavour: str) -> Runtime:
     """Return the runtime that executes kernels of a flavour; there is one of each in a process."""
     chosen = toolchain.require(flavour)
@@ -116,28 +128,41 @@ def runtime(flavour: str) -> Runtime:
 
 
 def cached(
-    kind: str, files: Mapping[str, str], arguments: Sequence[str], content: Sequence[str] = ()
+    kind: str,
+    files: Mapping[str, str],
+    arguments: Sequence[str],
+    content: Sequence[str] = (),
+    name: str = "{}.so",
 ) -> Path:
-    """Return a library; compile it unless one made of the same is there already.
+    """Return what g++ makes, such as a library; run it unless the same is there already.
 
     g++ runs with ``arguments`` in a directory with ``files``; ``content`` is what else the library is
-    made of.  A library appears under its name when it is complete, so that processes may build the same
-    one at the same time.
+    made of.  A library appears under its name when it is complete.  Of processes that want the same
+    one at the same time, one makes it and the others wait.
     """
-    made_of = "\0".join([*files, *files.values(), *arguments, *content])
+    made_of = "\0".join([toolchain.compiler(), *files, *files.values(), *arguments, *content])
     key = hashlib.sha256(made_of.encode()).hexdigest()[:24]
-    library = _cache_directory() / f"{kind}-{key}.so"
+    directory = _cache_directory()
+    library = directory / name.format(f"{kind}-{key}")
     if library.exists():
         return library
-    with tempfile.TemporaryDirectory(dir=library.parent) as directory:
+    with open(directory / "lock", "a") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX, 1, int(key[:8], 16))  # a byte of it for each library
+        if not library.exists():
+            _make(library, files, arguments)
+    return library
+
+
+def _make(library: Path, files: Mapping[str, str], arguments: Sequence[str]) -> None:
+    with tempfile.TemporaryDirectory(dir=_cache_directory()) as directory:
         work = Path(directory)
         for name, text in files.items():
             (work / name).write_text(text, encoding="utf-8")
-        complaint = toolchain.compile([*arguments, "-o", "out.so"], work)
+        complaint = toolchain.compile([*arguments, "-o", "made"], work)
         if complaint:
             raise CompileError(complaint)
-        os.replace(work / "out.so", library)
-    return library
+        library.parent.mkdir(exist_ok=True)
+        os.replace(work / "made", library)
 
 
 def _cache_directory() -> Path:
