@@ -13,16 +13,16 @@ from hpf_gpu.datasets import load_online_retail
 MATRICES = ("Theta", "Beta", "Gamma_shp", "Gamma_rte", "Lambda_shp", "Lambda_rte")
 
 #: Largest relative Frobenius error by dtype and iterations.  Beside it the largest one measured: numpy and
-#: openmp (AVX-512), K = 5, 30, 64, sum_exp_trick on and off, both data sets.
+#: openmp with every instruction set, K = 5, 30, 64, sum_exp_trick on and off, both data sets.
 LIMITS = {
     ("float64", 10): 1e-9,  # 8e-14
-    ("float64", 100): 1e-8,  # 6e-13
+    ("float64", 100): 1e-8,  # 9e-13
     ("float32", 2): 1e-5,  # 2.2e-6
     ("float32", 10): 1e-4,  # 1.3e-5
 }
 #: After 100 float32 iterations: shapes and predictions, and the others once one scalar per factor is
 #: taken out.
-LIMIT_FLOAT32_100 = 5e-3  # 3.7e-4
+LIMIT_FLOAT32_100 = 5e-3  # 4.0e-4
 
 #: Fits of which some rows are kept as golden figures: data set, k, use_float, iterations.
 GOLDEN_CASES = [

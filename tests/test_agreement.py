@@ -13,8 +13,9 @@ from parity import DATA, MATRICES, parameters, relative_error
 from hpf_gpu import HPF
 from hpf_gpu.datasets import load_online_retail
 
-#: After 50 iterations.  Beside it the largest measured, K = 5, 30, 64, both data sets, two threads.
-AGREEMENT = {"float64": 1e-10, "float32": 1e-4}  # 3e-13, 5e-5
+#: After 50 iterations.  Beside it the largest measured over all instruction sets, with two threads.  They are
+#: 5,800 roundings in float64; as many of float32's 6e-8 are 3.5e-4.
+AGREEMENT = {"float64": 1e-11, "float32": 4e-4}  # 6.4e-13, 5.7e-5
 
 
 @pytest.mark.parametrize("name", [name for name in conftest.BACKENDS if name != "numpy"])

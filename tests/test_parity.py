@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import conftest
 import numpy as np
 import pytest
 from parity import (
@@ -27,16 +26,7 @@ def golden():
         return dict(arrays)
 
 
-def golden_cases():
-    """Of every backend; NumPy's hundred iterations of Online Retail take as long as all others together."""
-    for name in conftest.BACKENDS:
-        for case in GOLDEN_CASES:
-            long = name == "numpy" and case[0] == "online_retail" and case[-1] == 100
-            marks = [pytest.mark.slow] if long else []
-            yield pytest.param(name, case, marks=marks, id="-".join(map(str, (name, *case))))
-
-
-@pytest.mark.parametrize(("backend_name", "case"), list(golden_cases()))
+@pytest.mark.parametrize("case", GOLDEN_CASES, ids=lambda case: "-".join(map(str, case)))
 def test_golden_figures(case, golden, backend_name):
     data, k, use_float, iterations = case
     model = HPF(**parameters(k, use_float, iterations), backend=backend_name).fit(DATA[data]())
