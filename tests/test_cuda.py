@@ -513,7 +513,7 @@ def test_parts_on_their_way_to_the_host(cuda: Any, monkeypatch: pytest.MonkeyPat
         np.testing.assert_array_equal(part, want)
 
 
-@pytest.mark.parametrize(("shape", "segment"), [((800, 500), 256), ((4000, 20), 256), ((100, 250), 4)])
+@pytest.mark.parametrize(("shape", "segment"), [((800, 500), 256), ((4000, 20), 256), ((1000, 25), 4)])
 @pytest.mark.parametrize(
     "arguments",
     [
