@@ -100,6 +100,15 @@ def test_callback_stops_the_fit(true, recwarn):
     assert_same_fit(model, fit(model_of("maxiter", maxiter=6)))
 
 
+def test_a_fit_that_is_stopped_between_checks_is_checked():
+    model = fit(
+        model_of("train-llk", check_every=4, stop_thr=1e-9), callback=lambda check: check.iteration == 6
+    )
+    assert model.history_.iteration.tolist() == [4, 6]
+    whole = fit(model_of("train-llk", check_every=2, stop_thr=1e-9, maxiter=6))
+    assert model.train_llk == model.history_.llk.iloc[-1] == whole.train_llk
+
+
 @pytest.mark.parametrize("other", [None, False, 1, "stop", np.False_])
 def test_other_answers_let_it_go_on(other):
     assert fit(model_of("maxiter"), callback=lambda check: other).niter == 17

@@ -380,6 +380,17 @@ def test_items_of_users_are_replaced_and_added(data):
     assert indices.dtype == np.int32
 
 
+@pytest.mark.parametrize("update_existing", [False, True])
+def test_column_sums_follow_the_users(update_existing, backend_name):
+    """Items that are folded in afterwards see the users as they are, and each of them once."""
+    model = quick(backend=backend_name, use_float=False).fit(COUNTS)
+    few = COUNTS[COUNTS.UserId.isin([101, 105, 107])].assign(Count=lambda frame: frame.Count * 3)
+    model.add_users(few if update_existing else few.assign(UserId=few.UserId + 1000), update_existing)
+    for posterior, mean in zip(model._fitted.posteriors, (model.Theta, model.Beta), strict=True):
+        # A sum of 63 numbers, each rounded once.
+        np.testing.assert_allclose(posterior.column_sums, mean.sum(axis=0), rtol=63 * 2**-52)
+
+
 # -- errors ------------------------------------------------------------------------------------
 
 

@@ -126,6 +126,12 @@ def test_explicit_zeros_are_no_items():
     train = sparse.csr_array((np.array([0.0, 1.0]), (np.array([0, 0]), np.array([0, 1]))), shape=(1, 3))
     held_out = sparse.csr_array([[1, 0, 0]])
     assert evaluate_ranking(lambda users: np.array([[3.0, 2.0, 1.0]]), train, held_out, n=1).recall == 1
+    # Nor are they among those that are looked for, and who has no others is not counted.
+    entries = (np.array([1.0, 0.0, 0.0]), (np.array([0, 0, 1]), np.array([0, 2, 1])))
+    with_zeros = sparse.csr_array(entries, shape=(2, 3))
+    nothing = sparse.csr_array((2, 3))
+    found = evaluate_ranking(lambda users: np.array([[3.0, 2.0, 1.0]] * len(users)), nothing, with_zeros, n=1)
+    assert (found.recall, found.n_users) == (1, 1)
 
 
 TRAIN, HELD_OUT = sparse.csr_array([[1, 0, 0], [0, 1, 0]]), sparse.csr_array([[0, 1, 0], [0, 0, 1]])

@@ -437,3 +437,13 @@ def test_the_example_with_parquet(frame: pd.DataFrame, tmp_path: Path) -> None:
         model.partial_fit(plays.read_row_group(group).to_pandas(), **sizes(frame))
     assert model.niter == plays.num_row_groups == 4
     assert set(seen_pairs(model)) == pairs(frame)
+
+
+def test_users_that_are_added_leave_what_was_announced(frame: pd.DataFrame) -> None:
+    """Users are still expected in batches after one was added by herself."""
+    first, *others = batches(frame, "UserId", 4)
+    model = model_of().partial_fit(first, **sizes(frame))
+    model.add_user("somebody", frame[["ItemId", "Count"]].drop_duplicates("ItemId").head(5))
+    assert model.nusers == frame.UserId.nunique()
+    model.partial_fit(others[0])
+    assert model.nusers == frame.UserId.nunique()
