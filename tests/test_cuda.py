@@ -119,6 +119,8 @@ def triangle(k: int, lows: tuple[float, float] | None = None) -> contract.Case:
     """Rows and columns of every length from 0 to 130; with ``lows``, many products underflow."""
     rng, (n, m) = np.random.default_rng(k), (131, 130)
     y = np.tril(rng.geometric(0.3, (n, m)), -1).astype(np.float64)
+    if conftest.SIMULATED in ("asan", "tsan"):  # a few lengths, for they take minutes
+        y[np.arange(n) % 13 > 0] = 0
     if lows is None:
         return contract.Case("triangle", y, contract._parameters(rng, n, k), contract._parameters(rng, m, k))
     shapes = (contract._disjoint(size, k, rng.uniform(*lows, (size, 1))) for size in (n, m))
