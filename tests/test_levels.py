@@ -11,6 +11,7 @@ import oracle
 import pytest
 import test_backend_contract as contract
 from parity import online_retail, random_strings, relative_error
+from scipy import sparse
 
 from hpf_gpu import HPF
 from hpf_gpu.backends import create
@@ -122,6 +123,22 @@ def test_underflow_in_every_row_block(level, k, threads, dtype):
             contract.assert_close(backend.asnumpy(got), want, tolerance.allocate)
     got = backend.log_normalizer_sum(counts, users, items)
     contract.assert_near(got, normalizer, tolerance.log_sums, abs(normalizer) + float(case.y.sum()))
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_many_more_column_blocks_than_row_blocks(threads):
+    """Factors of 2,048 columns fill the largest block, so a thread meets five blocks and more."""
+    rng, k = np.random.default_rng(3), 500
+    csr = sparse.random_array((60, 9000), density=0.05, rng=rng, dtype=np.float64, format="csr")
+    csr.data = np.ceil(csr.data * 9)
+    sides = [contract._parameters(rng, n, k) for n in csr.shape]
+    found = []
+    for backend in (create("openmp", np.float64, threads), create("numpy", np.float64)):
+        users, items = (contract.make_factor(backend, side) for side in sides)
+        statistics = backend.allocate(backend.counts(csr, k), users, items)
+        found.append([backend.asnumpy(statistic) for statistic in statistics])
+    for got, want in zip(*found, strict=True):
+        contract.assert_close(got, want, contract.TOLERANCE["float64"].allocate)
 
 
 @DTYPES
