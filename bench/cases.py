@@ -107,7 +107,7 @@ class Case:
     def small(self) -> Case:
         """The same on little data and once, to see that it works."""
         lengths = {who: sorted({min(length, 4) for length in given}) for who, given in self.lengths.items()}
-        quick = {"rounds": 1, "limit": 20.0, "k": self.k[:2], "lengths": lengths}
+        quick = {"rounds": 1, "limit": 300.0, "k": self.k[:2], "lengths": lengths}
         return replace(self, name=f"{self.name}-small", data="small", **quick)
 
 
