@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from safetensors.numpy import load_file, save_file
+from scipy import sparse
 from test_folding import COUNTS
 
 from hpf_gpu import HPF, ModelFileError
@@ -278,6 +279,16 @@ def test_other_data(tmp_path):
             model_of("val-llk").fit(data, VALIDATION, checkpoint=path)
     with pytest.raises(ValueError, match="another val_set"):
         model_of("val-llk").fit(COUNTS, VALIDATION.iloc[1:], checkpoint=path)
+
+
+def test_the_same_counts_elsewhere_are_other_data(tmp_path):
+    """Where counts are is in their checksum, not their values alone."""
+    path, ones = tmp_path / "state", np.ones((9, 7))
+    ones[0, 3] = ones[4, 4] = 0
+    model_of("maxiter", maxiter=4).fit(sparse.csr_array(ones), checkpoint=path, checkpoint_every=2)
+    for moved in (ones[:, ::-1], ones[::-1]):
+        with pytest.raises(ValueError, match="another counts_df"):
+            model_of("maxiter", maxiter=9).fit(sparse.csr_array(moved), checkpoint=path)
 
 
 def test_the_same_data_in_other_forms(tmp_path):

@@ -437,6 +437,13 @@ def test_topn_pools(fitted):
     assert fitted.topN(0, n=3, exclude_seen=False, items_pool=[items[4]]).tolist() == [items[4]]
     for pool in (set(items[:4]), (item for item in items[:4]), pd.Series(items[:4], index=[7, 7, 8, 9])):
         assert sorted(fitted.topN(0, exclude_seen=False, items_pool=pool)) == sorted(items[:4])
+    # Of what a user has had nothing is recommended, however few are left.
+    indptr, seen = fitted._fitted.seen
+    row = int(np.argmax(np.diff(indptr)))
+    user, had = fitted.user_mapping_[row], items[seen[indptr[row] : indptr[row + 1]]]
+    pool = [had[0], np.setdiff1d(items, had)[0], had[-1]]
+    assert fitted.topN(user, n=3, items_pool=pool).tolist() == [pool[1]]
+    assert fitted.topN([user], n=3, items_pool=pool).tolist() == [[pool[1], None, None]]
     with pytest.raises(ValueError, match="none of the items"):
         fitted.topN(0, items_pool=["x"])
     with pytest.raises(ValueError, match="items_pool is empty"):

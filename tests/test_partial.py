@@ -17,7 +17,7 @@ from hpf_gpu import HPF
 from hpf_gpu.backends import create
 from hpf_gpu.data import training_data
 from hpf_gpu.stochastic import Batch, Local, run_epoch, with_rank_one
-from hpf_gpu.variational import start_sides
+from hpf_gpu.variational import start_sides, with_start_rows
 
 MATRICES = ("Theta", "Beta", "Gamma_shp", "Gamma_rte", "Lambda_shp", "Lambda_rte", "k_rte", "t_rte")
 
@@ -447,3 +447,20 @@ def test_users_that_are_added_leave_what_was_announced(frame: pd.DataFrame) -> N
     assert model.nusers == frame.UserId.nunique()
     model.partial_fit(others[0])
     assert model.nusers == frame.UserId.nunique()
+
+
+@pytest.mark.parametrize("hierarchical", [True, False])
+def test_new_rows_beside_biases_begin_like_the_others(frame: pd.DataFrame, hierarchical: bool) -> None:
+    """Their column of ones is one, and the rates that are blended are those of columns that have some."""
+    model = model_of(bias=True, hierarchical=hierarchical, use_float=False, backend="numpy")
+    model.partial_fit(frame, **sizes(frame))
+    for posterior in model._fitted.posteriors:
+        longer = with_start_rows(posterior, 3, np.random.default_rng(1))
+        mean = longer.shape / (longer.rate_rows + longer.rate_columns)
+        np.testing.assert_allclose(mean[:, posterior.prior.ones], 1.0, rtol=1e-15)
+        assert (np.delete(mean[-3:], posterior.prior.ones, axis=1) > 0).all()
+    backend = create("numpy", np.dtype(np.float64))
+    for side in start_sides(backend, model._priors(), (7, 4), 7, seed=1):
+        free = np.delete(side.factor.rate_rows, list(side.prior.held), axis=1)
+        got = with_rank_one(backend, side).factor.rate_rows
+        np.testing.assert_allclose(got, free.mean(axis=1, keepdims=True), rtol=1e-14)
