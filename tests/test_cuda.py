@@ -575,7 +575,8 @@ def test_composed_form(cuda: Any, name: str) -> None:
     counts = composed.counts(case.csr(composed.dtype), case.k)
     wanted = contract.expected_statistics(name)
     for exact in (False, True):
-        got = composed.allocate(counts, users, items, exact=exact)
+        old = tuple(composed.asarray(np.ones((n, case.k))) for n in case.y.shape)  # to be forgotten
+        got = composed.allocate(counts, users, items, exact=exact, out=old)
         for statistic, want in zip(got, wanted, strict=True):
             limit = contract.TOLERANCE[cuda.dtype.name].allocate
             contract.assert_close(composed.asnumpy(statistic), want, limit)
@@ -668,6 +669,21 @@ def test_the_same_pair_on_the_device_is_summed_in_double(cuda: Any) -> None:
     got = sparse.csr_array((csr.data.get(), csr.indices.get(), csr.indptr), shape=csr.shape)
     assert csr.nnz == 300
     assert (got.toarray() == 2.0**24 + 2).all()
+
+
+@pytest.mark.parametrize("doubled", [0, 1, 2])
+def test_few_pairs_on_the_device_are_given_twice(cuda: Any, doubled: int) -> None:
+    """None, one or two of them: each is one nonzero then."""
+    import cupy as cp
+
+    row, column = np.arange(50) % 9, np.arange(50) % 8
+    row, column = (np.concatenate([numbers, numbers[:doubled]]) for numbers in (row, column))
+    numbers = (cp.asarray(x.astype(np.int32)) for x in (row, column))
+    csr = cuda._sorter.canonical(Triplets((9, 8), *numbers, cp.ones(50 + doubled, cuda.dtype), 0))
+    got = sparse.csr_array((csr.data.get(), csr.indices.get(), csr.indptr), shape=csr.shape)
+    want = sparse.coo_array((np.ones(len(row)), (row, column)), shape=(9, 8)).tocsr()
+    assert csr.nnz == got.nnz == want.nnz == 50
+    np.testing.assert_array_equal(got.toarray(), want.toarray())
 
 
 @pytest.mark.parametrize("reindex", [True, False])
