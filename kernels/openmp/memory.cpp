@@ -7,7 +7,7 @@ namespace hpf {
 
 namespace {
 
-constexpr std::align_val_t line{64};
+constexpr std::align_val_t line{128};     // two lines of the cache: processors prefetch the other one
 std::atomic<int64_t> before_failure{-1};  // allocations; negative: there will be none
 std::atomic<int64_t> in_use{0};
 

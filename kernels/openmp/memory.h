@@ -6,8 +6,9 @@
 
 namespace hpf {
 
-// Memory for `count` objects of `size` bytes, on whole cache lines and not one byte longer, so that a sanitizer sees
-// what goes beyond.  Throws std::bad_alloc: never call it in a parallel region, which an exception must not leave.
+// Memory for `count` objects of `size` bytes, on whole pairs of cache lines and not one byte longer, so that a
+// sanitizer sees what goes beyond.  Throws std::bad_alloc: never call it in a parallel region, which an exception must
+// not leave.
 void* take_memory(int64_t count, size_t size);
 void give_back(void* memory) noexcept;
 

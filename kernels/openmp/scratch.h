@@ -30,7 +30,7 @@ static inline int thread_number() {
 template <class T>
 struct Scratch {
   explicit Scratch(int64_t size, int threads = 1)
-      : bytes_of_share((size * int64_t(sizeof(T)) + 63) / 64 * 64),
+      : bytes_of_share((size * int64_t(sizeof(T)) + 127) / 128 * 128),
         data(static_cast<T*>(take_memory((threads - 1) * bytes_of_share + size * int64_t(sizeof(T)), 1))) {}
   ~Scratch() { give_back(data); }
   Scratch(const Scratch&) = delete;

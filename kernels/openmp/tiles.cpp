@@ -74,10 +74,16 @@ Tiles<T>::Tiles(int64_t rows, int64_t columns, const Index* indptr, const Index*
   segment_size_.resize(tiles_.back().first_segment);
   column_.resize(nonzeros + nonzeros_beyond);
   value_.resize(nonzeros);
-  Numbers<Tile> next_of_tile = tiles_;  // taken here, for no exception may leave a parallel region
+  std::fill_n(segment_row_.end() - segments_beyond, segments_beyond, 0);
+  std::fill_n(column_.end() - nonzeros_beyond, nonzeros_beyond, 0);
+  // Where each thread is in its tiles: on cache lines of its own, and taken here, for no exception may leave a
+  // parallel region.
+  const int64_t apart = (column_blocks + 7) / 8 * 8;
+  Numbers<Tile> next_of_tile(row_blocks * apart);
 #pragma omp parallel for schedule(static, 1) num_threads(static_cast<int>(row_blocks))
   for (int64_t r = 0; r < row_blocks; ++r) {
-    Tile* at = next_of_tile.data() + r * column_blocks;
+    Tile* at = next_of_tile.data() + r * apart;
+    std::copy_n(tiles_.begin() + r * column_blocks, column_blocks, at);
     for_each_run(r, [&](int64_t c, int64_t u, int64_t begin, int64_t end) {
       segment_row_[at[c].first_segment] = static_cast<int32_t>(u);
       segment_size_[at[c].first_segment++] = static_cast<int32_t>(end - begin);

@@ -7,13 +7,15 @@
 #pragma once
 
 #include <cstdint>
+#include <new>
 #include <vector>
 
 #include "memory.h"
 
 namespace hpf {
 
-// A vector's memory is the module's.
+// A vector's memory is the module's, and numbers that it grows by without a value are not set: they are written
+// once, by the threads that make them.
 template <class T>
 struct Allocator {
   using value_type = T;
@@ -22,6 +24,14 @@ struct Allocator {
   Allocator(const Allocator<Other>&) {}
   T* allocate(size_t size) { return static_cast<T*>(take_memory(static_cast<int64_t>(size), sizeof(T))); }
   void deallocate(T* memory, size_t) { give_back(memory); }
+  template <class Number>
+  void construct(Number* at) noexcept {
+    ::new (static_cast<void*>(at)) Number;
+  }
+  template <class Number, class Value>
+  void construct(Number* at, const Value& value) noexcept {
+    ::new (static_cast<void*>(at)) Number(value);
+  }
   friend bool operator==(const Allocator&, const Allocator&) { return true; }
   friend bool operator!=(const Allocator&, const Allocator&) { return false; }
 };
