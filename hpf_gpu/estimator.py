@@ -418,11 +418,6 @@ class HPF(FoldingModel):
         """Take what a fit leaves, in one assignment, and write it to ``save_folder`` if there is one."""
         users, items = result.model.blocks[0].users, result.model.items
         means = [backend.asnumpy(backend.mean(side.factor)) for side in (users, items)]
-        for name, mean in zip(("Theta", "Beta"), means, strict=True):
-            if np.isinf(mean).any():
-                raise ValueError(
-                    f"{name} is too large for {mean.dtype}: take use_float=False, or priors nearer to 1"
-                )
         posteriors = None
         if self.keep_all_objs or self.save_folder is not None:
             posteriors = (posterior_of(backend, users), posterior_of(backend, items))

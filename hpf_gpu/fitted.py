@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
@@ -15,7 +16,7 @@ from .variational import Posterior
 
 @dataclass(frozen=True)
 class Fitted:
-    """A fitted model without its settings.
+    """A fitted model without its settings; ValueError if Theta or Beta are too large for their type.
 
     Whatever changes a model makes a new value and hands it over in one assignment, so an interrupt leaves
     the old model or the new one.  Whatever answers takes the value once, so a thread that reads while
@@ -35,6 +36,13 @@ class Fitted:
     history: pd.DataFrame
     seed: int  # that the start values were drawn with
     backend: str  # name of the one that fitted
+
+    def __post_init__(self) -> None:
+        for name, mean in (("Theta", self.theta), ("Beta", self.beta)):
+            if np.isinf(mean).any():
+                raise ValueError(
+                    f"{name} is too large for {mean.dtype}: take use_float=False, or priors nearer to 1"
+                )
 
     @property
     def known_posteriors(self) -> tuple[Posterior, Posterior]:

@@ -722,6 +722,15 @@ def test_factors_beyond_the_precision_are_an_error():
     with pytest.raises(ValueError, match="is too large for float32: take use_float=False"):
         model.fit(sparse.eye_array(3, format="csr") * 2)
     assert not model.is_fitted
+    # Nor do batches and users leave such factors: the model stays as it was.
+    model = HPF(k=2, random_seed=1, verbose=False, hierarchical=False, a=1e30, b_prime=1e-30)
+    frame = pd.DataFrame({"UserId": [0, 1, 2], "ItemId": [0, 1, 0], "Count": [1.0, 2.0, 3.0]})
+    model.partial_fit(frame, nusers=3, nitems=2, step_size=1.0)
+    before = model.Theta.copy()
+    with pytest.raises(ValueError, match="is too large for float32: take use_float=False"):
+        model.partial_fit(frame, step_size=1.0)
+    assert np.array_equal(model.Theta, before)
+    assert model.niter == 1
 
 
 def test_auto_is_asked_for_the_width_with_biases(monkeypatch):
