@@ -235,8 +235,8 @@ def _make_case(name: str) -> Case:
         case "fractional counts":
             base = case(23, 31, 5, 130)
             return dataclasses.replace(base, y=_float32_exact(base.y * rng.uniform(1e-3, 1, base.y.shape)))
-        case "start values" | "start values, K=1":  # rates as full matrices
-            k = 1 if name.endswith("1") else 30
+        case "start values" | "start values, K=1" | "start values, K=20":  # rates as full matrices
+            k = int(name.partition("=")[2] or 30)
             users, items = (
                 Parameters(
                     _float32_exact(0.3 + 0.01 * rng.random((n, k))),
@@ -271,6 +271,7 @@ ALL_CASES = (
     "fractional counts",
     "start values",
     "start values, K=1",
+    "start values, K=20",  # an odd number of groups of eight
     "small shapes",
     "disjoint",
     "nearly disjoint",
