@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 from scipy.special import gammaln
 
-from hpf_gpu.backends import protocol
+from hpf_gpu.backends import create, protocol
 from hpf_gpu.backends.protocol import Array, Backend, Factor, Host
 from hpf_gpu.convergence import Check
 from hpf_gpu.inference import Fit, Schedule, State, fit, iterate
@@ -877,6 +877,19 @@ def test_operations_repeat_and_leave_inputs_alone(backend: Backend, case: Case) 
             np.testing.assert_array_equal(one, other, err_msg=name)
         for kept, now in zip(before, inputs(), strict=True):
             np.testing.assert_array_equal(now, kept, err_msg=name)
+
+
+@pytest.mark.skipif("numpy" not in conftest.BACKENDS, reason="this process holds the simulated backend alone")
+@pytest.mark.parametrize("name", ["K=30", "start values"])
+def test_numpy_works_in_blocks_of_any_size(
+    name: str, dtype: np.dtype[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of seven rows at once, where small data have but one block."""
+    monkeypatch.setattr("hpf_gpu.backends.numpy_backend._BLOCK_BYTES", 7 * 30 * 8)
+    backend, case, tolerance = create("numpy", dtype), make_case(name), TOLERANCE[dtype.name]
+    test_gamma_update(backend, case, tolerance, 0.3, False)
+    test_mean(backend, case, tolerance)
+    test_gamma_elbo(backend, case, tolerance, 0.3, 0.3, 1.0)
 
 
 # -- whole fits --------------------------------------------------------------------------------
