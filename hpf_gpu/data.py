@@ -325,11 +325,13 @@ def _triplets(data: Any, columns: Sequence[str], name: str) -> list[Any]:
         if doubled:
             raise ValueError(f"{name} has several columns {doubled[0]!r}")
         series = [data[column] for column in columns]
-        if pd.api.types.is_string_dtype(series[-1].dropna()):
-            example = f"the first is {shown(series[-1].iloc[0])}"
-            raise ValueError(
-                f"counts in {name} are strings, {example}: pass numbers, as pandas.to_numeric makes"
-            )
+        if not pd.api.types.is_numeric_dtype(series[-1]):
+            counts = series[-1].dropna()
+            if len(counts) and pd.api.types.is_string_dtype(counts):
+                example = f"the first is {shown(counts.iloc[0])}"
+                raise ValueError(
+                    f"counts in {name} are strings, {example}: pass numbers, as pandas.to_numeric makes"
+                )
     elif isinstance(data, np.ndarray):
         data = native(np.asarray(data))  # numpy.matrix has no columns of one dimension
         if data.ndim != 2 or data.shape[1] != len(columns):

@@ -52,6 +52,8 @@ BAD_DATA = {
     ),
     "two-columns": (frame()[["UserId", "ItemId", "Count", "Count"]], ValueError, "several columns 'Count'"),
     "empty-frame": (frame().iloc[:0], ValueError, "empty"),
+    "empty-columns": (pd.DataFrame(columns=["UserId", "ItemId", "Count"]), ValueError, "counts_df is empty"),
+    "no-counts": (frame(Count=pd.Series([None] * 3, dtype=object)), ValueError, "count None in row 0"),
     "all-zero": (frame(Count=[0, 0, 0]), ValueError, "no count above zero"),
     "dense": (np.ones((5, 7)), ValueError, r"shape \(5, 7\).*scipy.sparse.csr_array"),
     "vector": (np.ones(5), ValueError, r"shape \(5,\)"),
