@@ -87,7 +87,7 @@ def fit_torch(given: Input, task: Task) -> Fitted:
     from gpu.state import PRIOR
     from gpu.torch_update import Model
 
-    from hpf_gpu.variational import draw_start_values
+    from hpf_gpu.model.variational import draw_start_values
 
     torch.set_num_threads(task.threads)
     dtype = np.dtype(task.dtype)

@@ -35,7 +35,7 @@ ROOT = HERE.parent
 PYTHON = sys.executable
 CUDA_TOOLS = ("/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer")
 SHAPES = ("lastfm", "netflix", "taste")
-DOCTOR = "import sys; from hpf_gpu.cli import main; sys.exit(main(['doctor']))"
+DOCTOR = "import sys; from hpf_gpu.app.cli import main; sys.exit(main(['doctor']))"
 
 
 def program(name: str, *arguments: object) -> tuple[str, ...]:

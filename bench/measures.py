@@ -22,8 +22,8 @@ from likelihood import held_out_likelihoods, training_likelihood
 from operations import as_texts, encodings, operations
 
 from hpf_gpu.backends import create
-from hpf_gpu.data import training_data
-from hpf_gpu.inference import iterate
+from hpf_gpu.data.counts import training_data
+from hpf_gpu.model.inference import iterate
 
 Entry = dict[str, Any]
 

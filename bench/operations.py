@@ -33,9 +33,9 @@ import pandas as pd
 from cases import Input
 from ceilings import Ceilings
 from gpu.state import PRIOR, started
+from hpf_gpu.data.counts.ids import encode
 
 from hpf_gpu.backends.protocol import Backend
-from hpf_gpu.ids import encode
 
 _MOST_PAIRS, _RANKED_USERS, _PLACES = 1 << 20, 2000, 10
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .backends.protocol import BackendUnavailable, NotEnoughMemory
     from .estimator import HPF
-    from .tensor_file import ModelFileError
+    from .files.tensor_file import ModelFileError
 else:
     # Imported when asked for: `hpf-gpu doctor` has to speak where NumPy or pandas is broken.
     _HOMES = {

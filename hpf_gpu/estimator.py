@@ -15,17 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backends.protocol import Backend, Counts
-from .checkpoint import Checkpoint, Identity
-from .convergence import Check, history_frame
-from .data import TrainingData, held_out_pairs, known_factors, training_data
-from .fitted import Fitted
-from .folding import FoldingModel
-from .inference import Fit, Schedule, State, fit
-from .likelihood import Objective
-from .parameters import check_parameters, default_step_size, seed_or_fresh, whole_number
-from .progress import ProgressBar
-from .storage import write_csv_folder
-from .variational import Block, Model, Pairs, posterior_of, start_sides
+from .data.counts import TrainingData, held_out_pairs, known_factors, training_data
+from .files.checkpoint import Checkpoint, Identity
+from .files.csv_folder import write_csv_folder
+from .fitting.folding import FoldingModel
+from .fitting.progress import ProgressBar
+from .model.convergence import Check, history_frame
+from .model.fitted import Fitted
+from .model.inference import Fit, Schedule, State, fit
+from .model.likelihood import Objective
+from .model.settings import check_parameters, default_step_size, seed_or_fresh, whole_number
+from .model.variational import Block, Model, Pairs, posterior_of, start_sides
 
 
 @dataclass(frozen=True)

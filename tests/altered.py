@@ -9,7 +9,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from hpf_gpu.tensor_file import checksum
+from hpf_gpu.files.tensor_file import checksum
 
 #: What a field of a header is replaced by: every type of JSON, and numbers out of any range.
 VALUES = (

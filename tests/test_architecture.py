@@ -162,7 +162,7 @@ def test_import_loads_neither_backends_nor_plots():
 
 def test_the_package_itself_loads_nothing():
     """So that `hpf-gpu doctor` has its say where NumPy or pandas is broken."""
-    loaded = run("import sys, hpf_gpu.doctor, hpf_gpu.cli; print(*sys.modules)")
+    loaded = run("import sys, hpf_gpu.app.doctor, hpf_gpu.app.cli; print(*sys.modules)")
     assert not {"numpy", "scipy", "pandas", "tqdm"} & set(loaded)
 
 

@@ -27,10 +27,10 @@ from scipy.special import gammaln
 
 from hpf_gpu.backends import create, protocol
 from hpf_gpu.backends.protocol import Array, Backend, Factor, Host
-from hpf_gpu.convergence import Check
-from hpf_gpu.inference import Fit, Schedule, State, fit, iterate
-from hpf_gpu.likelihood import Objective, log_factorial_sum, pair_llk
-from hpf_gpu.variational import Block, Model, Pairs, Prior, draw_start_values, start_side
+from hpf_gpu.model.convergence import Check
+from hpf_gpu.model.inference import Fit, Schedule, State, fit, iterate
+from hpf_gpu.model.likelihood import Objective, log_factorial_sum, pair_llk
+from hpf_gpu.model.variational import Block, Model, Pairs, Prior, draw_start_values, start_side
 
 # -- tolerances --------------------------------------------------------------------------------
 

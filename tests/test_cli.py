@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-RUN = "import sys; from hpf_gpu.cli import main; sys.exit(main(sys.argv[1:]))"
+RUN = "import sys; from hpf_gpu.app.cli import main; sys.exit(main(sys.argv[1:]))"
 COMMANDS = (["doctor"], ["demo", "--k", "2", "--backend", "numpy"])
 
 

@@ -9,8 +9,8 @@ import pytest
 from test_backend_contract import SMALL
 
 from hpf_gpu.backends import create
-from hpf_gpu.convergence import Check, has_converged
-from hpf_gpu.inference import Schedule, State, fit
+from hpf_gpu.model.convergence import Check, has_converged
+from hpf_gpu.model.inference import Schedule, State, fit
 
 
 @pytest.mark.parametrize("rule", ["train-llk", "val-llk", "elbo"])

@@ -26,7 +26,7 @@ from hpf_gpu import HPF, BackendUnavailable, NotEnoughMemory
 from hpf_gpu.backends import create, cuda_layout
 from hpf_gpu.backends.cuda_input import Triplets, from_matrix
 from hpf_gpu.backends.cuda_source import Variant
-from hpf_gpu.inference import iterate
+from hpf_gpu.model.inference import iterate
 
 if "cuda" not in conftest.BACKENDS:
     pytest.skip(f"cuda: {conftest.MISSING['cuda']}", allow_module_level=True)
@@ -418,7 +418,7 @@ def test_a_forked_child_is_told(cuda32: Any) -> None:
 
 
 def test_many_users_are_ranked_on_the_device(cuda32: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hpf_gpu import recommending
+    from hpf_gpu.answers import recommending
     from hpf_gpu.backends.cuda_backend import CudaBackend
 
     model, called = fit(random_counts()), []
@@ -477,7 +477,7 @@ def test_memory_that_others_took_meanwhile(cuda32: Any, monkeypatch: pytest.Monk
     """Where CuPy finds no memory in an operation, the user hears which, and what to do."""
     import cupy as cp
 
-    from hpf_gpu import recommending
+    from hpf_gpu.answers import recommending
 
     model = fit(random_counts())
     monkeypatch.setattr(recommending, "_WORTH_A_GPU", 1)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from hpf_gpu import __version__, demo
-from hpf_gpu.cli import main
+from hpf_gpu import __version__
+from hpf_gpu.app import demo
+from hpf_gpu.app.cli import main
 from hpf_gpu.datasets import load_online_retail, split_by_user
 
 # Runs the command and writes to standard error each path that was opened for writing.
@@ -26,7 +27,7 @@ def note_writes(event, arguments):
 
 import matplotlib.font_manager  # builds its own cache of fonts, once per machine
 sys.addaudithook(note_writes)
-from hpf_gpu.cli import main
+from hpf_gpu.app.cli import main
 sys.exit(main(["demo"]))
 """
 
@@ -110,7 +111,7 @@ def test_an_odd_number_of_factors_is_printed_and_drawn(small_run):
 
 
 def test_importing_does_not_load_matplotlib():
-    code = "import sys, hpf_gpu, hpf_gpu.plot, hpf_gpu.demo; sys.exit('matplotlib' in sys.modules)"
+    code = "import sys, hpf_gpu, hpf_gpu.plot, hpf_gpu.app.demo; sys.exit('matplotlib' in sys.modules)"
     environment = os.environ | {"PYTHONPATH": str(Path(demo.__file__).parents[1])}
     assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
 

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from sandbox import Sandbox
 
-from hpf_gpu import BackendUnavailable, __version__, backends, doctor
-from hpf_gpu.cli import main
-from hpf_gpu.doctor import Finding, Report
+from hpf_gpu import BackendUnavailable, __version__, backends
+from hpf_gpu.app import doctor
+from hpf_gpu.app.cli import main
+from hpf_gpu.app.doctor import Finding, Report
 
-DOCTOR = "import sys; from hpf_gpu.cli import main; sys.exit(main(['doctor']))"
+DOCTOR = "import sys; from hpf_gpu.app.cli import main; sys.exit(main(['doctor']))"
 
 
 @pytest.fixture

@@ -448,7 +448,7 @@ def test_factors_beyond_reason(k):
 
 @pytest.mark.parametrize("backend", ["numpy", "openmp"])
 def test_a_fit_that_no_machine_holds_is_refused(backend, monkeypatch):
-    from hpf_gpu import variational
+    from hpf_gpu.model import variational
 
     monkeypatch.setattr(variational, "physical_memory", lambda: 10**9)
     model = HPF(k=10**8, verbose=False, backend=backend)
@@ -463,7 +463,7 @@ def test_a_fit_that_no_machine_holds_is_refused(backend, monkeypatch):
 
 
 def test_memory_of_this_machine():
-    from hpf_gpu.variational import physical_memory
+    from hpf_gpu.model.variational import physical_memory
 
     have = physical_memory()
     assert have is None or 2**28 < have < 2**60

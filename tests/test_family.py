@@ -10,7 +10,7 @@ from parity import relative_error
 from scipy import sparse
 
 from hpf_gpu import HPF
-from hpf_gpu.variational import Prior
+from hpf_gpu.model.variational import Prior
 
 PRIORS = oracle.Priors(0.4, 0.5, 1.3, 0.2, 0.7, 0.6)
 K, SEED = 3, 2
@@ -250,7 +250,7 @@ def test_biases_rest_and_wake(tmp_path):
     assert model.niter == 1
     assert share_of_biases(model) == pytest.approx(0.2, abs=0.05)  # 0.198: priors have a part of it
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hpf_gpu.variational.REST", 1000)
+        patch.setattr("hpf_gpu.model.variational.REST", 1000)
         resting = fit(model_of("bias", maxiter=1, users_per_batch=5))
     assert resting.Theta[:, K].max() < 1e-20
     assert resting.Beta[:, K + 1].max() < 1e-20

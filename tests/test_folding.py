@@ -9,6 +9,7 @@ import numpy as np
 import oracle
 import pandas as pd
 import pytest
+from hpf_gpu.data.counts.ids import Ids, shown
 from hypothesis import given
 from hypothesis import strategies as st
 from parity import relative_error
@@ -16,10 +17,9 @@ from scipy import sparse
 from test_hpf import IDS
 
 from hpf_gpu import HPF
-from hpf_gpu.ids import Ids, shown
-from hpf_gpu.inference import fold_in
-from hpf_gpu.ranking import with_items
-from hpf_gpu.variational import Posterior, Prior, frozen_side, level_side
+from hpf_gpu.answers.ranking import with_items
+from hpf_gpu.model.inference import fold_in
+from hpf_gpu.model.variational import Posterior, Prior, frozen_side, level_side
 
 A, A_PRIME, B_PRIME = 0.25, 0.5, 2.0
 

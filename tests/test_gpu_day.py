@@ -21,7 +21,7 @@ from gpu import clock, shapes, state, steps, table, worker
 from parity import relative_error
 
 from hpf_gpu.backends import create
-from hpf_gpu.variational import draw_start_values
+from hpf_gpu.model.variational import draw_start_values
 
 BENCH = Path(__file__).resolve().parents[1] / "bench"
 

@@ -18,6 +18,7 @@ import altered
 import numpy as np
 import pandas as pd
 import pytest
+from hpf_gpu.data.counts.ids import Ids
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -27,10 +28,9 @@ from test_folding import COUNTS, of_user, quick
 from test_hpf import IDS
 
 from hpf_gpu import HPF, ModelFileError
-from hpf_gpu.ids import Ids
-from hpf_gpu.model_file import MODEL
-from hpf_gpu.parameters import default_step_size
-from hpf_gpu.variational import REST
+from hpf_gpu.files.model_file import MODEL
+from hpf_gpu.model.settings import default_step_size
+from hpf_gpu.model.variational import REST
 
 MATRICES = ("Theta", "Beta", "Gamma_shp", "Gamma_rte", "Lambda_shp", "Lambda_rte", "k_rte", "t_rte")
 
@@ -618,8 +618,8 @@ def test_what_would_corrupt_memory_is_refused(kind, tmp_path):
     code = """
 import pandas as pd
 from hpf_gpu import HPF, ModelFileError
-from hpf_gpu.ids import Ids
-from hpf_gpu.variational import REST
+from hpf_gpu.data.counts.ids import Ids
+from hpf_gpu.model.variational import REST
 try:
     model = HPF.load("model")
 except ModelFileError as error:

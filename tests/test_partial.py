@@ -15,9 +15,9 @@ from scipy import sparse
 
 from hpf_gpu import HPF
 from hpf_gpu.backends import create
-from hpf_gpu.data import training_data
-from hpf_gpu.stochastic import Batch, Local, run_epoch, with_rank_one
-from hpf_gpu.variational import start_sides, with_start_rows
+from hpf_gpu.data.counts import training_data
+from hpf_gpu.model.stochastic import Batch, Local, run_epoch, with_rank_one
+from hpf_gpu.model.variational import start_sides, with_start_rows
 
 MATRICES = ("Theta", "Beta", "Gamma_shp", "Gamma_rte", "Lambda_shp", "Lambda_rte", "k_rte", "t_rte")
 

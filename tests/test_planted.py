@@ -67,28 +67,28 @@ def test_only_a_bug_that_is_found_is_well(statuses, exit_status):
 LIST = """
 [[bug]]
 name = "turned-around"
-file = "hpf_gpu/convergence.py"
+file = "hpf_gpu/model/convergence.py"
 old = "value - last <= stop_thr"
 new = "value - last >= stop_thr"
 found_by = ["tests/test_convergence.py -k relative"]
 
 [[bug]]
 name = "in-a-comment"
-file = "hpf_gpu/convergence.py"
+file = "hpf_gpu/model/convergence.py"
 old = "One row of the history"
 new = "One line of the history"
 found_by = ["tests/test_convergence.py -k relative"]
 
 [[bug]]
 name = "gone"
-file = "hpf_gpu/convergence.py"
+file = "hpf_gpu/model/convergence.py"
 old = "no such line"
 new = ""
 found_by = ["tests/test_convergence.py -k relative"]
 
 [[bug]]
 name = "untested"
-file = "hpf_gpu/convergence.py"
+file = "hpf_gpu/model/convergence.py"
 old = "One row of the history"
 new = "One line of the history"
 found_by = ["tests/test_convergence.py -k no_such_test"]

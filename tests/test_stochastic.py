@@ -18,11 +18,11 @@ from test_backend_contract import SCHEDULES, SMALL, TOLERANCE, Problem, Toleranc
 from hpf_gpu import HPF
 from hpf_gpu.backends import create
 from hpf_gpu.backends.protocol import Backend
-from hpf_gpu.data import row_batches, training_data
+from hpf_gpu.data.counts import row_batches, training_data
 from hpf_gpu.datasets import load_online_retail
-from hpf_gpu.inference import iterate
-from hpf_gpu.stochastic import Batch, Epochs, Local
-from hpf_gpu.variational import Model, Side
+from hpf_gpu.model.inference import iterate
+from hpf_gpu.model.stochastic import Batch, Epochs, Local
+from hpf_gpu.model.variational import Model, Side
 
 __all__ = ["tolerance"]  # a fixture
 

@@ -15,7 +15,7 @@ import time
 
 import pytest
 
-from hpf_gpu.whole_file import path_of, remove_leftovers, replacing, writable
+from hpf_gpu.files.whole_file import path_of, remove_leftovers, replacing, writable
 
 posix = pytest.mark.skipif(os.name != "posix", reason="links, pipes, permissions, locks: those of POSIX")
 
@@ -231,7 +231,7 @@ def test_a_full_disk(tmp_path, monkeypatch):
     """What is buffered fails once more when the file is closed."""
     original = os.open
     monkeypatch.setattr(os, "open", lambda name, *given: original("/dev/full", os.O_WRONLY))
-    monkeypatch.setattr("hpf_gpu.whole_file._is_at", lambda *_given: True)
+    monkeypatch.setattr("hpf_gpu.files.whole_file._is_at", lambda *_given: True)
     with pytest.raises(OSError, match=r"No space left on device: .*file'"):
         write(tmp_path / "file")
 
@@ -250,7 +250,7 @@ def test_the_new_name_is_on_the_disk(tmp_path, monkeypatch):
 WRITER = """
 import sys, time
 from pathlib import Path
-from hpf_gpu.whole_file import replacing
+from hpf_gpu.files.whole_file import replacing
 with replacing(Path({path!r})) as file:
     file.write(b"x" * 100_000)
     file.flush()

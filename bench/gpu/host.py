@@ -14,7 +14,7 @@ from gpu.clock import QUICK, Clock
 from gpu.state import SCHEDULE, started
 from gpu.worker import Worker
 from hpf_gpu.backends import create
-from hpf_gpu.inference import iterate
+from hpf_gpu.model.inference import iterate
 
 
 def measure(worker: Worker, csr: Any) -> None:

@@ -22,8 +22,8 @@ from gpu.state import PRIOR, SCHEDULE, started
 from gpu.worker import Worker
 from hpf_gpu.backends import create
 from hpf_gpu.backends.protocol import Backend
-from hpf_gpu.inference import iterate
-from hpf_gpu.variational import Model, Side
+from hpf_gpu.model.inference import iterate
+from hpf_gpu.model.variational import Model, Side
 
 #: Precision and options of each variant.
 VARIANTS: dict[str, tuple[type, dict[str, str]]] = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from hpf_gpu.backends.protocol import Backend
-from hpf_gpu.inference import Schedule, iterate
-from hpf_gpu.variational import Block, Model, Prior, draw_start_values, start_side
+from hpf_gpu.model.inference import Schedule, iterate
+from hpf_gpu.model.variational import Block, Model, Prior, draw_start_values, start_side
 
 PRIOR = Prior(shape=0.3, hyper_shape=0.3, hyper_mean=1.0)  # HPF's own, of users and of items
 SCHEDULE = Schedule("maxiter", 0.0, check_every=None, maxiter=None)

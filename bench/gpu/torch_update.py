@@ -20,7 +20,7 @@ import torch
 from gpu.clock import QUICK, Clock
 from gpu.state import PRIOR, SEED
 from gpu.worker import Worker
-from hpf_gpu.variational import StartValues, draw_start_values
+from hpf_gpu.model.variational import StartValues, draw_start_values
 
 _CHUNK = 1 << 22  # nonzeros whose rows are gathered at once
 

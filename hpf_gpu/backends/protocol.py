@@ -115,7 +115,7 @@ class Backend(Protocol):
     def adopt(self, data: Any, *, reindex: bool) -> Adopted | None:
         """Read user data that lies in this backend's memory already; None if it does not lie there.
 
-        Refuses what :func:`hpf_gpu.data.training_data` refuses, in words that may differ.
+        Refuses what :func:`hpf_gpu.data.counts.training_data` refuses, in words that may differ.
         """
 
     def gamma_update(

@@ -10,15 +10,16 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
-from .backends.protocol import Backend
-from .data import NewRows, new_rows, on_host, one_user
-from .fitted import Fitted
-from .ids import Ids
-from .inference import fold_in
-from .parameters import positive_number, whole_number
+from hpf_gpu.answers.ranking import with_items
+from hpf_gpu.backends.protocol import Backend
+from hpf_gpu.data.counts import NewRows, new_rows, on_host, one_user
+from hpf_gpu.data.ids import Ids
+from hpf_gpu.model.fitted import Fitted
+from hpf_gpu.model.inference import fold_in
+from hpf_gpu.model.settings import positive_number, whole_number
+from hpf_gpu.model.variational import Side, frozen_side, level_side, posterior_of, put_rows
+
 from .partial import PartialModel, Place
-from .ranking import with_items
-from .variational import Side, frozen_side, level_side, posterior_of, put_rows
 
 _USERS, _ITEMS = 0, 1
 

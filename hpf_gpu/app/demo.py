@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from . import plot
-from .datasets import load_online_retail, split_by_user
-from .estimator import HPF
-from .metrics import RankingQuality, evaluate_ranking, factor_scores, popularity_scores
+from hpf_gpu import plot
+from hpf_gpu.datasets import load_online_retail, split_by_user
+from hpf_gpu.estimator import HPF
+from hpf_gpu.metrics import RankingQuality, evaluate_ranking, factor_scores, popularity_scores
 
 Write = Callable[[str], object]
 

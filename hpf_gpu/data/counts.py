@@ -14,12 +14,13 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
-from .backends.protocol import Backend
+from hpf_gpu.backends.protocol import Backend
+from hpf_gpu.model.variational import Pairs
+
 from .ids import Ids, encode, narrow, native, shown
-from .variational import Pairs
 
 COLUMNS = ("UserId", "ItemId", "Count")
-_PACKAGE = Path(__file__).parent
+_PACKAGE = Path(__file__).parents[1]
 _MOST_KNOWN = 1e9  # of a factor that is given: what float32 has room for, and sums of many
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from . import __version__
+from hpf_gpu import __version__
 
 _PACKAGES = ("numpy", "scipy.special", "pandas", "tqdm")
 
@@ -88,7 +88,7 @@ def examine() -> Report:
     )
     if not all(finding.works for finding in software):
         return Report(software, (), "")
-    from . import backends
+    from hpf_gpu import backends
 
     with warnings.catch_warnings():  # whatever they say is in the report
         warnings.simplefilter("ignore")
@@ -112,7 +112,7 @@ def _backend(name: str) -> Finding:
 
 
 def _examined(name: str) -> Finding:
-    from .backends.protocol import BackendUnavailable
+    from hpf_gpu.backends.protocol import BackendUnavailable
 
     details = tuple(_surroundings(name))
     try:
@@ -127,7 +127,7 @@ def _try_out(name: str) -> str:
     """Fit four counts, for some faults show only when something is computed; returns describe()."""
     import numpy as np
 
-    from . import HPF, backends
+    from hpf_gpu import HPF, backends
 
     counts = np.array([[0, 0, 2], [0, 1, 1], [1, 1, 3], [2, 0, 1]])
     model = HPF(k=2, maxiter=2, stop_crit="maxiter", random_seed=1, verbose=False, backend=name).fit(counts)
@@ -138,7 +138,7 @@ def _try_out(name: str) -> str:
 
 def _surroundings(name: str) -> list[str]:
     """What a backend depends on here, whether it works or not."""
-    from .backends import cuda_diagnosis, openmp_diagnosis
+    from hpf_gpu.backends import cuda_diagnosis, openmp_diagnosis
 
     if name == "cuda":
         return cuda_diagnosis.describe_machine()
@@ -150,7 +150,7 @@ def _surroundings(name: str) -> list[str]:
 def _devices(name: str) -> list[str]:
     """The devices of a backend that works."""
     if name == "cuda":
-        from .backends.cuda_backend import devices
+        from hpf_gpu.backends.cuda_backend import devices
 
         return devices()
     return []
@@ -159,7 +159,7 @@ def _devices(name: str) -> list[str]:
 def _speed_up(name: str) -> str:
     """What would make a backend faster that works, or ''."""
     if name == "openmp":
-        from .backends import openmp_backend, openmp_diagnosis
+        from hpf_gpu.backends import openmp_backend, openmp_diagnosis
 
         if not openmp_backend.HAS_OPENMP:
             return openmp_diagnosis.install_openmp()
@@ -169,7 +169,7 @@ def _speed_up(name: str) -> str:
 def _automatic() -> str:
     import numpy as np
 
-    from . import backends
+    from hpf_gpu import backends
 
     try:
         return backends.choose("auto", np.float32).name

@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from .backends.protocol import Array, Backend, Counts, SideName
+from hpf_gpu.backends.protocol import Array, Backend, Counts, SideName
+
 from .convergence import Check, has_converged
 from .likelihood import Objective, user_sums
 from .variational import Block, Model, Side, after_update, update_side

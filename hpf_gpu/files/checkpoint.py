@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends.protocol import Backend, Counts
-from .convergence import Check
-from .inference import State
+from hpf_gpu.backends.protocol import Backend, Counts
+from hpf_gpu.model.convergence import Check
+from hpf_gpu.model.inference import State
+from hpf_gpu.model.settings import check_parameters, step_at
+from hpf_gpu.model.variational import REST, Block, Model, Pairs, Prior, posterior_of, whole_side
+
 from .model_file import (
     decode_posteriors,
     encode_posteriors,
@@ -22,7 +25,6 @@ from .model_file import (
     plain_parameters,
     posterior_arrays,
 )
-from .parameters import check_parameters, step_at
 from .schema import (
     TABLE,
     TEXT,
@@ -38,7 +40,6 @@ from .schema import (
     whole,
 )
 from .tensor_file import Kind, Tensors, believed
-from .variational import REST, Block, Model, Pairs, Prior, posterior_of, whole_side
 from .whole_file import path_of, remove_leftovers, writable
 
 CHECKPOINT = Kind("checkpoint", key="hpf_gpu.checkpoint", format=1)

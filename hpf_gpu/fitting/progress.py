@@ -6,7 +6,7 @@ from types import TracebackType
 
 from tqdm.auto import tqdm
 
-from .convergence import Check
+from hpf_gpu.model.convergence import Check
 
 
 class ProgressBar:

@@ -11,16 +11,23 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from .backends.protocol import Backend
-from .convergence import history_frame
-from .data import BatchSide, TrainingData, batch_data, row_batches
-from .fitted import Fitted
-from .ids import Ids
-from .parameters import check_choice, check_parameters, checked_step, seed_or_fresh, step_at, whole_number
-from .ranking import UserItems, with_items, with_more_items
-from .recommending import FittedModel
-from .stochastic import Batch, Epochs, Local, run_epoch, with_rank_one
-from .variational import Prior, Side, posterior_of, start_sides, whole_side, with_start_rows
+from hpf_gpu.answers.ranking import UserItems, with_items, with_more_items
+from hpf_gpu.answers.recommending import FittedModel
+from hpf_gpu.backends.protocol import Backend
+from hpf_gpu.data.counts import BatchSide, TrainingData, batch_data, row_batches
+from hpf_gpu.data.ids import Ids
+from hpf_gpu.model.convergence import history_frame
+from hpf_gpu.model.fitted import Fitted
+from hpf_gpu.model.settings import (
+    check_choice,
+    check_parameters,
+    checked_step,
+    seed_or_fresh,
+    step_at,
+    whole_number,
+)
+from hpf_gpu.model.stochastic import Batch, Epochs, Local, run_epoch, with_rank_one
+from hpf_gpu.model.variational import Prior, Side, posterior_of, start_sides, whole_side, with_start_rows
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from .backends import NAMES
-from .convergence import Check
-from .fitted import Fitted
-from .ids import Ids
-from .parameters import LEAST_PRIOR, MOST_PRIOR, check_parameters, default_step_size
+from hpf_gpu.backends import NAMES
+from hpf_gpu.data.ids import Ids
+from hpf_gpu.model.convergence import Check
+from hpf_gpu.model.fitted import Fitted
+from hpf_gpu.model.settings import LEAST_PRIOR, MOST_PRIOR, check_parameters, default_step_size
+from hpf_gpu.model.variational import POINT, REST, Posterior, Prior
+
 from .schema import (
     FLAG,
     LARGEST,
@@ -41,7 +43,6 @@ from .schema import (
     whole,
 )
 from .tensor_file import UPDATE, Kind, Tensors, believed
-from .variational import POINT, REST, Posterior, Prior
 from .whole_file import path_of
 
 MODEL = Kind("model", key="hpf_gpu", format=1)

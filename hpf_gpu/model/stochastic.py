@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .backends.protocol import Array, Backend, Counts, Factor, Host, SideName
+from hpf_gpu.backends.protocol import Array, Backend, Counts, Factor, Host, SideName
+
 from .variational import Model, Side, after_update, blend_side, update_side
 
 #: Updates of a batch's own side before the other side moves.  Held-out likelihoods after 5 to 20 epochs
@@ -31,7 +32,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Local:
-    """How a batch is brought to rest: ``steps`` updates, with φ as in :class:`hpf_gpu.inference.Schedule`."""
+    """How a batch is brought to rest: ``steps`` updates, with φ as in :class:`hpf_gpu.model.inference.Schedule`."""
 
     alternating: bool = False
     exact_phi: bool = False

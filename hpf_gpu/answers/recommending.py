@@ -11,16 +11,17 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from . import backends
-from .backends.protocol import Backend
-from .data import held_out_pairs, warn
-from .fitted import Fitted
-from .ids import shown
-from .likelihood import pair_llk
-from .model_file import load_model, save_model
-from .parameters import cuda_options, default_step_size, thread_count, whole_number
+from hpf_gpu import backends
+from hpf_gpu.backends.protocol import Backend
+from hpf_gpu.data.counts import held_out_pairs, warn
+from hpf_gpu.data.ids import shown
+from hpf_gpu.files.model_file import load_model, save_model
+from hpf_gpu.model.fitted import Fitted
+from hpf_gpu.model.likelihood import pair_llk
+from hpf_gpu.model.settings import cuda_options, default_step_size, thread_count, whole_number
+from hpf_gpu.model.variational import Posterior
+
 from .ranking import UserItems, items_of, recommend
-from .variational import Posterior
 
 _WORTH_A_GPU = 1000  # users to rank for, before the model is copied there
 

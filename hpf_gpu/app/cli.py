@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import __version__
+from hpf_gpu import __version__
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,7 +55,9 @@ def _drop_output() -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from . import BackendUnavailable, demo
+    from hpf_gpu import BackendUnavailable
+
+    from . import demo
 
     try:
         demo.run(arguments.output, arguments.backend, arguments.seed, arguments.k, _write)

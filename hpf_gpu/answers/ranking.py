@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from .backends.protocol import Backend
+from hpf_gpu.backends.protocol import Backend
 
 #: CSR indptr (N + 1,) and indices (Z,): the items of each user, ascending.
 UserItems = tuple[NDArray[Any], NDArray[Any]]

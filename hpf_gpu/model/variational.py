@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .backends.protocol import Array, Backend, Counts, Factor, Host, NotEnoughMemory
+from hpf_gpu.backends.protocol import Array, Backend, Counts, Factor, Host, NotEnoughMemory
 
 _NOISE = 0.01  # of start values
 #: Where θ is known, q(θ) is Gamma(θ·POINT, POINT), so narrow that E[ln θ] is ln θ: no backend has to know.

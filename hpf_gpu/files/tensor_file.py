@@ -17,7 +17,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from . import __version__
+from hpf_gpu import __version__
+
 from .schema import TABLE, TEXT, check_names, whole
 from .whole_file import check_regular, replacing
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.special import gammaln
 
-from .backends.protocol import Array, Backend, Factor, Host
+from hpf_gpu.backends.protocol import Array, Backend, Factor, Host
+
 from .convergence import Check
 from .variational import Block, Model, Pairs, Side
 

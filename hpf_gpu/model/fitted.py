@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from .ids import Ids
-from .ranking import UserItems
+from hpf_gpu.answers.ranking import UserItems
+from hpf_gpu.data.ids import Ids
+
 from .variational import Posterior
 
 

@@ -1,0 +1,1 @@
+"""The command ``hpf-gpu`` and what it runs."""

@@ -1,0 +1,1 @@
+"""What makes a fitted model or changes one: training, batches, fold-in."""

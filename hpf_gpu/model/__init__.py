@@ -1,0 +1,1 @@
+"""The model and its inference: settings, priors, the variational state, coordinate ascent, likelihoods."""
