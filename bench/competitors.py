@@ -84,14 +84,13 @@ def fit_hpfrec(given: Input, task: Task) -> Fitted:
 def fit_torch(given: Input, task: Task) -> Fitted:
     """The same iteration as somebody would write it in PyTorch: ``gpu/torch_update.py``."""
     import torch
-    from gpu.state import PRIOR
     from gpu.torch_update import Model
 
-    from hpf_gpu.model.variational import draw_start_values
+    from hpf_gpu.model.start import StartValues
 
     torch.set_num_threads(task.threads)
     dtype = np.dtype(task.dtype)
-    start = draw_start_values(*given.csr.shape, task.k, PRIOR, PRIOR, task.seed, dtype)
+    start = StartValues(*given.csr.shape, task.k, task.seed, dtype)
     model = Model.begin(given.csr, start, "cpu")
     for _ in range(task.iterations):
         model = model.iterated("torch index_add")

@@ -34,8 +34,8 @@ PRECISIONS = {"float32": ("f4", False), "float64": ("f8", False), "mixed": ("f4"
 FACTORS = (1, 8, 30, 32, 50, 64, 100, 128, 256)
 QUICK = {"sm": (75, 90, 120), "k": (8, 32, 128)}
 
-MOST_SHARED = 48 * 1024  # bytes that a block gets on every architecture without asking
-MOST_FACTORS_WITHOUT_SPILLS = 128
+MAX_SHARED = 48 * 1024  # bytes that a block gets on every architecture without asking
+MAX_FACTORS_WITHOUT_SPILLS = 128
 #: Kernels whose innermost loop takes rows in the layout of exp E[ln θ]: its cost is given for a nonzero.
 LOOPS_OVER_NONZEROS = ("allocate", "weigh")
 #: Nonzeros that a warp takes at once, and 16-byte loads of a lane for each: added to the sources.
@@ -152,9 +152,9 @@ def said_by_compiler(outcomes: dict[Case, Outcome]) -> Iterator[str]:
 
 def broken_limits(table: Table) -> Iterator[str]:
     for place, found in table.items():
-        if found.shared > MOST_SHARED:
-            yield f"{place}: {found.shared} bytes of shared memory, more than {MOST_SHARED}"
-        if found.spilled and place.k <= MOST_FACTORS_WITHOUT_SPILLS:
+        if found.shared > MAX_SHARED:
+            yield f"{place}: {found.shared} bytes of shared memory, more than {MAX_SHARED}"
+        if found.spilled and place.k <= MAX_FACTORS_WITHOUT_SPILLS:
             yield f"{place}: {found.spilled} bytes of each thread do not fit into registers"
     target = Place("allocate", "float32", 90, 32)
     if target in table and table[target].instructions > 10:

@@ -17,13 +17,12 @@ import numpy as np
 from cases import Input, Job
 from competitors import COMPETITORS, Fitted, Task
 from gpu.clock import Clock
-from gpu.state import SCHEDULE, started
+from gpu.state import Started
 from likelihood import held_out_likelihoods, training_likelihood
 from operations import as_texts, encodings, operations
 
 from hpf_gpu.backends import create
 from hpf_gpu.data.counts import training_data
-from hpf_gpu.model.inference import iterate
 
 Entry = dict[str, Any]
 
@@ -76,8 +75,7 @@ def _status(field: str) -> int:
 def ids(job: Job, given: Input) -> Iterator[Entry]:
     """What comes before the first iteration: reading a frame of integer or text ids, and tiling."""
     backend = create(job.who, job.case.dtype, job.threads)
-    model = started(backend, given.csr, job.k, 1)
-    yield _timed("iteration", lambda: iterate(backend, model, SCHEDULE))
+    yield _timed("iteration", Started(backend, given.csr, job.k, 1).step)
     texts = given.frame.assign(**{name: as_texts(given.frame[name]) for name in ("UserId", "ItemId")})
     for kind, frame in (("integer", given.frame), ("text", texts)):
         work = partial(training_data, frame, backend=backend, reindex=True)

@@ -32,12 +32,12 @@ import numpy as np
 import pandas as pd
 from cases import Input
 from ceilings import Ceilings
-from gpu.state import PRIOR, started
-from hpf_gpu.data.counts.ids import encode
+from gpu.state import PRIOR, Started
 
 from hpf_gpu.backends.protocol import Backend
+from hpf_gpu.data.ids import encode
 
-_MOST_PAIRS, _RANKED_USERS, _PLACES = 1 << 20, 2000, 10
+_MAX_PAIRS, _RANKED_USERS, _PLACES = 1 << 20, 2000, 10
 
 
 class Operation(NamedTuple):
@@ -65,8 +65,8 @@ class Operation(NamedTuple):
 
 def operations(backend: Backend, given: Input, k: int) -> Iterator[Operation]:
     """All of them, on a model after two iterations."""
-    model = started(backend, given.csr, k, 2)
-    counts, users, items = model.blocks[0].counts, model.blocks[0].users, model.items
+    state = Started(backend, given.csr, k, 2)
+    counts, (users, items) = state.counts, state.sides
     z, (n, m), real = counts.nnz, counts.shape, backend.dtype.itemsize
     row, count = k * real, 4 + real
     both = backend.allocate(counts, users.factor, items.factor)
@@ -80,7 +80,7 @@ def operations(backend: Backend, given: Input, k: int) -> Iterator[Operation]:
     yield Operation("log_rate_sum", partial(backend.log_rate_sum, counts, theta, beta), **sums)
     normalizers = partial(backend.log_normalizer_sum, counts, users.factor, items.factor)
     yield Operation("log_normalizer_sum", normalizers, **sums)
-    rng, pairs, some = np.random.default_rng(0), min(z, _MOST_PAIRS), min(n, _RANKED_USERS)
+    rng, pairs, some = np.random.default_rng(0), min(z, _MAX_PAIRS), min(n, _RANKED_USERS)
     chosen = (rng.integers(0, size, pairs) for size in (n, m))
     predict = partial(backend.predict_pairs, theta, beta, *chosen)
     yield Operation("predict_pairs", predict, k * pairs, 2 * pairs * row, pairs * (16 + real))
@@ -91,12 +91,11 @@ def operations(backend: Backend, given: Input, k: int) -> Iterator[Operation]:
 
 def _gamma_update(backend: Backend, factor: Any, matrix_bytes: int) -> Operation:
     statistic, consumed, exp_log = (backend.mean(factor) for _ in range(3))
-    rates = (factor.rate_rows, factor.rate_columns)
 
     def refill() -> None:
         consumed[...] = statistic
 
-    work = partial(backend.gamma_update, consumed, PRIOR.shape, *rates, out=exp_log)
+    work = partial(backend.gamma_update, consumed, PRIOR.shape, factor.rates, out=exp_log)
     return Operation("gamma_update", work, streamed=3 * matrix_bytes, prepare=refill)
 
 

@@ -13,7 +13,7 @@ else:
     _HOMES = {
         "HPF": ".estimator",
         "BackendUnavailable": ".backends.protocol",
-        "ModelFileError": ".tensor_file",
+        "ModelFileError": ".files.tensor_file",
         "NotEnoughMemory": ".backends.protocol",
     }
 

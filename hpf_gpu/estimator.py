@@ -1,43 +1,40 @@
-"""HPF, the public class: parameters in, data in, attributes and recommendations out."""
+"""HPF, the public class: parameters and data in, attributes and recommendations out."""
 
 from __future__ import annotations
 
-import copy
-import inspect
 import os
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
+from scipy import sparse
 
-from .backends.protocol import Backend, Counts
-from .data.counts import TrainingData, held_out_pairs, known_factors, training_data
-from .files.checkpoint import Checkpoint, Identity
+from .answers.predictions import eval_llk, predict
+from .answers.recommendations import top_n
+from .data.triplets import Triplets, on_host, read, read_one_user
 from .files.csv_folder import write_csv_folder
-from .fitting.folding import FoldingModel
-from .fitting.progress import ProgressBar
-from .model.convergence import Check, history_frame
+from .files.model_file import load_model, save_model
+from .fitting.folding import Folded, fold, phi_of_user, step_with_user, with_users
+from .fitting.partial import ITEMS, USERS, Totals, partial_step
+from .fitting.training import Inputs, train
+from .model.convergence import Check
 from .model.fitted import Fitted
-from .model.inference import Fit, Schedule, State, fit
-from .model.likelihood import Objective
-from .model.settings import check_parameters, default_step_size, seed_or_fresh, whole_number
-from .model.variational import Block, Model, Pairs, posterior_of, start_sides
+from .model.settings import (
+    NAMES,
+    Choice,
+    Settings,
+    check_folder,
+    default_step_size,
+    is_default,
+    thread_count,
+    whole_number,
+)
 
 
-@dataclass(frozen=True)
-class _Given:
-    """What a fit is given, read and checked."""
-
-    data: TrainingData
-    validation: Pairs | None
-    fixed: dict[str, NDArray[Any]]  # factors of a side, by the name of the argument
-
-
-class HPF(FoldingModel):
+class HPF:
     """Hierarchical Poisson factorization of sparse counts, by mean-field variational inference.
 
     The count of user u and item i is modelled as ``y_ui ~ Poisson(θ_u·β_i)`` with
@@ -242,7 +239,8 @@ class HPF(FoldingModel):
         self.hierarchical = hierarchical
         self.binary = binary
         self.bias = bias
-        self._check_parameters()
+        self._fitted: Fitted | None = None
+        check_folder(self._settings().save_folder)
 
     # -- fitting -------------------------------------------------------------------------------
 
@@ -318,130 +316,645 @@ class HPF(FoldingModel):
         model before or for the one after.  Two attributes that are read one after the other may be of two
         models.  Of two fits of one object at the same time the last to end stays.
         """
-        self._check_parameters()
-        if self.stop_crit == "val-llk" and val_set is None:
-            raise ValueError("stop_crit='val-llk' needs held-out counts: fit(counts_df, val_set=...)")
         if callback is not None and not callable(callback):
             raise TypeError(f"callback must be a function of the last check, not {callback!r}")
-        every, schedule = whole_number("checkpoint_every", checkpoint_every, 1), self._schedule()
-        dtype = np.dtype(np.float32 if self.use_float else np.float64)
-        backend = self._working_backend(dtype, self.ncores, self._width())
-        given = self._read(backend, counts_df, val_set, fixed_users, fixed_items)
-        file = saved = None
-        if checkpoint is not None:
-            identity = Identity.of(self._parameters(), given.data.host_csr, given.validation, given.fixed)
-            file = Checkpoint.at(checkpoint, every, identity)
-            saved = file.read(schedule.maxiter)
-        seed = seed_or_fresh(self.random_seed) if saved is None else saved.seed
-
-        # First: it refuses what would not fit into memory.
-        counts = backend.counts(given.data.csr, self._width())
-        objective = Objective(backend, backend.log_factorial_sum(counts), bool(self.full_llk))
-        epochs = self._epochs(backend, given.data, seed)
-        given = replace(given, data=given.data.without_counts())
-        rng = None if epochs is None else epochs.rng
-        if saved is not None and rng is not None:
-            saved.draw_on(rng)
-        done = 0 if saved is None else saved.iteration
-
-        with ProgressBar(schedule.maxiter, done, enabled=bool(self.verbose)) as progress:
-
-            def report(check: Check) -> bool:
-                progress.report(check)
-                answer = None if callback is None else callback(check)
-                return isinstance(answer, (bool, np.bool_)) and bool(answer)
-
-            # Nobody else holds the start, so that its matrices are free once they are not needed.
-            result = fit(
-                backend,
-                State(self._start(backend, counts, given, seed))
-                if saved is None
-                else saved.state(backend, counts, given.validation),
-                schedule,
-                objective,
-                report,
-                epochs,
-                keep=None if file is None else partial(file.keep, backend, seed, rng),
-            )
-        self._take(backend, given.data, result, seed)
-        if isinstance(result.ended_by, KeyboardInterrupt):
+        settings = self._settings()
+        check_folder(settings.save_folder)
+        if settings.stop_crit == "val-llk" and val_set is None:
+            raise ValueError("stop_crit='val-llk' needs held-out counts: fit(counts_df, val_set=...)")
+        trained = train(
+            settings,
+            Inputs(counts_df, val_set, fixed_users, fixed_items),
+            callback=callback,
+            checkpoint=checkpoint,
+            checkpoint_every=whole_number("checkpoint_every", checkpoint_every, 1),
+        )
+        fitted = trained.fitted
+        self._fitted = fitted if settings.keep_all_objs else replace(fitted, posteriors=None)
+        if settings.save_folder is not None:
+            write_csv_folder(settings.save_folder, fitted, settings)
+        if isinstance(trained.ended_by, KeyboardInterrupt):
             try:
-                warnings.warn(f"the fit was interrupted; iteration {result.iterations} is kept", stacklevel=2)
+                warnings.warn(f"the fit was interrupted; iteration {fitted.niter} is kept", stacklevel=2)
             except UserWarning as warning:  # where warnings are errors, Ctrl-C is still what it is
-                raise result.ended_by from warning
-        elif result.ended_by is not None:
-            raise result.ended_by
+                raise trained.ended_by from warning
+        elif trained.ended_by is not None:
+            raise trained.ended_by
         return self
 
-    def _read(
-        self, backend: Backend, counts_df: Any, val_set: Any, fixed_users: Any, fixed_items: Any
-    ) -> _Given:
-        if fixed_users is not None and fixed_items is not None:
-            raise ValueError("fixed_users with fixed_items too: there is nothing to fit")
-        if fixed_users is not None and self.stop_crit == "diff-norm":
-            raise ValueError("fixed_users with stop_crit='diff-norm', which watches Theta: it never changes")
-        data = training_data(counts_df, backend=backend, reindex=bool(self.reindex))
-        self._count_once(data.csr.data)
-        validation = None
-        if val_set is not None:
-            dtype = backend.dtype.type
-            validation = held_out_pairs(val_set, data.users, data.items, dtype=dtype, name="val_set")
-            self._count_once(validation.values)
-        sides = (("fixed_users", fixed_users, data.users), ("fixed_items", fixed_items, data.items))
-        fixed = {
-            name: known_factors(factors, ids, self._width(), name=name)
-            for name, factors, ids in sides
-            if factors is not None
-        }
-        return _Given(data, validation, fixed)
+    def partial_fit(
+        self,
+        counts_df: Any,
+        batch_type: str = "users",
+        step_size: float | None = None,
+        nusers: int | None = None,
+        nitems: int | None = None,
+        users_in_batch: Any = None,
+        items_in_batch: Any = None,
+        new_users: bool = False,
+        new_items: bool = False,
+        random_seed: int | None = None,
+    ) -> HPF:
+        """Update the model with a batch: some users with all their counts, or some items with all theirs.
 
-    def _check_parameters(self) -> None:
-        check_parameters(self._parameters())
+        The users of the batch are brought to rest, then all items move by a step towards what they would
+        be if all users were like these; or the same with users and items exchanged.  Works on a fitted
+        model and, with ``nusers`` and ``nitems``, on one that is not.
 
-    def _schedule(self) -> Schedule:
-        informs = self.stop_crit != "maxiter" or self.verbose
-        return Schedule(
-            self.stop_crit,
-            float(self.stop_thr),
-            check_every=int(self.check_every) if informs and self.check_every is not None else None,
-            maxiter=None if self.maxiter is None else int(self.maxiter),
-            alternating=self.schedule == "alternating",
-            exact_phi=bool(self.sum_exp_trick),
+        Parameters
+        ----------
+        counts_df : DataFrame, array (n, 3) or scipy sparse matrix (nusers, nitems)
+            As for :meth:`~hpf_gpu.HPF.fit`; the rows of a matrix that are empty are not in the batch.
+        batch_type : {'users', 'items'}
+            Whether the batch has users with all their counts or items with all theirs.
+        step_size : float, optional
+            Step in [0, 1]; by default what the model's ``step_size`` gives for ``niter``, which counts
+            calls, iterations of a fit before included.
+        nusers, nitems : int, optional
+            How many users and items there are in all; the first call needs both if the model is not
+            fitted, and later ones go by the last that were given.  So many ids can come with batches,
+            each when it comes.  Where ids are row numbers they are those below.
+        users_in_batch, items_in_batch : array-like of ids, optional
+            All users (items) of the batch, for those who have no count at all; by default those in
+            ``counts_df``.  Only that of the batch's own side has an effect.
+        new_users, new_items : bool
+            Whether users (items) beyond ``nusers`` (``nitems``) are taken into the model, which is an
+            error otherwise.
+        random_seed : int, optional
+            Seed of the start values of rows that are new; by default it follows from the model's seed.
+
+        Returns
+        -------
+        HPF
+            This object.
+
+        Raises
+        ------
+        ValueError, TypeError
+            For data that are not counts, for ids that the model has no room for, for a step outside
+            [0, 1], and if ``keep_all_objs=False`` has dropped the shapes and rates.  The model is then as
+            it was.
+
+        Notes
+        -----
+        A call takes time and memory for the whole model beside those for the batch.  What users have had,
+        for ``topN``, grows with every batch.  ``train_llk`` is None after a call and ``history_`` stays
+        that of the last fit: nobody has all counts.
+
+        Examples
+        --------
+        Batches from a Parquet file that is too large for memory, written so that each of its row groups
+        has some users with all their counts::
+
+            import numpy as np
+            import pyarrow.parquet as pq
+
+            plays, model = pq.ParquetFile("plays.parquet"), HPF(k=30)
+            for epoch in range(5):
+                for group in np.random.permutation(plays.num_row_groups):
+                    batch = plays.read_row_group(group).to_pandas()
+                    model.partial_fit(batch, nusers=1_000_000, nitems=50_000)
+        """
+        Choice(("users", "items")).checked("batch_type", batch_type)
+        settings, fitted = self._settings(), self._fitted
+        side = USERS if batch_type == "users" else ITEMS
+        dtype = settings.dtype if fitted is None else fitted.dtype
+        self._fitted = partial_step(
+            settings,
+            fitted,
+            read(counts_df, dtype=dtype.type, name="counts_df", binary=settings.binary),
+            side=side,
+            step_size=step_size,
+            totals=Totals(nusers, nitems),
+            members=(users_in_batch, None) if side == USERS else (None, items_in_batch),
+            may_grow=(bool(new_users), bool(new_items)),
+            random_seed=random_seed,
+        )
+        return self
+
+    # -- users and items that the fit has not seen -----------------------------------------------
+
+    def transform(
+        self, counts_df: Any, maxiter: int = 10, stop_thr: float = 1e-3, ncores: int | None = None
+    ) -> pd.DataFrame:
+        """Factors of many new users at once, given the items of the model, which stay as they are.
+
+        Parameters
+        ----------
+        counts_df : same forms as for ``fit``
+            Counts of new users, whose ids may be any, by items of the model.  Unknown items are left out
+            with a warning, zeros too.  Never modified.
+        maxiter : int
+            Most iterations.
+        stop_thr : float
+            Ends when the root mean square over the users of ‖Δθ_u‖, the norm of the change of a user's
+            factors in an iteration, is below this.
+        ncores : int, optional
+            Threads of the ``openmp`` backend; by default those of the model.
+
+        Returns
+        -------
+        DataFrame (n, k)
+            E[θ] of each new user.  The index has the user ids in order of first appearance, or the row
+            numbers of a matrix.  A user with nothing that can be used gets, with a warning, the factors
+            of a user without counts.
+
+        Raises
+        ------
+        ValueError, TypeError
+            For data that are not counts, if none of the items is known, if the model is not fitted, and
+            if ``keep_all_objs=False`` has dropped the shapes and rates.
+        """
+        return self._fold(USERS, counts_df, maxiter, stop_thr, ncores).frame("UserId")
+
+    def transform_items(
+        self, counts_df: Any, maxiter: int = 10, stop_thr: float = 1e-3, ncores: int | None = None
+    ) -> pd.DataFrame:
+        """Factors of many new items at once, given the users of the model, which stay as they are.
+
+        :meth:`transform` with users and items exchanged: ``counts_df`` has counts of new items by users of
+        the model, and the result (n, k) has E[β] by item id, or by the column numbers of a matrix.
+        """
+        return self._fold(ITEMS, counts_df, maxiter, stop_thr, ncores).frame("ItemId")
+
+    def predict_factors(
+        self,
+        counts_df: Any,
+        maxiter: int = 10,
+        ncores: int = 1,
+        random_seed: int = 1,
+        stop_thr: float = 1e-3,
+        return_all: bool = False,
+    ) -> Any:
+        """Factors of one new user, given the items of the model, which stay as they are.
+
+        Parameters
+        ----------
+        counts_df : DataFrame, array (n, 2) or scipy sparse matrix (1, nitems)
+            Her counts, with columns ItemId and Count.  Unknown items are left out with a warning, zeros
+            too.  Never modified.
+        maxiter : int
+            Most iterations.
+        ncores : int
+            Threads of the ``openmp`` backend.
+        random_seed : int
+            Accepted, without effect: the start values are the same for all.
+        stop_thr : float
+            Ends when ‖Δθ_u‖, the norm of the change of her factors in an iteration, is below this.
+        return_all : bool
+            Whether to return shapes, rates and φ too.
+
+        Returns
+        -------
+        array (k,), or tuple of arrays (k,), (k,), (k,) and (n, k)
+            E[θ_u]; or E[θ_u], shapes and rates of q(θ_u), and φ: how the count in each row of
+            ``counts_df`` is shared among the factors, NaN in rows that were left out.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As :meth:`transform`, which takes many users at once.
+        """
+        whole_number("random_seed", random_seed, 0)
+        settings, fitted = self._settings(), self._require_fitted()
+        triplets = self._one_user(counts_df, 0)
+        folded = fold(
+            settings,
+            fitted,
+            triplets,
+            side=USERS,
+            maxiter=maxiter,
+            stop_thr=stop_thr,
+            threads=thread_count(ncores),
+        )
+        theta = folded.mean[0]
+        if not return_all:
+            return theta
+        posterior = folded.posterior
+        return theta, posterior.shape[0], posterior.rate[0], phi_of_user(folded, triplets.items)
+
+    def add_user(
+        self,
+        user_id: Any,
+        counts_df: Any,
+        update_existing: bool = False,
+        maxiter: int = 10,
+        ncores: int = 1,
+        random_seed: int = 1,
+        stop_thr: float = 1e-3,
+        update_all_params: bool | None = None,
+    ) -> bool:
+        """Add one user to the model, or replace what it knows of one.
+
+        Parameters
+        ----------
+        user_id : hashable
+            Where ids are row numbers, that of a new user must be ``nusers``.
+        counts_df : same forms as for :meth:`predict_factors`
+            All her counts, those that the model has seen included.
+        update_existing : bool
+            Whether she is in the model: her factors and the items she has had are replaced.
+        maxiter, ncores, random_seed, stop_thr :
+            As for :meth:`predict_factors`.
+        update_all_params : bool, optional
+            Whether to move all items too, by the step of :meth:`partial_fit` with her for a batch, which
+            lets one user speak for all.  ``maxiter`` and ``stop_thr`` are then without effect.
+
+        Returns
+        -------
+        bool
+            True.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If a new user is in the model already or one to replace is not, and as :meth:`transform`.
+            The model is then as it was.
+        """
+        whole_number("random_seed", random_seed, 0)
+        settings, fitted = self._settings(), self._require_fitted()
+        triplets, threads = self._one_user(counts_df, user_id), thread_count(ncores)
+        if update_all_params:
+            self._fitted = step_with_user(
+                settings, fitted, triplets, update_existing=update_existing, threads=threads
+            )
+            return True
+        folded = fold(
+            settings, fitted, triplets, side=USERS, maxiter=maxiter, stop_thr=stop_thr, threads=threads
+        )
+        self._fitted = with_users(folded, update_existing=update_existing)
+        return True
+
+    def add_users(
+        self,
+        counts_df: Any,
+        update_existing: bool = False,
+        maxiter: int = 10,
+        stop_thr: float = 1e-3,
+        ncores: int | None = None,
+    ) -> HPF:
+        """Add many users to the model at once, or replace what it knows of many.
+
+        Parameters
+        ----------
+        counts_df : DataFrame or array (n, 3)
+            Columns UserId, ItemId and Count: all counts of these users.  Where ids are row numbers, those
+            of new users must go on from ``nusers``.
+        update_existing : bool
+            Whether all of them are in the model, or none.
+        maxiter, stop_thr, ncores :
+            As for :meth:`transform`.
+
+        Returns
+        -------
+        HPF
+            This object.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As :meth:`add_user`; the model is then as it was.
+        """
+        if sparse.issparse(on_host(counts_df)):
+            raise TypeError("users are added by their ids: pass a frame with UserId, ItemId and Count")
+        folded = self._fold(USERS, counts_df, maxiter, stop_thr, ncores)
+        self._fitted = with_users(folded, update_existing=update_existing)
+        return self
+
+    def _fold(self, side: int, counts_df: Any, maxiter: int, stop_thr: float, ncores: int | None) -> Folded:
+        """Fold many new users or items in."""
+        settings, fitted = self._settings(), self._require_fitted()
+        threads = settings.threads if ncores is None else thread_count(ncores)
+        triplets = read(counts_df, dtype=fitted.dtype.type, name="counts_df", binary=settings.binary)
+        return fold(
+            settings, fitted, triplets, side=side, maxiter=maxiter, stop_thr=stop_thr, threads=threads
         )
 
-    def _start(self, backend: Backend, counts: Counts, given: _Given, seed: int) -> Model:
-        known = given.fixed.get("fixed_users"), given.fixed.get("fixed_items")
-        users, items = start_sides(backend, self._priors(), counts.shape, self._width(), seed, known)
-        return Model((Block(counts, users, given.validation),), items)
+    def _one_user(self, counts_df: Any, user: Any) -> Triplets:
+        dtype, binary = self._require_fitted().dtype.type, bool(self.binary)
+        return read_one_user(counts_df, user, dtype=dtype, name="counts_df", binary=binary)
 
-    def _take(self, backend: Backend, data: TrainingData, result: Fit, seed: int) -> None:
-        """Take what a fit leaves, in one assignment, and write it to ``save_folder`` if there is one."""
-        users, items = result.model.blocks[0].users, result.model.items
-        means = [backend.asnumpy(backend.mean(side.factor)) for side in (users, items)]
-        posteriors = None
-        if self.keep_all_objs or self.save_folder is not None:
-            posteriors = (posterior_of(backend, users), posterior_of(backend, items))
-        n_users, n_items = data.csr.shape
-        fitted = Fitted(
-            theta=means[0],
-            beta=means[1],
-            user_ids=data.users,
-            item_ids=data.items,
-            nusers=n_users,
-            nitems=n_items,
-            posteriors=posteriors,
-            seen=data.seen if self.keep_data else None,
-            niter=result.iterations,
-            train_llk=result.history[-1].llk,
-            history=history_frame(result.history, self.stop_crit),
-            seed=seed,
-            backend=backend.name,
+    # -- answers -------------------------------------------------------------------------------
+
+    def predict(self, user: Any, item: Any) -> Any:
+        """Expected counts θ_u·β_i.
+
+        Parameters
+        ----------
+        user, item : one id, or array-like (n,) of ids
+            Pairs; one id on either side is paired with all of the other.
+
+        Returns
+        -------
+        float or array (n,)
+            NaN where the user or the item was not in the training data.
+        """
+        return predict(self._require_fitted(), thread_count(self.ncores), user, item)
+
+    def topN(self, user: Any, n: int = 10, exclude_seen: bool = True, items_pool: Any = None) -> NDArray[Any]:
+        """The items with the highest expected counts for one user or for each of many, best first.
+
+        Parameters
+        ----------
+        user : id, or array-like (B,) of ids
+            Users of the training data.
+        n : int
+            How many; fewer come back if fewer are left.
+        exclude_seen : bool
+            Whether to leave out the items that the user had in the training data.
+        items_pool : array-like of ids, optional
+            Items to choose from, for all users.  Unknown ones are left out with a warning.
+
+        Returns
+        -------
+        array (n,), or for many users array (B, n)
+            Item ids.  For one user the array is shorter if fewer than ``n`` items are left.  For many
+            it is narrower if there are fewer than ``n`` items to choose from at all; rows of users with
+            still fewer left end in None, and the array is then one of objects.
+
+        Raises
+        ------
+        ValueError
+            If a user or the whole pool is unknown, or ``exclude_seen`` with ``keep_data=False``.
+
+        Notes
+        -----
+        For many users this takes some tens of MB beside the result and the users' part of the model,
+        never a matrix of users and items.  Of equal scores the item that comes first in the rows of
+        Beta comes first.  A model that was fitted on a GPU ranks there for many users, if it can.
+        """
+        return top_n(
+            self._require_fitted(),
+            thread_count(self.ncores),
+            user,
+            whole_number("n", n, 1),
+            exclude_seen=bool(exclude_seen),
+            items_pool=items_pool,
         )
-        self._fitted = fitted if self.keep_all_objs else replace(fitted, posteriors=None)
-        if self.save_folder is not None:
-            whole = copy.copy(self)
-            whole._fitted = fitted
-            write_csv_folder(self.save_folder, whole)
 
+    def eval_llk(self, input_df: Any, full_llk: bool = False) -> dict[str, Any]:
+        """Poisson log-likelihood of the given counts alone, in float64.
 
-HPF._parameter_names = tuple(inspect.signature(HPF).parameters)
+        Parameters
+        ----------
+        input_df : same forms as for ``fit``
+            Users and items that were not in the training data are left out, and zeros, with a warning.
+        full_llk : bool
+            Whether to include −Σ ln y!.
+
+        Returns
+        -------
+        dict
+            ``llk``, and ``nobs``: how many pairs it is the sum of.
+        """
+        fitted, binary = self._require_fitted(), bool(self.binary)
+        triplets = read(input_df, dtype=fitted.dtype.type, name="input_df", binary=binary)
+        return eval_llk(fitted, thread_count(self.ncores), triplets, full_llk=bool(full_llk))
+
+    # -- files ---------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the fitted model to one safetensors file, which :meth:`load` reads on any machine.
+
+        Parameters
+        ----------
+        path : str or path-like
+            File to write.  One that is there is replaced when the new one is complete, which gets its
+            permissions.  A symbolic link stays, and what it points to is replaced.
+
+        Raises
+        ------
+        ValueError
+            If the model is not fitted, or could not be loaded: ``k``, ``use_float`` and ``bias`` are still
+            to be those of the fit.
+        TypeError
+            If ids are neither numbers, texts, bytes, NumPy's dates nor tuples of these.
+        OSError
+            If the file cannot be written; one that was there is then as it was.  Pipes and devices cannot
+            be replaced as a whole and are refused.
+
+        Notes
+        -----
+        Two parameters are not written and None after :meth:`load`: ``save_folder``, which belongs to this
+        machine, and, with a warning, a ``step_size`` of your own.
+        """
+        fitted = self._require_fitted()
+        if self.step_size not in (None, default_step_size):
+            warnings.warn("step_size is a function of your own and is not saved", stacklevel=2)
+        save_model(path, fitted, self.get_params())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> HPF:
+        """Read a model that :meth:`save` wrote.
+
+        Parameters
+        ----------
+        path : str or path-like
+            File to read.  Nothing in it is ever executed.
+
+        Returns
+        -------
+        HPF
+            A fitted model that answers as the one that was saved.
+
+        Raises
+        ------
+        ModelFileError
+            If the file is damaged, no model, or written by a newer version.  It is a ValueError.
+        OSError
+            If the file cannot be read.
+
+        Notes
+        -----
+        The backend that fitted it need not be there: predictions run on the host.  Where ``backend`` names
+        one that is missing, set it to ``'auto'`` before the next fit or fold-in, and ``precision`` and
+        ``allocate`` to their defaults.
+        """
+        settings, fitted = load_model(path)
+        model = cls(**{name: getattr(settings, name) for name in NAMES})
+        model._fitted = fitted
+        return model
+
+    # -- settings ------------------------------------------------------------------------------
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The parameters as they are now, by name, as scikit-learn asks for them.
+
+        Parameters
+        ----------
+        deep : bool
+            Accepted, without effect: no parameter has parameters of its own.
+
+        Returns
+        -------
+        dict
+        """
+        return {name: getattr(self, name) for name in NAMES}
+
+    def set_params(self, **params: Any) -> HPF:
+        """Set parameters by name.  What is fitted stays as it is.
+
+        Returns
+        -------
+        HPF
+            This object.
+
+        Raises
+        ------
+        ValueError, TypeError
+            For a name that is no parameter, and for values that the constructor refuses; all parameters are
+            then as they were.
+        """
+        unknown = [name for name in params if name not in NAMES]
+        if unknown:
+            raise ValueError(f"HPF has no parameter {unknown[0]!r}; it has {', '.join(NAMES)}")
+        check_folder(Settings.of(self.get_params() | params).save_folder)
+        for name, value in params.items():
+            setattr(self, name, value)
+        return self
+
+    def __repr__(self) -> str:
+        """The parameters that differ from their defaults."""
+        params = self.get_params().items()
+        return (
+            f"HPF({', '.join(f'{name}={value!r}' for name, value in params if not is_default(name, value))})"
+        )
+
+    def _settings(self) -> Settings:
+        """The parameters, checked: users change attributes after construction."""
+        return Settings.of(self.get_params())
+
+    def _require_fitted(self) -> Fitted:
+        fitted = self._fitted
+        if fitted is None:
+            raise ValueError("this HPF has not been fitted yet: call fit first")
+        return fitted
+
+    # -- attributes that are views of the fitted state -------------------------------------------
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether there is a model."""
+        return self._fitted is not None
+
+    @property
+    def Theta(self) -> Any:
+        """E[θ], (nusers, k); None before the first fit."""
+        return self._view("theta")
+
+    @property
+    def Beta(self) -> Any:
+        """E[β], (nitems, k); None before the first fit."""
+        return self._view("beta")
+
+    @property
+    def nusers(self) -> Any:
+        """How many users there are, those that no batch has brought yet included."""
+        return self._view("nusers")
+
+    @property
+    def nitems(self) -> Any:
+        """How many items there are, those that no batch has brought yet included."""
+        return self._view("nitems")
+
+    @property
+    def niter(self) -> Any:
+        """Iterations run."""
+        return self._view("niter")
+
+    @property
+    def train_llk(self) -> Any:
+        """Training log-likelihood after the last iteration."""
+        return self._view("train_llk")
+
+    @property
+    def history_(self) -> Any:
+        """One row for each check of the last fit."""
+        return self._view("history")
+
+    @property
+    def random_seed_(self) -> Any:
+        """Seed that the start values were drawn with."""
+        return self._view("seed")
+
+    @property
+    def backend_(self) -> Any:
+        """Name of the backend that fitted."""
+        return self._view("backend")
+
+    def _view(self, name: str) -> Any:
+        fitted = self._fitted
+        return None if fitted is None else getattr(fitted, name)
+
+    @property
+    def user_mapping_(self) -> Any:
+        """Id of each row of Theta, (nusers,)."""
+        fitted = self._fitted
+        return None if fitted is None else fitted.user_ids.values
+
+    @property
+    def item_mapping_(self) -> Any:
+        """Id of each row of Beta, (nitems,)."""
+        fitted = self._fitted
+        return None if fitted is None else fitted.item_ids.values
+
+    @property
+    def user_dict_(self) -> dict[Any, int] | None:
+        """Row of Theta of each user id."""
+        fitted = self._fitted
+        return None if fitted is None or not self.produce_dicts else fitted.user_ids.rows
+
+    @property
+    def item_dict_(self) -> dict[Any, int] | None:
+        """Row of Beta of each item id."""
+        fitted = self._fitted
+        return None if fitted is None or not self.produce_dicts else fitted.item_ids.rows
+
+    user_mapping, item_mapping = user_mapping_, item_mapping_
+    user_dict, item_dict = user_dict_, item_dict_
+
+    @property
+    def seen(self) -> NDArray[Any]:
+        """Item numbers that each user has had, user after user, (Z,)."""
+        fitted = self._fitted
+        if fitted is None or fitted.seen is None:
+            # AttributeError, so that hasattr tells whether they are there.
+            raise AttributeError("the items that users had are kept by fit with keep_data=True")
+        return fitted.seen[1]
+
+    @property
+    def Gamma_shp(self) -> NDArray[Any]:
+        """Shapes of q(θ), (nusers, k)."""
+        return self._kept().posterior(USERS).shape
+
+    @property
+    def Gamma_rte(self) -> NDArray[Any]:
+        """Rates of q(θ), (nusers, k), built at each access."""
+        return self._kept().posterior(USERS).rate
+
+    @property
+    def Lambda_shp(self) -> NDArray[Any]:
+        """Shapes of q(β), (nitems, k)."""
+        return self._kept().posterior(ITEMS).shape
+
+    @property
+    def Lambda_rte(self) -> NDArray[Any]:
+        """Rates of q(β), (nitems, k), built at each access."""
+        return self._kept().posterior(ITEMS).rate
+
+    @property
+    def k_rte(self) -> NDArray[Any]:
+        """Rates of q(ξ), (nusers, 1)."""
+        return self._kept().hyper_rate(USERS)
+
+    @property
+    def t_rte(self) -> NDArray[Any]:
+        """Rates of q(η), (nitems, 1)."""
+        return self._kept().hyper_rate(ITEMS)
+
+    def _kept(self) -> Fitted:
+        fitted = self._fitted
+        if fitted is None:
+            # AttributeError, so that hasattr tells whether shapes and rates are there.
+            raise AttributeError("shapes and rates exist after fit with keep_all_objs=True")
+        return fitted

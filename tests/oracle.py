@@ -315,11 +315,11 @@ def fold_in(
 
 @dataclass(frozen=True)
 class Part:
-    """One side of a model in which columns of θ are held at one and whole sides at given values.
+    """One side of a model in which columns of θ are pinned at one and whole sides fixed at given values.
 
-    Beside a column of ones the last free column has biases.  While ``rest`` is above one they are
-    Gamma(a, 2^80), next to nothing; the update that finds it at one gives them a tenth of all counts, and
-    eight tenths to what their φ says.
+    Beside a column of ones the last free column has biases.  While they ``wait`` they are Gamma(a, 2^80),
+    next to nothing, and no part of the prior; then they get a tenth of each row's counts, and eight tenths
+    stay where they were.
     """
 
     x: Gamma  # (N, K), of the free columns
@@ -330,7 +330,8 @@ class Part:
     hyper_mean: float
     hierarchical: bool
     known: Matrix | None  # (N, K), in place of all that
-    rest: int
+    wait: bool
+    row_rate: Vector  # (N,) E[ξ] in the rates of the last update
 
     def _whole(self, free: Matrix, one: float) -> Matrix:
         return free if self.ones is None else np.insert(free, self.ones, one, axis=1)
@@ -347,7 +348,7 @@ class Part:
 
     @property
     def hyper(self) -> Gamma:
-        free = self.x.shape.shape[1]
+        free = self.x.shape.shape[1] - self.wait
         return Gamma(np.full(len(self.hyper_rate), self.hyper_shape + free * self.shape), self.hyper_rate)
 
     @property
@@ -359,15 +360,23 @@ class Part:
         if self.known is not None:
             return self
         free = np.delete(np.arange(z.shape[1]), self.ones if self.ones is not None else [])
-        shape, rate = self.shape + z[:, free], self.expected_hyper[:, None] + other_sums[free]
-        if self.rest > 1:
+        rows = self.expected_hyper
+        shape, rate = self.shape + z[:, free], rows[:, None] + other_sums[free]
+        if self.wait:
             shape[:, -1], rate[:, -1] = self.shape, 2.0**80
-        elif self.rest == 1:
-            shape = self.shape + 0.8 * z[:, free]
-            shape[:, -1] = self.shape + 0.1 * z[:, :-2].sum(axis=1)
+        return replace(self._with(shape, rate), row_rate=rows)
+
+    def freed(self, other_sums: Vector) -> Part:
+        """Biases that have waited, set free."""
+        free = np.delete(np.arange(len(other_sums)), self.ones)
+        counts = self.x.shape - self.shape
+        shape = self.shape + 0.8 * counts
+        shape[:, -1] = self.shape + 0.1 * counts[:, :-1].sum(axis=1)
+        return replace(self._with(shape, self.row_rate[:, None] + other_sums[free]), wait=False)
+
+    def _with(self, shape: Matrix, rate: Matrix) -> Part:
         x = Gamma(shape, rate)
-        hyper_rate = self.hyper_shape / self.hyper_mean + x.row_sums
-        return replace(self, x=x, hyper_rate=hyper_rate, rest=max(self.rest - 1, 0))
+        return replace(self, x=x, hyper_rate=self.hyper_shape / self.hyper_mean + x.row_sums)
 
     @property
     def elbo_terms(self) -> list[float]:
@@ -397,7 +406,7 @@ def fit_family(
 ) -> list[tuple[Part, Part, float, float]]:
     """Both sides, the ELBO and its magnitude after each iteration, without constants for known sides.
 
-    Iterations for which biases rest are not among them.
+    Ten updates for which biases wait are not among them.
     """
     n, m = y.shape
     width = k + 2 * bias
@@ -408,21 +417,26 @@ def fit_family(
         for level, rows in zip(levels, (n, m, n, m), strict=True)
     ]
 
+    waits = bias and known_users is None and known_items is None
+
     def part(shape: Matrix, rate: Matrix, ones: int, prior: tuple[float, ...], known: Matrix | None) -> Part:
         free = np.delete(np.arange(width), ones if bias else [])
         start = np.full(len(shape), prior[2])
         shape, rate = shape[:, free], rate[:, free]
-        rest = 11 if bias and known_users is None and known_items is None else 0
-        if rest:
+        if waits:
             shape[:, -1], rate[:, -1] = prior[0], 2.0**80
-        return Part(Gamma(shape, rate), ones if bias else None, start, *prior, hierarchical, known, rest)
+        column = ones if bias else None
+        return Part(Gamma(shape, rate), column, start, *prior, hierarchical, known, waits, start)
 
     p = priors
     users = part(drawn[2], drawn[0], k + 1, (p.a, p.a_prime, p.b_prime), known_users)
     items = part(drawn[3], drawn[1], k, (p.c, p.c_prime, p.d_prime), known_items)
     states = []
-    resting = max(users.rest, items.rest, 1) - 1
-    for _ in range(resting + iterations):
+    waiting = 10 * waits
+    for iteration in range(waiting + iterations):
+        if waits and iteration == waiting:
+            item_sums, user_sums = items.mean.sum(axis=0), users.mean.sum(axis=0)
+            users, items = users.freed(item_sums), items.freed(user_sums)
         z = expected_z(y, users.expected_log, items.expected_log)
         users = users.updated(z.sum(axis=1), items.mean.sum(axis=0))
         if schedule == "alternating":
@@ -436,7 +450,7 @@ def fit_family(
             *items.elbo_terms,
         ]
         states.append((users, items, sum(terms), sum(map(abs, terms))))
-    return states[resting:]
+    return states[waiting:]
 
 
 # -- stochastic updates ------------------------------------------------------------------------

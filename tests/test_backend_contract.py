@@ -26,11 +26,14 @@ from scipy import sparse
 from scipy.special import gammaln
 
 from hpf_gpu.backends import create, protocol
-from hpf_gpu.backends.protocol import Array, Backend, Factor, Host
+from hpf_gpu.backends.protocol import Array, Backend, Factor, Full, Host, RankOne, Rates
+from hpf_gpu.data.blocks import BlocksInMemory, Pairs, in_memory
 from hpf_gpu.model.convergence import Check
 from hpf_gpu.model.inference import Fit, Schedule, State, fit, iterate
 from hpf_gpu.model.likelihood import Objective, log_factorial_sum, pair_llk
-from hpf_gpu.model.variational import Block, Model, Pairs, Prior, draw_start_values, start_side
+from hpf_gpu.model.priors import Prior
+from hpf_gpu.model.sides import Model, start_side
+from hpf_gpu.model.start import StartValues
 
 # -- tolerances --------------------------------------------------------------------------------
 
@@ -317,13 +320,15 @@ def expected_log_normalizer_sum(name: str) -> float:
 
 def make_factor(backend: Backend, side: Parameters) -> Factor:
     """The factor with these parameters, made as at the start of a fit."""
-    rows = backend.asarray(side.rate_rows)
-    if side.rate_rows.ndim == 1:
-        rows = rows[:, None]
-    factor, _, _ = backend.gamma_update(
-        backend.asarray(side.shape), 0.0, rows, backend.asarray(side.rate_columns)
-    )
+    factor, _, _ = backend.gamma_update(backend.asarray(side.shape), 0.0, rates_of(backend, side))
     return factor
+
+
+def rates_of(backend: Backend, side: Parameters) -> Rates:
+    """The rates of these parameters in the backend's memory."""
+    if side.rate_rows.ndim == 2:
+        return Full(backend.asarray(side.rate_rows))
+    return RankOne(backend.asarray(side.rate_rows), backend.asarray(side.rate_columns))
 
 
 def make_factors(backend: Backend, case: Case) -> tuple[Factor, Factor]:
@@ -340,7 +345,16 @@ def on_host(backend: Backend, arrays: tuple[Array | None, ...]) -> tuple[Host | 
 
 
 def factor_on_host(backend: Backend, factor: Factor) -> tuple[Host, ...]:
-    return tuple(backend.asnumpy(getattr(factor, field.name)) for field in dataclasses.fields(factor))
+    """Shape, rates, exp E[ln θ] and its scale."""
+    arrays = (factor.shape, *vars(factor.rates).values(), factor.exp_log, factor.log_scale)
+    return tuple(backend.asnumpy(array) for array in arrays)
+
+
+def rate_on_host(backend: Backend, rates: Rates) -> Host:
+    """Rates (N, K) in float64."""
+    if isinstance(rates, Full):
+        return backend.asnumpy(rates.matrix).astype(np.float64)
+    return backend.asnumpy(rates.rows)[:, None] + backend.asnumpy(rates.columns)
 
 
 # -- the interface -----------------------------------------------------------------------------
@@ -507,18 +521,15 @@ def test_gamma_update(
     """Shape, exp E[ln θ] scaled by rows, and the sums of the mean, for the shape as it was stored."""
     for side in both_sides(case):
         n, k = side.shape.shape
-        rows = backend.asarray(side.rate_rows)
-        rows = rows if side.rate_rows.ndim == 2 else rows[:, None]
-        columns, out = backend.asarray(side.rate_columns), garbage(backend, n, k) if with_out else None
+        rates, out = rates_of(backend, side), garbage(backend, n, k) if with_out else None
         factor, row_sums, column_sums = backend.gamma_update(
-            backend.asarray(side.shape), prior_shape, rows, columns, out
+            backend.asarray(side.shape), prior_shape, rates, out
         )
-        stored, rate_rows, rate_columns, exp_log, log_scale = factor_on_host(backend, factor)
+        stored, *_, exp_log, log_scale = factor_on_host(backend, factor)
         assert stored.dtype == exp_log.dtype == backend.dtype
-        assert log_scale.dtype == rate_columns.dtype == np.float64
+        assert log_scale.dtype == np.float64
+        assert factor.rates is rates
         assert_close(stored, side.shape + prior_shape, tolerance.shape)
-        assert_same(rate_rows, side.gamma.rate if side.rate_rows.ndim == 2 else side.rate_rows[:, None])
-        assert_same(rate_columns, side.rate_columns)
 
         # E[ln θ] of a small shape magnifies the rounding of prior + statistic, so it is judged
         # against the shape that was stored.
@@ -536,18 +547,16 @@ def test_gamma_update(
             assert_close(backend.asnumpy(sums)[:, None], wanted[:, None], tolerance.sums)
         if with_out:
             assert_same(backend.asnumpy(out), exp_log)
-            alone, *_ = backend.gamma_update(backend.asarray(side.shape), prior_shape, rows, columns)
+            alone, *_ = backend.gamma_update(backend.asarray(side.shape), prior_shape, rates)
             assert_same(backend.asnumpy(alone.exp_log), exp_log)
 
 
 def test_gamma_update_leaves_rates_alone(backend: Backend, case: Case) -> None:
     """Only the statistic is consumed."""
     for side in both_sides(case):
-        rows, columns = backend.asarray(side.rate_rows), backend.asarray(side.rate_columns)
-        wide = rows if side.rate_rows.ndim == 2 else rows[:, None]
-        backend.gamma_update(backend.asarray(side.shape), 0.3, wide, columns)
-        assert_same(backend.asnumpy(rows), side.rate_rows)
-        assert_same(backend.asnumpy(columns), side.rate_columns)
+        rates = rates_of(backend, side)
+        backend.gamma_update(backend.asarray(side.shape), 0.3, rates)
+        assert_same(rate_on_host(backend, rates), side.gamma.rate)
 
 
 def test_mean(backend: Backend, case: Case, tolerance: Tolerance) -> None:
@@ -835,11 +844,10 @@ def test_operations_repeat_and_leave_inputs_alone(backend: Backend, case: Case) 
     counts = backend.counts(case.csr(backend.dtype), case.k)
     rows, columns = case.y.nonzero()
     hyper_rate = backend.asarray(np.linspace(0.1, 3.0, len(case.y)))
-    wide = users.rate_rows
     exclude = (np.arange(len(case.y) + 1), np.zeros(len(case.y), np.int64))  # the first item, to everybody
 
     def refreshed() -> tuple[Host | None, ...]:
-        factor, *sums = backend.gamma_update(backend.asarray(case.users.shape), 0.3, wide, users.rate_columns)
+        factor, *sums = backend.gamma_update(backend.asarray(case.users.shape), 0.3, users.rates)
         return (*factor_on_host(backend, factor), *on_host(backend, tuple(sums)))
 
     operations: dict[str, Callable[[], tuple[Any, ...]]] = {
@@ -911,29 +919,27 @@ class Problem:
         priors = dataclasses.astuple(self.priors)
         return oracle.fit(self.y, self.k, *priors, self.seed, dtype, iterations, schedule)
 
-    def model(self, backend: Backend, rows: tuple[slice, ...] = (slice(None),)) -> Model:
-        """The model at its start values, with one block for each of the slices of users."""
-        p, csr = self.priors, sparse.csr_array(self.y.astype(backend.dtype))
-        user, item = Prior(p.a, p.a_prime, p.b_prime), Prior(p.c, p.c_prime, p.d_prime)
-        start = draw_start_values(*self.y.shape, self.k, user, item, self.seed, backend.dtype)
-        blocks = (
-            Block(
-                backend.counts(csr[part], self.k),
-                start_side(backend, user, start.user_shape[part], start.user_rate[part]),
-                self.validation(part),
-            )
-            for part in rows
-        )
-        return Model(tuple(blocks), start_side(backend, item, start.item_shape, start.item_rate))
+    def blocks(self, backend: Backend, users_per_block: int | None = None) -> BlocksInMemory:
+        """The counts, in one block or in several, and what is held out."""
+        csr = sparse.csr_array(self.y.astype(backend.dtype))
+        return in_memory(backend, csr, self.k, self.validation(), users_per_block)
 
-    def validation(self, part: slice = slice(None)) -> Pairs:
-        """Held-out counts: the data once more, moved by one column; users are numbered within the part."""
-        held_out = np.roll(self.y, 1, axis=1)[part]
+    def model(self, backend: Backend, blocks: BlocksInMemory) -> Model:
+        """The model at its start values, for these blocks."""
+        p = self.priors
+        user, item = Prior(p.a, p.a_prime, p.b_prime), Prior(p.c, p.c_prime, p.d_prime)
+        start = StartValues(*self.y.shape, self.k, self.seed, backend.dtype)
+        users = (start_side(backend, user, *start.users(user, rows)) for rows in blocks.slices)
+        return Model(tuple(users), start_side(backend, item, *start.items(item)))
+
+    def validation(self) -> Pairs:
+        """Held-out counts: the data once more, moved by one column."""
+        held_out = np.roll(self.y, 1, axis=1)
         rows, columns = held_out.nonzero()
         return Pairs(rows, columns, held_out[rows, columns])
 
-    def objective(self, backend: Backend, *, full_llk: bool) -> Objective:
-        return Objective(backend, log_factorial_sum(self.y[self.y > 0]), full_llk)
+    def objective(self, backend: Backend, blocks: BlocksInMemory, *, full_llk: bool) -> Objective:
+        return Objective(backend, blocks, log_factorial_sum(self.y[self.y > 0]), full_llk)
 
 
 def _small_problem() -> Problem:
@@ -959,10 +965,9 @@ def rule(schedule: ScheduleName, *, maxiter: int | None = 20, exact: bool = Fals
 def parameters_of(backend: Backend, model: Model) -> dict[str, Host]:
     """Every variational parameter of a model with one block."""
     found = {}
-    for name, side in (("users", model.blocks[0].users), ("items", model.items)):
-        shape, rate_rows, rate_columns, _, _ = factor_on_host(backend, side.factor)
-        found[f"{name}: shape"] = shape
-        found[f"{name}: rate"] = rate_rows + rate_columns
+    for name, side in (("users", model.users[0]), ("items", model.items)):
+        found[f"{name}: shape"] = backend.asnumpy(side.factor.shape)
+        found[f"{name}: rate"] = rate_on_host(backend, side.factor.rates)
         found[f"{name}: mean"] = backend.asnumpy(backend.mean(side.factor))
         found[f"{name}: column sums"] = backend.asnumpy(side.column_sums)
         found[f"{name}: hyper rate"] = backend.asnumpy(side.hyper_rate)
@@ -995,17 +1000,26 @@ def test_iterations(
 ) -> None:
     """Every parameter after each of 20 iterations from hpfrec's start values."""
     start, *states = small_reference(dtype.name, schedule)
-    model = SMALL.model(backend)
+    blocks = SMALL.blocks(backend)
+    model = SMALL.model(backend, blocks)
     assert_parameters(backend, model, start, tolerance.mean)
     for state in states:
-        model = iterate(backend, model, rule(schedule, exact=exact))
+        model = iterate(backend, blocks, model, rule(schedule, exact=exact))
         assert_parameters(backend, model, state, tolerance.parameters)
 
 
 def run_fit(backend: Backend, schedule: ScheduleName, *, full_llk: bool) -> Fit:
     reports: list[Check] = []
-    objective = SMALL.objective(backend, full_llk=full_llk)
-    fitted = fit(backend, State(SMALL.model(backend)), rule(schedule), objective, reports.append)
+    blocks, how = SMALL.blocks(backend), rule(schedule)
+    objective = SMALL.objective(backend, blocks, full_llk=full_llk)
+    fitted = fit(
+        backend,
+        State(SMALL.model(backend, blocks)),
+        how,
+        objective,
+        lambda model, _: iterate(backend, blocks, model, how),
+        reports.append,
+    )
     assert reports == list(fitted.history)
     return fitted
 
@@ -1044,22 +1058,29 @@ def test_pair_llk(backend: Backend, tolerance: Tolerance, full_llk: bool) -> Non
     assert_near(got, want, tolerance.predict, scale)
 
 
+@pytest.mark.parametrize("users_per_block", [1, 9, 23])
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_three_blocks_are_one(backend: Backend, tolerance: Tolerance, schedule: ScheduleName) -> None:
-    """Users handed out in blocks, one of them a single user: the same model, spare buffers and all."""
-    parts = (slice(0, 1), slice(1, 10), slice(10, None))
-    whole, split = SMALL.model(backend), SMALL.model(backend, parts)
-    objective = SMALL.objective(backend, full_llk=False)
+def test_blocks_are_one(
+    backend: Backend, tolerance: Tolerance, schedule: ScheduleName, users_per_block: int
+) -> None:
+    """Users handed out in blocks, down to single users: the same model, spare buffers and all."""
+    one_block, three = SMALL.blocks(backend), SMALL.blocks(backend, users_per_block)
+    assert len(three.slices) == -(-24 // users_per_block)
+    whole, split = SMALL.model(backend, one_block), SMALL.model(backend, three)
+    objectives = [SMALL.objective(backend, blocks, full_llk=False) for blocks in (three, one_block)]
     for iteration in range(1, 4):
-        whole = iterate(backend, whole, rule(schedule))
-        split = iterate(backend, split, rule(schedule))
+        whole = iterate(backend, one_block, whole, rule(schedule))
+        split = iterate(backend, three, split, rule(schedule))
         for name in ("shape", "exp_log"):
-            pieces = [backend.asnumpy(getattr(block.users.factor, name)) for block in split.blocks]
-            one = backend.asnumpy(getattr(whole.blocks[0].users.factor, name))
+            pieces = [backend.asnumpy(getattr(users.factor, name)) for users in split.users]
+            one = backend.asnumpy(getattr(whole.users[0].factor, name))
             assert_close(np.concatenate(pieces), one.astype(np.float64), tolerance.parameters)
             got, want = (backend.asnumpy(getattr(model.items.factor, name)) for model in (split, whole))
             assert_close(got, want.astype(np.float64), tolerance.parameters)
-        got_check, want_check = objective.check(split, iteration), objective.check(whole, iteration)
+        got_check, want_check = (
+            objective.check(model, iteration)
+            for objective, model in zip(objectives, (split, whole), strict=True)
+        )
         for figure in ("elbo", "llk", "val_llk"):
             want_figure = getattr(want_check, figure)
             assert_near(getattr(got_check, figure), want_figure, tolerance.objective, abs(want_figure))
@@ -1068,11 +1089,11 @@ def test_three_blocks_are_one(backend: Backend, tolerance: Tolerance, schedule: 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_an_iteration_leaves_the_last_model_whole(backend: Backend, schedule: ScheduleName) -> None:
     """Whoever is interrupted, or looks back, finds the finished model and its φ unchanged."""
-    objective = SMALL.objective(backend, full_llk=False)
-    model = SMALL.model(backend, (slice(0, 10), slice(10, None)))
+    blocks = SMALL.blocks(backend, 10)
+    objective, model = SMALL.objective(backend, blocks, full_llk=False), SMALL.model(backend, blocks)
     for _ in range(3):
         before = objective.elbo(model)
-        following = iterate(backend, model, rule(schedule))
+        following = iterate(backend, blocks, model, rule(schedule))
         assert objective.elbo(model) == before
         model = following
 
@@ -1097,11 +1118,12 @@ def test_elbo_never_falls(
     @given(problems())
     def check(problem: Problem) -> None:
         states = problem.reference(dtype, 12, schedule)
-        model, objective = problem.model(backend), problem.objective(backend, full_llk=False)
+        blocks = problem.blocks(backend)
+        model, objective = problem.model(backend, blocks), problem.objective(backend, blocks, full_llk=False)
         elbo = objective.elbo(model)
         for i, state in enumerate(states):
             if i > 0:
-                model = iterate(backend, model, rule(schedule))
+                model = iterate(backend, blocks, model, rule(schedule))
                 before, elbo = elbo, objective.elbo(model)
                 assert before - elbo <= tolerance.monotone * state.elbo_magnitude
             assert_near(elbo, state.elbo, tolerance.objective, state.elbo_magnitude)
@@ -1119,9 +1141,9 @@ def test_a_product_at_the_threshold_is_counted_once(backend: Backend, k: int) ->
 
     def factor(exp_log: Host) -> Factor:
         n = len(exp_log)
-        rates = backend.asarray(np.ones(n))[:, None], backend.asarray(np.ones(k))
+        rates = RankOne(backend.asarray(np.ones(n)), backend.asarray(np.ones(k)))
         shape, scale = backend.asarray(np.ones((n, k))), backend.asarray(np.zeros(n))
-        return Factor(shape, *rates, backend.asarray(exp_log), scale)
+        return Factor(shape, rates, backend.asarray(exp_log), scale)
 
     csr = sparse.csr_array(np.ones((1, size)), dtype=backend.dtype)
     sums = backend.allocate(backend.counts(csr, k), factor(u), factor(v))[1]

@@ -400,7 +400,7 @@ def are_those_of_another_state(name, change, tensors, before, header):
         return bool((array > 0).all() and (np.diff(array) > 0).all() and array[-1] <= 6)
     if name == "history.seconds":
         return bool((array >= 0).all() and (np.diff(array) >= 0).all() and array[-1] <= before[name][-1])
-    is_known = header["priors"].get(name.split(".")[0], {}).get("known")
+    is_known = header["priors"].get(name.split(".")[0], {}).get("fixed")
     if not np.isfinite(array).all() or (is_known and not name.endswith((".shape", ".column_sums"))):
         return False
     if name in ("history.llk", "history.elbo", "history.val_llk"):

@@ -26,6 +26,7 @@ from hpf_gpu import HPF, BackendUnavailable, NotEnoughMemory
 from hpf_gpu.backends import create, cuda_layout
 from hpf_gpu.backends.cuda_input import Triplets, from_matrix
 from hpf_gpu.backends.cuda_source import Variant
+from hpf_gpu.backends.protocol import Full, RankOne
 from hpf_gpu.model.inference import iterate
 
 if "cuda" not in conftest.BACKENDS:
@@ -64,7 +65,7 @@ def test_counts_by_items(
 ) -> None:
     """The copy by items is SciPy's CSC, nonzero by nonzero."""
     monkeypatch.setattr(cuda_layout, "SEGMENT", segment)
-    monkeypatch.setattr(cuda_layout, "_MOST_STRANDS", strands)
+    monkeypatch.setattr(cuda_layout, "_MAX_STRANDS", strands)
     csr = random_counts(*shape, nnz=min(700, shape[0] * shape[1] // 2))
     by_items, csc = cuda.counts(csr, 5).items, csr.tocsc()
     np.testing.assert_array_equal(by_items.column.get(), csc.indices)
@@ -79,7 +80,7 @@ def test_triplets_by_items(cuda: Any, strands: int, monkeypatch: pytest.MonkeyPa
     import cupy as cp
 
     monkeypatch.setattr(cuda_layout, "SEGMENT", 80)
-    monkeypatch.setattr(cuda_layout, "_MOST_STRANDS", strands)
+    monkeypatch.setattr(cuda_layout, "_MAX_STRANDS", strands)
     rng = np.random.default_rng(0)
     column, row = rng.integers(0, 3, 500).astype(np.int32), rng.integers(0, 60, 500).astype(np.int32)
     value = np.arange(500).astype(cuda.dtype)
@@ -294,10 +295,14 @@ def test_allocate_in_matrices_of_more_than_32_bits(
         return dataclasses.replace(side, segments=cut, column=side.column + np.int32(rows))
 
     def far_factor(factor: Any) -> Any:
-        changed = {
-            name: far(getattr(factor, name), rows) for name in ("shape", "rate_rows", "exp_log", "log_scale")
-        }
-        return dataclasses.replace(factor, **changed)
+        changed = {name: far(getattr(factor, name), rows) for name in ("shape", "exp_log", "log_scale")}
+        rates = factor.rates
+        rates = (
+            RankOne(far(rates.rows, rows), rates.columns)
+            if isinstance(rates, RankOne)
+            else Full(far(rates.matrix, rows))
+        )
+        return dataclasses.replace(factor, rates=rates, **changed)
 
     far_counts = dataclasses.replace(counts, users=far_rows(counts.users), items=far_rows(counts.items))
     far_factors = tuple(map(far_factor, factors))
@@ -339,8 +344,8 @@ def test_gamma_update_of_any_number_of_rows(cuda: Any, n: int, k: int) -> None:
         contract._parameters(np.random.default_rng(n), n, k),
         contract.TOLERANCE[cuda.dtype.name],
     )
-    rates = cuda.asarray(side.rate_rows)[:, None], cuda.asarray(side.rate_columns)
-    factor, row_sums, column_sums = cuda.gamma_update(cuda.asarray(side.shape), 0.0, *rates)
+    rates = contract.rates_of(cuda, side)
+    factor, row_sums, column_sums = cuda.gamma_update(cuda.asarray(side.shape), 0.0, rates)
     gamma = side.gamma
     wanted = np.exp(gamma.expected_log - gamma.expected_log.max(axis=1, keepdims=True))
     contract.assert_close(cuda.asnumpy(factor.exp_log), wanted, tolerance.exp_log)

@@ -11,7 +11,7 @@ import pytest
 from hpf_gpu import HPF
 from hpf_gpu.backends import cuda_layout
 from hpf_gpu.backends.cuda_launch import Kernel
-from hpf_gpu.backends.cuda_source import MOST_FACTORS, THREADS, TOP_PLACES, Parameter, Variant
+from hpf_gpu.backends.cuda_source import MAX_FACTORS, THREADS, TOP_PLACES, Parameter, Variant
 
 
 @pytest.mark.parametrize("lengths", [[0], [1, 0, 16, 17, 0], [256, 257, 1], [1000, 0, 0, 3, 512], []])
@@ -53,7 +53,7 @@ def test_rows_fill_sectors(k: int, real: str, half: bool, width: int) -> None:
 @pytest.mark.parametrize("real", ["f4", "f8"])
 def test_blocks_fit_into_shared_memory(real: str) -> None:
     """Of 48 KiB, what a block of each kernel that keeps rows of K numbers there takes."""
-    for k in range(1, MOST_FACTORS + 1):
+    for k in range(1, MAX_FACTORS + 1):
         variant = Variant(k, np.dtype(real))
         lanes = min(32, 1 << (k - 1).bit_length())
         gamma_update = variant.gamma_threads // lanes * 2 * 8 * k

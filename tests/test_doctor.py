@@ -157,7 +157,7 @@ def test_hardware_that_is_not_there_is_nothing_to_mend(capsys, made_up):
     status, lines = said(capsys)
     assert "cuda     not for this machine: no such card" in lines
     assert "         -> buy one" in lines
-    assert lines[-2:] == ["backend='auto' takes 'numpy'.", "Nothing to mend."]
+    assert lines[-2:] == ["backend='auto' takes 'numpy'.", "No problems found."]
     assert status == 1
 
 
@@ -198,7 +198,7 @@ def test_a_backend_that_computes_nonsense(capsys, monkeypatch):
 def test_what_comes_first_is_mended_first():
     fine, absent = Finding("numpy", True, "2.4"), Finding("cuda", False, "", (), "buy one", expected=True)
     broken, slow = Finding("scipy", False, "", (), "install scipy"), Finding("openmp", True, "", (), "hurry")
-    assert Report((fine,), (absent, fine), "numpy").next_step == "Nothing to mend."
+    assert Report((fine,), (absent, fine), "numpy").next_step == "No problems found."
     assert Report((fine, broken), (slow,), "openmp").next_step == "Next: install scipy"
     assert Report((fine,), (absent, slow), "openmp").next_step == "Next: hurry"
     assert Report((fine,), (absent, slow), "openmp").compiled_works

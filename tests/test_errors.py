@@ -303,12 +303,10 @@ def test_hardware_that_is_not_there_is_no_reason_to_warn(monkeypatch, caplog):
     monkeypatch.setattr(backends, "NAMES", ("absent", "broken", "numpy"))
     with pytest.warns(RuntimeWarning) as warned:
         backends.choose("auto", np.float32)
-    told = "backend 'auto' took 'numpy', not broken: no such card; to mend it: buy one"
+    told = "backend 'auto' took 'numpy', not broken: no such card; to fix it: buy one"
     assert [str(warning.message) for warning in warned] == [told]
     monkeypatch.setattr(backends, "NAMES", ("absent", "broken"))
-    with pytest.raises(
-        BackendUnavailable, match="absent: no such card; to mend it: buy one; broken: no such"
-    ):
+    with pytest.raises(BackendUnavailable, match="absent: no such card; to fix it: buy one; broken: no such"):
         backends.choose("auto", np.float32)
 
 
@@ -329,7 +327,7 @@ def test_auto_passes_over_a_backend_that_takes_fewer_factors(monkeypatch):
 
 def test_an_unavailable_backend_travels_between_processes():
     error = pickle.loads(pickle.dumps(BackendUnavailable("no card", remedy="buy one", expected=True)))
-    assert str(error) == "no card; to mend it: buy one"
+    assert str(error) == "no card; to fix it: buy one"
     assert (error.problem, error.remedy, error.expected) == ("no card", "buy one", True)
     assert str(BackendUnavailable("no card")) == "no card"
 
@@ -385,7 +383,7 @@ def test_a_backend_that_does_not_load_is_tried_once(monkeypatch):
     monkeypatch.setattr(backends, "import_module", fails)
     raised = []
     for _ in range(3):
-        with pytest.raises(BackendUnavailable, match=r"^no GPU; to mend it: buy one$") as caught:
+        with pytest.raises(BackendUnavailable, match=r"^no GPU; to fix it: buy one$") as caught:
             backends.create("cuda", np.float32)
         raised.append(caught.value)
     assert tried == [".cuda_backend"]

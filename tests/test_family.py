@@ -10,7 +10,10 @@ from parity import relative_error
 from scipy import sparse
 
 from hpf_gpu import HPF
-from hpf_gpu.model.variational import Prior
+from hpf_gpu.data.blocks import in_memory
+from hpf_gpu.fitting.training import schedule_of, start_sides
+from hpf_gpu.model.biases import warm_up
+from hpf_gpu.model.inference import iterate
 
 PRIORS = oracle.Priors(0.4, 0.5, 1.3, 0.2, 0.7, 0.6)
 K, SEED = 3, 2
@@ -40,8 +43,8 @@ FAMILY = {
     "bias items": {"bias": True, "known_items": GIVEN[: Y.shape[1], :]},
 }
 
-#: Iterations that come before the first, for which biases rest.
-RESTING = {"bias": 10, "flat bias": 10}
+#: Updates before the first iteration, for which biases wait.
+WAITING = {"bias": 10, "flat bias": 10}
 
 #: Largest relative errors of means, and of the ELBO relative to the sum of its terms' magnitudes; the largest
 #: measured, over numpy, openmp and simulated cuda, stand beside them.
@@ -75,7 +78,7 @@ def fit(model, variant="", y=Y, **options):
 @pytest.mark.parametrize("variant", FAMILY)
 def test_dense_formulas(variant, schedule, backend, backend_name):
     """Means of both sides and the ELBO after every iteration."""
-    counted = 12 - RESTING.get(variant, 0)  # where factors part, rounding errors grow with every iteration
+    counted = 12 - WAITING.get(variant, 0)  # where factors part, rounding errors grow with every iteration
     states = oracle.fit_family(Y, K, PRIORS, SEED, backend.dtype, counted, schedule, **FAMILY[variant])
     arguments = {"schedule": schedule, "use_float": backend.dtype == np.float32, "maxiter": counted}
     model = fit(model_of(variant, backend=backend_name, **arguments), variant)
@@ -132,7 +135,7 @@ def test_stochastic_fits(variant, sizes, backend_name):
     # Batches are few rows, and biases begin after ten of them.
     steps = {"step_size": lambda epoch: 0.5 / (1 + epoch / 10), "maxiter": 100}
     model = fit(model_of(variant, backend=backend_name, use_float=False, **steps, **sizes), variant)
-    counted = 30 - RESTING.get(variant, 0)
+    counted = 30 - WAITING.get(variant, 0)
     full = fit(model_of(variant, backend=backend_name, use_float=False, maxiter=counted), variant)
     if model.bias:
         assert np.all(model.Theta[:, K + 1] == 1)
@@ -225,7 +228,8 @@ def test_biases_leave_tastes_to_the_factors(seed, schedule, backend_name, monkey
 
     model = fitted()
     assert share_of_biases(model) < 0.4
-    monkeypatch.setattr(Prior, "started", lambda prior: prior)
+    monkeypatch.setattr("hpf_gpu.fitting.training.pinned_near_zero", lambda prior, column: prior)
+    monkeypatch.setattr("hpf_gpu.fitting.training.warm_up", lambda backend, model, columns, update: model)
     collapsed = fitted()
     assert share_of_biases(collapsed) > 0.8
     assert model.history_.elbo.iloc[-1] > collapsed.history_.elbo.iloc[-1] + 500
@@ -244,27 +248,39 @@ def test_biases_leave_tastes_to_the_factors_in_batches(backend_name):
     assert share_of_biases(stream) < 0.4
 
 
-def test_biases_rest_and_wake(tmp_path):
-    """Before the first iteration they have none of the counts, in it a fifth, and in batches likewise."""
-    model = fit(model_of("bias", maxiter=1))
-    assert model.niter == 1
-    assert share_of_biases(model) == pytest.approx(0.2, abs=0.05)  # 0.198: priors have a part of it
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hpf_gpu.model.variational.REST", 1000)
-        resting = fit(model_of("bias", maxiter=1, users_per_batch=5))
-    assert resting.Theta[:, K].max() < 1e-20
-    assert resting.Beta[:, K + 1].max() < 1e-20
-    # What is folded in has its biases at once.
-    assert resting.transform(sparse.csr_array(Y[:5])).to_numpy()[:, K].min() > 1e-3
+def test_biases_begin_with_a_share_of_the_counts(backend):
+    """While they wait they have none; then each side's have a tenth, and pinned columns stay pinned."""
+    settings = model_of("bias")._settings()
+    csr = sparse.csr_array(Y.astype(backend.dtype))
+    blocks, columns = in_memory(backend, csr, settings.width, users_per_block=7), settings.bias_columns
+    model, waiting = start_sides(settings, backend, Y.shape, SEED, blocks.slices), []
 
-    batches = model_of("bias")
-    for number in range(11):
-        assert number == 0 or batches.Beta[:, K + 1].max() < 1e-20
-        batches.save(tmp_path / "model") if number else None
-        batches = HPF.load(tmp_path / "model") if number else batches
-        batches.partial_fit(sparse.csr_array(Y), nusers=Y.shape[0], nitems=Y.shape[1])
-    assert batches.Beta[:, K + 1].min() > 1e-3
-    assert batches.Theta[:, K].min() > 1e-3
+    def update(model):
+        waiting.append(iterate(backend, blocks, model, schedule_of(settings)))
+        return waiting[-1]
+
+    freed = warm_up(backend, model, columns, update)
+    assert len(waiting) == 10
+    for before, after, column in (
+        *((one, other, columns[0]) for one, other in zip(waiting[-1].users, freed.users, strict=True)),
+        (waiting[-1].items, freed.items, columns[1]),
+    ):
+        assert backend.asnumpy(backend.mean(before.factor))[:, column].max() < 1e-20
+        shapes = [backend.asnumpy(side.factor.shape).astype(np.float64) for side in (before, after)]
+        of_factors, freely = ((shape - before.prior.shape)[:, :K] for shape in shapes)
+        np.testing.assert_allclose(freely, 0.8 * of_factors, rtol=1e-4, atol=1e-6)
+        bias = shapes[1][:, column] - before.prior.shape
+        np.testing.assert_allclose(bias, 0.1 * of_factors.sum(axis=1), rtol=1e-4, atol=1e-6)
+        (pin,) = after.prior.pins
+        assert (backend.asnumpy(backend.mean(after.factor))[:, pin.column] == 1).all()
+        mean = backend.asnumpy(backend.mean(after.factor)).astype(np.float64)
+        np.testing.assert_allclose(backend.asnumpy(after.column_sums), mean.sum(axis=0), rtol=1e-5)
+
+
+def test_fold_in_beside_biases():
+    """What is folded in has its biases at once."""
+    model = fit(model_of("bias", maxiter=1))
+    assert model.transform(sparse.csr_array(Y[:5])).to_numpy()[:, K].min() > 1e-3
 
 
 # -- sides that are known ----------------------------------------------------------------------

@@ -9,7 +9,6 @@ import numpy as np
 import oracle
 import pandas as pd
 import pytest
-from hpf_gpu.data.counts.ids import Ids, shown
 from hypothesis import given
 from hypothesis import strategies as st
 from parity import relative_error
@@ -17,9 +16,13 @@ from scipy import sparse
 from test_hpf import IDS
 
 from hpf_gpu import HPF
-from hpf_gpu.answers.ranking import with_items
+from hpf_gpu.backends.protocol import RankOne
+from hpf_gpu.data.ids import Ids, shown
+from hpf_gpu.data.seen import with_items
 from hpf_gpu.model.inference import fold_in
-from hpf_gpu.model.variational import Posterior, Prior, frozen_side, level_side
+from hpf_gpu.model.posterior import Posterior
+from hpf_gpu.model.priors import Prior
+from hpf_gpu.model.sides import gather_side, noise_free_side
 
 A, A_PRIME, B_PRIME = 0.25, 0.5, 2.0
 
@@ -70,11 +73,11 @@ def folding_case():
 
 
 def folded(backend, y, beta, **arguments):
-    prior, zeros = Prior(A, A_PRIME, B_PRIME), np.zeros((9, 1))
-    posterior = Posterior(prior, beta.shape, zeros, beta.rate[0], np.ones(9), beta.column_sums)
-    frozen = frozen_side(backend, posterior, np.arange(9))
+    prior, rates = Prior(A, A_PRIME, B_PRIME), RankOne(np.zeros(9), beta.rate[0])
+    posterior = Posterior(prior, beta.shape, rates, np.ones(9), beta.column_sums)
+    others = gather_side(backend, posterior, np.arange(9))
     counts = backend.counts(sparse.csr_array(y.astype(backend.dtype)), 4)
-    side = fold_in(backend, counts, level_side(backend, prior, 7, 4), frozen, **arguments)
+    side = fold_in(backend, counts, noise_free_side(backend, prior, 7, 4), others, **arguments)
     return backend.asnumpy(backend.mean(side.factor)), backend.asnumpy(side.hyper_rate)
 
 

@@ -21,7 +21,7 @@ from gpu import clock, shapes, state, steps, table, worker
 from parity import relative_error
 
 from hpf_gpu.backends import create
-from hpf_gpu.model.variational import draw_start_values
+from hpf_gpu.model.start import StartValues
 
 BENCH = Path(__file__).resolve().parents[1] / "bench"
 
@@ -197,12 +197,12 @@ def test_pytorch_computes_the_same_iterations() -> None:
 
     csr, k = synthetic.power_law_csr(400, 150, 4000), 12
     ours = state.started(create("numpy", np.float32), csr, k, 5)
-    start = draw_start_values(400, 150, k, state.PRIOR, state.PRIOR, state.SEED, np.dtype(np.float32))
+    start = StartValues(400, 150, k, state.SEED, np.dtype(np.float32))
     for how in torch_update.ALLOCATE:
         theirs = torch_update.Model.begin(csr, start, "cpu")
         for _ in range(5):
             theirs = theirs.iterated(how)
-        for mine, side in ((ours.blocks[0].users, theirs.users), (ours.items, theirs.items)):
+        for mine, side in ((ours.users[0], theirs.users), (ours.items, theirs.items)):
             assert relative_error(side.shape.numpy(), mine.factor.shape) < 1e-5  # 1.7e-6
             assert relative_error(side.hyper_rate.numpy(), mine.hyper_rate) < 1e-6  # 1.7e-7
 

@@ -16,8 +16,8 @@ from scipy import sparse
 from hpf_gpu import HPF
 from hpf_gpu.backends import create
 from hpf_gpu.data.counts import training_data
-from hpf_gpu.model.stochastic import Batch, Local, run_epoch, with_rank_one
-from hpf_gpu.model.variational import start_sides, with_start_rows
+from hpf_gpu.fitting.training import start_sides
+from hpf_gpu.model.stochastic import Batch, LocalUpdates, average_start_rates, run_epoch
 
 MATRICES = ("Theta", "Beta", "Gamma_shp", "Gamma_rte", "Lambda_shp", "Lambda_rte", "k_rte", "t_rte")
 
@@ -92,13 +92,13 @@ def test_a_batch_stands_for_all_users_that_are_announced(frame: pd.DataFrame) ->
     model.partial_fit(frame, nusers=2 * users, nitems=items, step_size=0.5)
     backend = create("numpy", np.dtype(np.float64))
     csr = training_data(frame, backend=backend, reindex=True).csr
-    start = start_sides(backend, model._priors(), csr.shape, model.k, model.random_seed)
-    own, other = (with_rank_one(backend, side) for side in start)
+    start = start_sides(model._settings(), backend, csr.shape, model.random_seed)
+    own, other = (average_start_rates(backend, side) for side in (*start.users, start.items))
     batch = Batch(np.arange(users), backend.counts(csr, model.k), scale=2.0)
-    own, other = run_epoch(backend, [batch], own, other, Local(), 0.5)
+    own, other = run_epoch(backend, [batch], own, other, LocalUpdates(), 0.5)
     for got, side in ((model.Gamma_shp, own), (model.Lambda_shp, other)):
         np.testing.assert_allclose(got, side.factor.shape, rtol=1e-12)
-    rates = other.factor.rate_rows + other.factor.rate_columns
+    rates = other.factor.rates.rows[:, None] + other.factor.rates.columns
     np.testing.assert_allclose(model.Lambda_rte, rates, rtol=1e-12)
 
 
@@ -455,12 +455,15 @@ def test_new_rows_beside_biases_begin_like_the_others(frame: pd.DataFrame, hiera
     model = model_of(bias=True, hierarchical=hierarchical, use_float=False, backend="numpy")
     model.partial_fit(frame, **sizes(frame))
     for posterior in model._fitted.posteriors:
-        longer = with_start_rows(posterior, 3, np.random.default_rng(1))
-        mean = longer.shape / (longer.rate_rows + longer.rate_columns)
-        np.testing.assert_allclose(mean[:, posterior.prior.ones], 1.0, rtol=1e-15)
-        assert (np.delete(mean[-3:], posterior.prior.ones, axis=1) > 0).all()
+        longer = posterior.with_start_rows(3, np.random.default_rng(1))
+        mean, (pin,) = longer.shape / longer.exact_rate, posterior.prior.pins
+        np.testing.assert_allclose(mean[:, pin.column], 1.0, rtol=1e-15)
+        assert (np.delete(mean[-3:], pin.column, axis=1) > 0).all()
     backend = create("numpy", np.dtype(np.float64))
-    for side in start_sides(backend, model._priors(), (7, 4), 7, seed=1):
-        free = np.delete(side.factor.rate_rows, list(side.prior.held), axis=1)
-        got = with_rank_one(backend, side).factor.rate_rows
-        np.testing.assert_allclose(got, free.mean(axis=1, keepdims=True), rtol=1e-14)
+    start = start_sides(model._settings(), backend, (7, 4), seed=1)
+    for side in (*start.users, start.items):
+        pinned = [pin.column for pin in side.prior.pins]
+        assert len(pinned) == 2  # ones, and the biases that wait
+        free = np.delete(side.factor.rates.matrix, pinned, axis=1)
+        got = average_start_rates(backend, side).factor.rates.rows
+        np.testing.assert_allclose(got, free.mean(axis=1), rtol=1e-14)

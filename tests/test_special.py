@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from hpf_gpu.backends import create
-from hpf_gpu.backends.protocol import BackendUnavailable
+from hpf_gpu.backends.protocol import BackendUnavailable, Full
 
 SHAPES = np.concatenate(
     [np.geomspace(1e-30, 1e-4, 60), np.geomspace(1e-4, 1e18, 500), np.arange(1, 30) / 2, [9.999999, 10.0]]
@@ -32,9 +32,7 @@ def openmp():
 
 def gamma(backend, shape, rate):
     """Gamma posterior with the given shapes and rates, (n, K)."""
-    return backend.gamma_update(
-        backend.asarray(shape), 0.0, backend.asarray(rate), backend.asarray(np.zeros(shape.shape[1]))
-    )[0]
+    return backend.gamma_update(backend.asarray(shape), 0.0, Full(backend.asarray(rate)))[0]
 
 
 def exact(function, *columns):

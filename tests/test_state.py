@@ -93,7 +93,10 @@ def run_interrupted(name: str, model: HPF) -> None:
 
 # -- interrupts --------------------------------------------------------------------------------
 
-TAKERS = {"_take", "_with_users", "_after_step", "fit", "partial_fit", "add_users", "add_user", "_step_with"}
+TAKERS = {
+    *("fit", "partial_fit", "add_users", "add_user"),
+    *("train", "_fitted", "with_users", "partial_step", "take_step", "step_with_user"),
+}
 
 
 def interrupted_at_line(name: str, model: HPF, line: int) -> bool:

@@ -18,11 +18,13 @@ from test_backend_contract import SCHEDULES, SMALL, TOLERANCE, Problem, Toleranc
 from hpf_gpu import HPF
 from hpf_gpu.backends import create
 from hpf_gpu.backends.protocol import Backend
-from hpf_gpu.data.counts import row_batches, training_data
+from hpf_gpu.data.blocks import row_batches
+from hpf_gpu.data.counts import training_data
 from hpf_gpu.datasets import load_online_retail
+from hpf_gpu.fitting.training import _epochs
 from hpf_gpu.model.inference import iterate
-from hpf_gpu.model.stochastic import Batch, Epochs, Local
-from hpf_gpu.model.variational import Model, Side
+from hpf_gpu.model.sides import Model, Side
+from hpf_gpu.model.stochastic import Batch, Epochs, LocalUpdates
 
 __all__ = ["tolerance"]  # a fixture
 
@@ -44,7 +46,7 @@ def batches_of(backend: Backend, problem: Problem, size: int | None, *, by_item:
 
 
 def epochs_of(
-    backend: Backend, problem: Problem, sizes: tuple[int | None, int | None], how: Local, step: Any
+    backend: Backend, problem: Problem, sizes: tuple[int | None, int | None], how: LocalUpdates, step: Any
 ) -> Epochs:
     by_user, by_item = (
         batches_of(backend, problem, size, by_item=by_item)
@@ -55,7 +57,7 @@ def epochs_of(
 
 def half(backend: Backend, side: Side) -> oracle.Half:
     factor, prior = side.factor, side.prior
-    arrays = (factor.shape, factor.rate_rows[:, 0], factor.rate_columns, side.hyper_rate)
+    arrays = (factor.shape, factor.rates.rows, factor.rates.columns, side.hyper_rate)
     host = (backend.asnumpy(array).astype(np.float64) for array in arrays)
     return oracle.Half(*host, prior.shape, prior.hyper_shape, prior.hyper_rate)
 
@@ -71,20 +73,20 @@ def assert_epochs(
     backend: Backend, problem: Problem, model: Model, epochs: Epochs, numbers: range, limit: float
 ) -> Model:
     """Run the epochs with these numbers beside the oracle."""
-    users, items = half(backend, model.blocks[0].users), half(backend, model.items)
+    users, items = half(backend, model.users[0]), half(backend, model.items)
     order = np.random.default_rng(11)
-    schedule = "alternating" if epochs.how.alternating else "joint"
+    schedule = "alternating" if epochs.local.alternating else "joint"
     for number in numbers:
         model = epochs(model, number)
         by_user = bool(epochs.user_batches) and (not epochs.item_batches or number % 2 == 1)
         batches = epochs.user_batches if by_user else epochs.item_batches
         rows = [batches[b].rows for b in order.permutation(len(batches))]
-        arguments = (rows, epochs.how.steps, epochs.step_size(number), schedule)
+        arguments = (rows, epochs.local.steps, epochs.step_size(number), schedule)
         if by_user:
             users, items = oracle.stochastic_epoch(problem.y, users, items, *arguments)
         else:
             items, users = oracle.stochastic_epoch(problem.y.T, items, users, *arguments)
-        assert_half(backend, model.blocks[0].users, users, limit)
+        assert_half(backend, model.users[0], users, limit)
         assert_half(backend, model.items, items, limit)
     return model
 
@@ -100,9 +102,10 @@ def test_epochs(
     sizes: tuple[int | None, int | None],
 ) -> None:
     """Every parameter after each of six epochs, the first two from a model of rank one."""
-    how = Local(schedule == "alternating", exact, steps=3)
+    how = LocalUpdates(schedule == "alternating", exact, steps=3)
     epochs = epochs_of(backend, SMALL, sizes, how, lambda epoch: (epoch + 1) ** -0.6)
-    model = iterate(backend, SMALL.model(backend), rule(schedule))
+    blocks = SMALL.blocks(backend)
+    model = iterate(backend, blocks, SMALL.model(backend, blocks), rule(schedule))
     assert_epochs(backend, SMALL, model, epochs, range(1, 7), tolerance.parameters)
 
 
@@ -110,12 +113,13 @@ def test_epochs(
 @pytest.mark.parametrize("size", [24, 1000])
 def test_one_batch_and_one_step_are_a_full_iteration(backend: Backend, schedule: Any, size: int) -> None:
     """The same bits, from the start values on."""
-    how = Local(schedule == "alternating", steps=1)
+    how = LocalUpdates(schedule == "alternating", steps=1)
     epochs = epochs_of(backend, SMALL, (size, None), how, lambda _: 1.0)
-    full = stochastic = SMALL.model(backend)
-    objective = SMALL.objective(backend, full_llk=False)
+    blocks = SMALL.blocks(backend)
+    full = stochastic = SMALL.model(backend, blocks)
+    objective = SMALL.objective(backend, blocks, full_llk=False)
     for number in range(4):
-        full, stochastic = iterate(backend, full, rule(schedule)), epochs(stochastic, number)
+        full, stochastic = iterate(backend, blocks, full, rule(schedule)), epochs(stochastic, number)
         for one, other in zip(_arrays(stochastic), _arrays(full), strict=True):
             np.testing.assert_array_equal(backend.asnumpy(one), backend.asnumpy(other))
         assert objective.check(stochastic, number) == objective.check(full, number)
@@ -124,15 +128,25 @@ def test_one_batch_and_one_step_are_a_full_iteration(backend: Backend, schedule:
 def _arrays(model: Model) -> list[Any]:
     return [
         array
-        for side in (model.blocks[0].users, model.items)
-        for array in (*(vars(side.factor).values()), side.hyper_rate, side.column_sums)
+        for side in (*model.users, model.items)
+        for array in (
+            *(
+                side.factor.shape,
+                side.factor.exp_log,
+                side.factor.log_scale,
+                side.hyper_rate,
+                side.column_sums,
+            ),
+            *vars(side.factor.rates).values(),
+        )
     ]
 
 
 def test_an_epoch_leaves_the_last_model_whole(backend: Backend) -> None:
-    objective = SMALL.objective(backend, full_llk=False)
-    epochs = epochs_of(backend, SMALL, (5, 8), Local(), lambda _: 0.5)
-    model = SMALL.model(backend)
+    blocks = SMALL.blocks(backend)
+    objective = SMALL.objective(backend, blocks, full_llk=False)
+    epochs = epochs_of(backend, SMALL, (5, 8), LocalUpdates(), lambda _: 0.5)
+    model = SMALL.model(backend, blocks)
     for number in range(6):
         before = objective.elbo(model)
         following = epochs(model, number)
@@ -149,12 +163,13 @@ def test_small_problems(backend: Backend, dtype: np.dtype[Any], tolerance: Toler
         problems(), st.integers(1, 9), st.integers(1, 9), st.integers(1, 4), st.sampled_from([0.0, 0.3, 1.0])
     )
     def check(problem: Problem, by_user: int, by_item: int, steps: int, step: float) -> None:
-        how = Local(schedule == "alternating", steps=steps)
+        how = LocalUpdates(schedule == "alternating", steps=steps)
         epochs = epochs_of(backend, problem, (by_user, by_item), how, lambda _: step)
-        model = iterate(backend, problem.model(backend), rule(schedule))
+        blocks = problem.blocks(backend)
+        model = iterate(backend, blocks, problem.model(backend, blocks), rule(schedule))
         model = assert_epochs(backend, problem, model, epochs, range(1, 4), tolerance.parameters)
         users, total = (
-            half(backend, model.blocks[0].users),
+            half(backend, model.users[0]),
             problem.y.sum(axis=1),
         )  # the last epoch was theirs
         shared = (users.shape - users.prior_shape).sum(axis=1)
@@ -216,11 +231,11 @@ def test_a_small_last_batch_counts_for_more(kind: str) -> None:
     problem = Problem(y if kind == "users" else y.T, 3, SMALL.priors)
     backend = create("numpy", np.dtype(np.float64))
     data = training_data(sparse.csr_array(problem.y), backend=backend, reindex=False)
-    epochs = model_of(k=3, **{f"{kind}_per_batch": 4})._epochs(backend, data, seed=3)
-    assert epochs is not None
+    epochs = _epochs(model_of(k=3, **{f"{kind}_per_batch": 4})._settings(), backend, data, seed=3)
     assert sorted(len(batch.rows) for batch in (*epochs.user_batches, *epochs.item_batches)) == [2, 4, 4]
     epochs = replace(epochs, rng=np.random.default_rng(11))  # the order that assert_epochs draws
-    model = iterate(backend, problem.model(backend), rule("joint"))
+    blocks = problem.blocks(backend)
+    model = iterate(backend, blocks, problem.model(backend, blocks), rule("joint"))
     assert_epochs(backend, problem, model, epochs, range(1, 4), TOLERANCE["float64"].parameters)
 
 

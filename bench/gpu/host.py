@@ -11,20 +11,14 @@ from typing import Any
 import numpy as np
 
 from gpu.clock import QUICK, Clock
-from gpu.state import SCHEDULE, started
+from gpu.state import Started
 from gpu.worker import Worker
 from hpf_gpu.backends import create
-from hpf_gpu.model.inference import iterate
 
 
 def measure(worker: Worker, csr: Any) -> None:
     backend = create("openmp", np.float32)
-    model = started(backend, csr, worker.arguments.k, 1)
-
-    def step() -> None:
-        nonlocal model
-        model = iterate(backend, model, SCHEDULE)
-
+    step = Started(backend, csr, worker.arguments.k, 1).step
     clock = QUICK if worker.arguments.quick else Clock(warm_up=1, least=3, seconds=2)
     worker.write("iteration", clock.wall(step), units=csr.nnz, about=backend.describe())
 

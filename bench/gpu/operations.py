@@ -18,12 +18,11 @@ from typing import Any
 import numpy as np
 
 from gpu.ceilings import copy, gather
-from gpu.state import PRIOR, SCHEDULE, started
+from gpu.state import PRIOR, Started
 from gpu.worker import Worker
 from hpf_gpu.backends import create
 from hpf_gpu.backends.protocol import Backend
-from hpf_gpu.model.inference import iterate
-from hpf_gpu.model.variational import Model, Side
+from hpf_gpu.model.sides import Side
 
 #: Precision and options of each variant.
 VARIANTS: dict[str, tuple[type, dict[str, str]]] = {
@@ -34,10 +33,10 @@ VARIANTS: dict[str, tuple[type, dict[str, str]]] = {
 }
 #: Operations that differ between the variants; of the others one is enough.
 _OF_EACH = ("allocate users", "allocate items", "gamma_update", "iteration")
-_MOST_PAIRS, _RANKED_USERS, _PLACES = 1 << 22, 4096, 10
+_MAX_PAIRS, _RANKED_USERS, _PLACES = 1 << 22, 4096, 10
 _COPIED = 1 << 30
 #: Nonzeros times factors for which the exact form is timed: it takes hundreds of operations for each.
-_MOST_EXACT = 2 << 30
+_MAX_EXACT = 2 << 30
 
 
 @dataclass(frozen=True)
@@ -56,21 +55,28 @@ class Operation:
 class State:
     """A fit on the device, and the ceilings (ms) of its nonzeros and (ms per byte) of its matrices."""
 
-    backend: Backend
-    model: Model
+    started: Started
     gathers: tuple[float | None, float | None]  # of the users' allocate and of the items'
     copying: float
 
     @property
+    def backend(self) -> Backend:
+        return self.started.backend
+
+    @property
     def sides(self) -> tuple[Side, Side]:
-        return self.model.blocks[0].users, self.model.items
+        return self.started.sides
+
+    @property
+    def counts(self) -> Any:
+        return self.started.counts
 
     @property
     def bytes_of_allocate(self) -> list[int]:
         """Column number, count and gathered row of every nonzero; own row read and statistic written."""
-        counts, real = self.model.blocks[0].counts, self.backend.dtype.itemsize
-        stored = row_bytes(self.model.items.factor.exp_log)
-        written = row_bytes(self.model.items.factor.shape)
+        counts, real = self.counts, self.backend.dtype.itemsize
+        stored = row_bytes(self.sides[1].factor.exp_log)
+        written = row_bytes(self.sides[1].factor.shape)
         return [counts.nnz * (4 + real + stored) + n * (stored + written) for n in counts.shape]
 
     @property
@@ -79,7 +85,7 @@ class State:
         return None if users is None or items is None else users + items
 
     def step(self) -> None:
-        self.model = iterate(self.backend, self.model, SCHEDULE)
+        self.started.step()
 
 
 def row_bytes(matrix: Any) -> int:
@@ -89,13 +95,13 @@ def row_bytes(matrix: Any) -> int:
 
 def whole(state: State) -> Iterator[Operation]:
     """An iteration; its floor is the gathering for both sides, without what the updates move."""
-    nnz = state.model.blocks[0].counts.nnz
+    nnz = state.counts.nnz
     yield Operation("iteration", state.step, nnz, sum(state.bytes_of_allocate), state.gather_both)
 
 
 def on_nonzeros(state: State) -> Iterator[Operation]:
     """Operations whose ceiling is the gathering of rows."""
-    backend, counts = state.backend, state.model.blocks[0].counts
+    backend, counts = state.backend, state.counts
     users, items = (side.factor for side in state.sides)
     stored, real, nnz = row_bytes(users.exp_log), row_bytes(users.shape), counts.nnz
     moved, both = state.bytes_of_allocate, state.gather_both
@@ -107,7 +113,7 @@ def on_nonzeros(state: State) -> Iterator[Operation]:
     yield Operation("allocate users", allocate(side="users"), nnz, moved[0], state.gathers[0])
     yield Operation("allocate items", allocate(side="items"), nnz, moved[1], state.gathers[1])
     yield Operation("allocate both", allocate(), nnz, sum(moved), both)
-    if nnz * users.shape.shape[1] <= _MOST_EXACT:
+    if nnz * users.shape.shape[1] <= _MAX_EXACT:
         yield Operation("allocate exact", allocate(exact=True), nnz)
     theta, beta = backend.mean(users), backend.mean(items)
     mean_gather = state.gathers[0] if stored == real else None
@@ -128,13 +134,12 @@ def on_rows(state: State) -> Iterator[Operation]:
     # The update consumes its statistic, so each run gets a copy.
     statistic = backend.mean(factor)
     consumed = backend.mean(factor)
-    rates = (factor.rate_rows, factor.rate_columns)
-    exp_log = backend.gamma_update(consumed, PRIOR.shape, *rates)[0].exp_log
+    exp_log = backend.gamma_update(consumed, PRIOR.shape, factor.rates)[0].exp_log
 
     def refill() -> None:
         consumed[...] = statistic
 
-    update = partial(backend.gamma_update, consumed, PRIOR.shape, *rates, out=exp_log)
+    update = partial(backend.gamma_update, consumed, PRIOR.shape, factor.rates, out=exp_log)
     prior = (PRIOR.shape, PRIOR.hyper_shape, PRIOR.hyper_rate)
     elbo = partial(backend.gamma_elbo, factor, side.hyper_rate, *prior)
 
@@ -151,7 +156,7 @@ def on_predictions(state: State) -> Iterator[Operation]:
     """Operations whose results come to the host, transfers included; they have no ceiling."""
     backend, rng = state.backend, np.random.default_rng(0)
     theta, beta = (backend.mean(side.factor) for side in state.sides)
-    pairs = min(_MOST_PAIRS, state.model.blocks[0].counts.nnz)
+    pairs = min(_MAX_PAIRS, state.counts.nnz)
     users, items = (rng.integers(0, matrix.shape[0], pairs) for matrix in (theta, beta))
     yield Operation("predict_pairs", partial(backend.predict_pairs, theta, beta, users, items), pairs)
     some = theta[:_RANKED_USERS]
@@ -163,8 +168,8 @@ def measure_variant(worker: Worker, csr: Any, k: int, variant: str, copying: flo
     """Time the operations of one variant and write them down."""
     dtype, options = VARIANTS[variant]
     backend = create("cuda", dtype, **options)
-    model = started(backend, csr, k, 1 if worker.arguments.quick else 10)
-    counts, (users, items) = model.blocks[0].counts, (model.blocks[0].users.factor, model.items.factor)
+    started = Started(backend, csr, k, 1 if worker.arguments.quick else 10)
+    counts, (users, items) = started.counts, (side.factor for side in started.sides)
     gathers = [
         gather(worker.clock, other.exp_log, own.column)
         for own, other in ((counts.users, items), (counts.items, users))
@@ -172,7 +177,7 @@ def measure_variant(worker: Worker, csr: Any, k: int, variant: str, copying: flo
     for name, timing in zip(("gather for users", "gather for items"), gathers, strict=True):
         if timing is not None:
             worker.write(name, timing, bytes=counts.nnz * row_bytes(users.exp_log), units=counts.nnz)
-    state = State(backend, model, tuple(timing and timing.ms for timing in gathers), copying)
+    state = State(started, tuple(timing and timing.ms for timing in gathers), copying)
     for operations in (whole, on_nonzeros, on_rows, on_predictions):
         for operation in operations(state):
             if variant == "fused" or operation.name in _OF_EACH:

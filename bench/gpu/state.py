@@ -4,22 +4,38 @@ from __future__ import annotations
 
 from typing import Any
 
-from hpf_gpu.backends.protocol import Backend
+from hpf_gpu.backends.protocol import Backend, Counts
+from hpf_gpu.data.blocks import in_memory
 from hpf_gpu.model.inference import Schedule, iterate
-from hpf_gpu.model.variational import Block, Model, Prior, draw_start_values, start_side
+from hpf_gpu.model.priors import Prior
+from hpf_gpu.model.sides import Model, Side, start_side
+from hpf_gpu.model.start import StartValues
 
 PRIOR = Prior(shape=0.3, hyper_shape=0.3, hyper_mean=1.0)  # HPF's own, of users and of items
 SCHEDULE = Schedule("maxiter", 0.0, check_every=None, maxiter=None)
 SEED = 1
 
 
-def started(backend: Backend, csr: Any, k: int, iterations: int) -> Model:
-    """The model of these counts after some iterations."""
-    counts = backend.counts(csr, k)
-    start = draw_start_values(*csr.shape, k, PRIOR, PRIOR, SEED, backend.dtype)
-    users = start_side(backend, PRIOR, start.user_shape, start.user_rate)
-    items = start_side(backend, PRIOR, start.item_shape, start.item_rate)
-    model = Model((Block(counts, users),), items)
-    for _ in range(iterations):
-        model = iterate(backend, model, SCHEDULE)
-    return model
+class Started:
+    """A model of some counts in one block."""
+
+    def __init__(self, backend: Backend, csr: Any, k: int, iterations: int) -> None:
+        self.backend, self.blocks = backend, in_memory(backend, csr, k)
+        values = StartValues(*csr.shape, k, SEED, backend.dtype)
+        users, items = (start_side(backend, PRIOR, *draw(PRIOR)) for draw in (values.users, values.items))
+        self.model = Model((users,), items)
+        for _ in range(iterations):
+            self.step()
+
+    @property
+    def counts(self) -> Counts:
+        (block,) = self.blocks
+        return block.counts
+
+    @property
+    def sides(self) -> tuple[Side, Side]:
+        return self.model.users[0], self.model.items
+
+    def step(self) -> None:
+        """One full iteration."""
+        self.model = iterate(self.backend, self.blocks, self.model, SCHEDULE)

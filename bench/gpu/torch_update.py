@@ -20,7 +20,7 @@ import torch
 from gpu.clock import QUICK, Clock
 from gpu.state import PRIOR, SEED
 from gpu.worker import Worker
-from hpf_gpu.model.variational import StartValues, draw_start_values
+from hpf_gpu.model.start import StartValues
 
 _CHUNK = 1 << 22  # nonzeros whose rows are gathered at once
 
@@ -116,7 +116,7 @@ class Model:
             shape, rate = (torch.as_tensor(a, device=device) for a in (shape, rate))
             return Side(shape, rate, torch.full(shape.shape[:1], PRIOR.hyper_mean, device=device))
 
-        users, items = side(start.user_shape, start.user_rate), side(start.item_shape, start.item_rate)
+        users, items = side(*start.users(PRIOR)), side(*start.items(PRIOR))
         return cls(Counts.of(csr, device), users, items)
 
     def iterated(self, how: str) -> Model:
@@ -130,7 +130,7 @@ def measure(worker: Worker, csr: Any, how: str) -> None:
     on_gpu, quick = torch.cuda.is_available(), worker.arguments.quick
     if not on_gpu and not quick:
         raise RuntimeError("PyTorch finds no GPU")
-    start = draw_start_values(*csr.shape, worker.arguments.k, PRIOR, PRIOR, SEED, np.dtype(np.float32))
+    start = StartValues(*csr.shape, worker.arguments.k, SEED, np.dtype(np.float32))
     model = Model.begin(csr, start, "cuda" if on_gpu else "cpu")
 
     def step() -> None:

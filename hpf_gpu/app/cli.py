@@ -98,8 +98,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     doctor = commands.add_parser(
         "doctor",
-        help="say which backends work here, and what mends the others",
-        description="Try every backend out, and say what mends those that do not work."
+        help="say which backends work here, and how to fix the others",
+        description="Try every backend out, and say how to fix those that do not work."
         " The exit status is 0 if one works that is faster than NumPy, else 1.",
     )
     doctor.set_defaults(run=_doctor)

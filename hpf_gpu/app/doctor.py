@@ -1,4 +1,4 @@
-"""Which backends work on this machine, and what mends those that do not.
+"""Which backends work on this machine, and how to fix those that do not.
 
 Any import may fail where somebody asks for a doctor, so all but the standard library is imported inside
 a ``try``, and a failure is a line of the report.
@@ -61,7 +61,7 @@ class Report:
             for finding in chain(self.software, self.backends)
             if finding.remedy and not finding.expected
         ]
-        return f"Next: {remedies[0]}" if remedies else "Nothing to mend."
+        return f"Next: {remedies[0]}" if remedies else "No problems found."
 
     def lines(self) -> Iterator[str]:
         """The report as text, the next step last."""
@@ -82,7 +82,7 @@ class Report:
 def examine() -> Report:
     """Look at this Python, at the packages that hpf_gpu needs, and try every backend out on a small fit."""
     software = (
-        Finding("hpf_gpu", True, f"{__version__}, in {Path(__file__).parent}"),
+        Finding("hpf_gpu", True, f"{__version__}, in {Path(__file__).parents[1]}"),
         Finding("Python", True, f"{platform.python_version()}, {sys.executable}, on {platform.platform()}"),
         *map(_package, _PACKAGES),
     )
@@ -112,15 +112,17 @@ def _backend(name: str) -> Finding:
 
 
 def _examined(name: str) -> Finding:
+    from hpf_gpu import backends
     from hpf_gpu.backends.protocol import BackendUnavailable
 
-    details = tuple(_surroundings(name))
+    details = tuple(backends.describe_machine(name))
     try:
         text = f"works: {_try_out(name)}"
     except BackendUnavailable as error:
         verdict = "not for this machine" if error.expected else "does not work"
         return Finding(name, False, f"{verdict}: {error.problem}", details, error.remedy, error.expected)
-    return Finding(name, True, text, (*details, *_devices(name)), _speed_up(name))
+    module = backends.module_of(name)
+    return Finding(name, True, text, (*details, *module.describe_devices()), module.advice())
 
 
 def _try_out(name: str) -> str:
@@ -134,36 +136,6 @@ def _try_out(name: str) -> str:
     if not np.isfinite(model.Theta).all():
         raise ArithmeticError(f"a small fit gave {model.Theta.tolist()}")
     return backends.create(name, np.float32).describe()
-
-
-def _surroundings(name: str) -> list[str]:
-    """What a backend depends on here, whether it works or not."""
-    from hpf_gpu.backends import cuda_diagnosis, openmp_diagnosis
-
-    if name == "cuda":
-        return cuda_diagnosis.describe_machine()
-    if name == "openmp":
-        return openmp_diagnosis.describe_threads()
-    return []
-
-
-def _devices(name: str) -> list[str]:
-    """The devices of a backend that works."""
-    if name == "cuda":
-        from hpf_gpu.backends.cuda_backend import devices
-
-        return devices()
-    return []
-
-
-def _speed_up(name: str) -> str:
-    """What would make a backend faster that works, or ''."""
-    if name == "openmp":
-        from hpf_gpu.backends import openmp_backend, openmp_diagnosis
-
-        if not openmp_backend.HAS_OPENMP:
-            return openmp_diagnosis.install_openmp()
-    return ""
 
 
 def _automatic() -> str:

@@ -4,33 +4,62 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import os
 import threading
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 
-from .cuda_source import MOST_FACTORS
+from .cuda_source import MAX_FACTORS
 from .protocol import Backend, BackendUnavailable
 
+
+@dataclass(frozen=True)
+class Entry:
+    """A backend, without importing it.
+
+    Its module has the class, ``describe_devices()`` for :mod:`hpf_gpu.app.doctor`, and ``advice()``: what
+    would make it faster here.  Its diagnosis, if it has one, has ``describe_machine()``: what it depends on
+    here, whether it works or not.
+    """
+
+    name: str
+    home: tuple[str, str]  # module and class
+    on_host: bool  # works on arrays in the host's memory, where a fitted model is
+    options: tuple[str, ...] = ()  # keywords of the class beside the dtype
+    max_factors: float = math.inf  # where that is fewer than memory holds
+    diagnosis: str | None = None  # module
+
+
 #: Every backend, the fastest first: the order in which ``"auto"`` tries them.
-NAMES = ("cuda", "openmp", "numpy")
-
-#: Those that work on arrays in the host's memory, where a fitted model lies.
-ON_HOST = ("openmp", "numpy")
-
-#: Factors at most, where that is fewer than memory holds.
-_MOST_FACTORS = {"cuda": MOST_FACTORS}
-
-#: Module and class of each.
-_HOMES = {
-    "cuda": ("cuda_backend", "CudaBackend"),
-    "openmp": ("openmp_backend", "OpenMPBackend"),
-    "numpy": ("numpy_backend", "NumpyBackend"),
+REGISTRY = {
+    entry.name: entry
+    for entry in (
+        Entry(
+            "cuda",
+            ("cuda_backend", "CudaBackend"),
+            on_host=False,
+            options=("precision", "allocate"),
+            max_factors=MAX_FACTORS,
+            diagnosis="cuda_diagnosis",
+        ),
+        Entry(
+            "openmp",
+            ("openmp_backend", "OpenMPBackend"),
+            on_host=True,
+            options=("threads",),
+            diagnosis="openmp_diagnosis",
+        ),
+        Entry("numpy", ("numpy_backend", "NumpyBackend"), on_host=True),
+    )
 }
+NAMES = tuple(REGISTRY)
+ON_HOST = tuple(entry.name for entry in REGISTRY.values() if entry.on_host)
 
 _log = logging.getLogger("hpf_gpu")
 _announced: set[str] = set()
@@ -56,7 +85,7 @@ def _load(name: str) -> Any:
     """
     with _loading:
         if name not in _loaded:
-            module, attribute = _HOMES[name]
+            module, attribute = REGISTRY[name].home
             try:
                 _loaded[name] = getattr(import_module(f".{module}", __name__), attribute)
             except BackendUnavailable as error:
@@ -71,16 +100,21 @@ def _load(name: str) -> Any:
 def create(name: str, dtype: np.dtype[Any] | type, threads: int | None = None, **options: Any) -> Backend:
     """Make the named backend; raises BackendUnavailable if it cannot work here, ValueError if unknown.
 
-    ``threads=None`` takes every core this process may use.  ``options`` are those of the cuda backend.
+    ``threads``, where the backend has them: None takes every core that this process may use.
     """
-    if name not in NAMES:
+    if name not in REGISTRY:
         raise ValueError(
             f"backend={name!r} is unknown; choose 'auto' or one of {', '.join(map(repr, NAMES))}"
         )
-    if options and name != "cuda":
-        raise ValueError(f"{', '.join(options)}: options of the cuda backend, which {name!r} does not have")
-    settings = {"threads": threads} if name == "openmp" else options
-    backend: Backend = _load(name)(np.dtype(dtype), **settings)
+    entry = REGISTRY[name]
+    foreign = [option for option in options if option not in entry.options]
+    if foreign:
+        homes = [other.name for other in REGISTRY.values() if set(foreign) <= set(other.options)]
+        owner = f"options of the {homes[0]} backend" if homes else "unknown options"
+        raise ValueError(f"{', '.join(foreign)}: {owner}, which {name!r} does not have")
+    if "threads" in entry.options:
+        options["threads"] = threads
+    backend: Backend = _load(name)(np.dtype(dtype), **options)
     return backend
 
 
@@ -90,17 +124,20 @@ def choose(
     threads: int | None = None,
     *,
     k: int = 1,
-    among: Sequence[str] | None = None,
+    among: Sequence[str] = NAMES,
     **options: Any,
 ) -> Backend:
     """Make the named backend, or for ``"auto"`` the best that works here with ``k`` factors, said once.
 
-    ``among`` limits ``"auto"`` to some names.  Who asks for an option of the cuda backend asks for it.
+    ``among`` limits ``"auto"`` to some names, and ``options`` to the backends that have them.
     """
-    if name != "auto" or options:
-        return create("cuda" if name == "auto" else name, dtype, threads, **options)
+    if name != "auto":
+        return create(name, dtype, threads, **options)
+    able = [other for other in among if set(options) <= set(REGISTRY[other].options)]
+    if options:
+        return create(able[0], dtype, threads, **options)
     passed_over = {}
-    for candidate in (name for name in among or NAMES if k <= _MOST_FACTORS.get(name, k)):
+    for candidate in (other for other in able if k <= REGISTRY[other].max_factors):
         try:
             backend = create(candidate, dtype, threads)
         except BackendUnavailable as error:
@@ -126,3 +163,18 @@ def _announce(backend: Backend, passed_over: dict[str, BackendUnavailable]) -> N
         warnings.warn(
             f"backend 'auto' took {backend.name!r}, not {'; '.join(broken)}", RuntimeWarning, stacklevel=4
         )
+
+
+def module_of(name: str) -> Any:
+    """The module of a backend that works."""
+    _load(name)
+    return import_module(f".{REGISTRY[name].home[0]}", __name__)
+
+
+def describe_machine(name: str) -> list[str]:
+    """What the named backend depends on here, a line each, whether it works or not."""
+    diagnosis = REGISTRY[name].diagnosis
+    if diagnosis is None:
+        return []
+    lines: list[str] = import_module(f".{diagnosis}", __name__).describe_machine()
+    return lines

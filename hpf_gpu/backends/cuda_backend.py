@@ -19,9 +19,19 @@ from .cuda_counts import DeviceCounts, Rows, Sorter
 from .cuda_diagnosis import check_machine, find_fault
 from .cuda_input import from_array, from_matrix, is_device_array, is_device_matrix
 from .cuda_launch import Kernel
-from .cuda_layout import MOST_NUMBER, bytes_of_fit
-from .cuda_source import COUNTS, FACTORS, MOST_FACTORS, THREADS, TOP_PLACES, Variant, source
-from .protocol import Adopted, Array, BackendUnavailable, Factor, Host, NotEnoughMemory, SideName
+from .cuda_layout import MAX_NUMBER, bytes_of_fit
+from .cuda_source import COUNTS, FACTORS, MAX_FACTORS, THREADS, TOP_PLACES, Variant, source
+from .protocol import (
+    Array,
+    BackendUnavailable,
+    DeviceData,
+    Factor,
+    Host,
+    NotEnoughMemory,
+    RankOne,
+    Rates,
+    SideName,
+)
 
 check_machine()
 try:
@@ -65,7 +75,7 @@ def _compiled(files: tuple[str, ...], variant: Variant, device: int) -> dict[str
     }
 
 
-def devices() -> list[str]:
+def describe_devices() -> list[str]:
     """One line for every GPU: name, compute capability, memory; or what keeps it from use."""
     lines = []
     for number in range(cp.cuda.runtime.getDeviceCount()):
@@ -74,6 +84,11 @@ def devices() -> list[str]:
         except cp.cuda.runtime.CUDARuntimeError as error:
             lines.append(f"GPU {number}: {error}")
     return lines
+
+
+def advice() -> str:
+    """Say nothing: there is nothing faster."""
+    return ""
 
 
 def _device_line(number: int) -> str:
@@ -144,9 +159,9 @@ class CudaBackend:
         return f"{_device_line(self._device)}, CuPy {cp.__version__}, {precision}"
 
     def _variant(self, k: int) -> Variant:
-        if k > MOST_FACTORS:
+        if k > MAX_FACTORS:
             raise ValueError(
-                f"k={k}: the cuda backend takes at most {MOST_FACTORS} factors; take backend='openmp'"
+                f"k={k}: the cuda backend takes at most {MAX_FACTORS} factors; take backend='openmp'"
             )
         return Variant(k, self.dtype, self._half)
 
@@ -195,9 +210,9 @@ class CudaBackend:
 
     def counts(self, csr: Any, k: int) -> DeviceCounts:
         shape = (int(csr.shape[0]), int(csr.shape[1]))
-        if max(shape) > MOST_NUMBER:
+        if max(shape) > MAX_NUMBER:
             raise ValueError(f"the cuda backend numbers rows and columns in 32 bits, too few for {shape}")
-        if self._composed and csr.nnz > MOST_NUMBER:
+        if self._composed and csr.nnz > MAX_NUMBER:
             raise ValueError(
                 f"cuSPARSE numbers nonzeros in 32 bits, too few for {csr.nnz:,}; take allocate='fused'"
             )
@@ -206,7 +221,7 @@ class CudaBackend:
         users = self._sorter.rows(shape, csr.indptr.astype(np.int64), column, value)
         return DeviceCounts(users, self._sorter.rows(shape[::-1], *self._sorter.by_columns(users)))
 
-    def adopt(self, data: Any, *, reindex: bool) -> Adopted | None:
+    def read_device_data(self, data: Any, *, reindex: bool) -> DeviceData | None:
         if is_device_matrix(data):
             given = from_matrix(cp, data, self.dtype)
         elif is_device_array(data):
@@ -215,7 +230,10 @@ class CudaBackend:
         else:
             return None
         users, items = (None if side is None else side.get() for side in (given.user_ids, given.item_ids))
-        return Adopted(self._sorter.canonical(given), users, items, given.dropped)
+        return DeviceData(self._sorter.canonical(given), users, items, given.dropped)
+
+    def operand(self, host: Host) -> Array:
+        return self.asarray(host)
 
     def _check_memory(self, shape: tuple[int, int], nnz: int, k: int) -> None:
         """Refuse counts whose fit would not fit, before anything is copied."""
@@ -234,8 +252,7 @@ class CudaBackend:
         self,
         statistic: Array,
         prior_shape: float,
-        rate_rows: Array,
-        rate_columns: Array,
+        rates: Rates,
         out: Array | None = None,
     ) -> tuple[Factor, Array, Array]:
         (n, k), kernels = statistic.shape, self._kernels(statistic.shape[1])
@@ -249,8 +266,7 @@ class CudaBackend:
             variant.gamma_threads,
             statistic,
             float(prior_shape),
-            *_rates(rate_rows),
-            rate_columns,
+            *_arrays(rates),
             n,
             exp_log,
             log_scale,
@@ -258,7 +274,7 @@ class CudaBackend:
             parts,
         )
         kernels["sum_columns"](-(-k // 32), 1024, parts, blocks, column_sums)
-        return Factor(statistic, rate_rows, rate_columns, exp_log, log_scale), row_sums, column_sums
+        return Factor(statistic, rates, exp_log, log_scale), row_sums, column_sums
 
     def mean(self, factor: Factor) -> Array:
         n, k = factor.shape.shape
@@ -422,17 +438,16 @@ def _row_blocks(n: int) -> int:
     return min(4096, -(-n // 64))
 
 
-def _rates(rate_rows: Array) -> tuple[Array | None, Array | None]:
-    """``rate_rows`` as (vector, None), or as (None, matrix) where it holds start values."""
-    # Strides tell a vector from a padded matrix with K = 1, even of one row.
-    if rate_rows.dtype == np.float64 and rate_rows.shape[1] == 1 and rate_rows.strides[0] == 8:
-        return rate_rows[:, 0], None
-    return None, rate_rows
+def _arrays(rates: Rates) -> tuple[Array | None, Array | None, Array]:
+    """Rates as the kernels take them: rows (N,) or a matrix (N, K), and what is added to each column (K,)."""
+    if isinstance(rates, RankOne):
+        return rates.rows, None, rates.columns
+    return None, rates.matrix, cp.zeros(rates.matrix.shape[1])
 
 
 def _gamma(factor: Factor) -> tuple[Array, Array | None, Array | None, Array]:
     """Shape and rates of a factor, as kernels take them."""
-    return (factor.shape, *_rates(factor.rate_rows), factor.rate_columns)
+    return (factor.shape, *_arrays(factor.rates))
 
 
 def _size(count: int) -> str:

@@ -76,6 +76,13 @@ class DeviceCsr:
         """Number of nonzeros Z."""
         return int(self.data.size)
 
+    def rows(self, rows: slice) -> DeviceCsr:
+        """Some rows, which share the memory of all."""
+        begin = self.indptr[rows.start : rows.stop + 1]
+        within = slice(int(begin[0]), int(begin[-1]))
+        shape = (rows.stop - rows.start, self.shape[1])
+        return DeviceCsr(shape, begin - begin[0], self.indices[within], self.data[within])
+
 
 @dataclass(frozen=True)
 class Sorter:

@@ -1,4 +1,4 @@
-"""Why CUDA cannot be used here, and the command that mends it.
+"""Why CUDA cannot be used here, and the command that fixes it.
 
 Everything is asked in the order of repair: driver, GPU, CuPy.  CuPy is not imported for it: that takes
 half a second, and the driver's own library and the list of installed packages know enough.

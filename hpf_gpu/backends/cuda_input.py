@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .cuda_layout import MOST_NUMBER
+from .cuda_layout import MAX_NUMBER
 from .protocol import Array
 
 
@@ -48,7 +48,7 @@ def from_matrix(xp: Any, data: Any, dtype: np.dtype[Any]) -> Triplets:
     shape = (int(data.shape[0]), int(data.shape[1]))
     if 0 in shape:
         raise ValueError(f"a sparse matrix of counts needs rows and columns; this one has shape {shape}")
-    if max(shape) > MOST_NUMBER:
+    if max(shape) > MAX_NUMBER:
         raise ValueError(f"the cuda backend numbers rows and columns in 32 bits, too few for {shape}")
     if data.format == "coo":
         row, column = data.row, data.col
@@ -128,7 +128,7 @@ def _numbered(xp: Any, ids: Array, kind: str, reindex: bool) -> tuple[Array, Arr
         raise ValueError(f"{kind} id {ids[int(xp.argmin(whole))].item()!r} is not one; {advice}")
     low, high = int(ids.min()), int(ids.max())
     if not reindex:
-        if low < 0 or high > min(MOST_NUMBER - 1, 100 * ids.size + 1_000_000):
+        if low < 0 or high > min(MAX_NUMBER - 1, 100 * ids.size + 1_000_000):
             raise ValueError(f"{kind} id {low if low < 0 else high} is not a row number; {advice} from 0")
         return ids.astype(np.int32), None, high + 1
     if high - low > 16 * ids.size + 1_000_000:

@@ -8,7 +8,7 @@ import numpy as np
 
 from .cuda_source import Parameter
 
-_MOST_BLOCKS = np.iinfo(np.int32).max
+_MAX_BLOCKS = np.iinfo(np.int32).max
 
 
 class Kernel:
@@ -43,7 +43,7 @@ class Kernel:
             raise TypeError(f"{self._name} takes {len(self._parameters)} arguments, not {len(arguments)}")
         pairs = zip(self._parameters, arguments, strict=True)
         checked = tuple(self._checked(*pair) for pair in pairs)
-        if blocks > _MOST_BLOCKS:
+        if blocks > _MAX_BLOCKS:
             raise ValueError(f"{self._name}: {blocks} blocks are more than CUDA can launch")
         if blocks:
             self._function((blocks,), (threads,), checked)

@@ -11,8 +11,8 @@ from .protocol import Host
 
 #: Nonzeros of a segment at most: what one warp works through.
 SEGMENT = 256
-MOST_NUMBER = int(np.iinfo(np.int32).max)
-_MOST_STRANDS = 1024
+MAX_NUMBER = int(np.iinfo(np.int32).max)
+_MAX_STRANDS = 1024
 _FREE_COUNTERS = 1 << 21  # of a sort, so few that their memory does not matter
 
 
@@ -41,7 +41,7 @@ def segmentation(indptr: Host) -> Segmentation:
         If there are more segments than 32 bits can number.
     """
     pieces = np.maximum(1, -(-np.diff(indptr) // SEGMENT))
-    if int(pieces.sum()) > MOST_NUMBER:
+    if int(pieces.sum()) > MAX_NUMBER:
         raise ValueError(f"{int(pieces.sum())} segments of {SEGMENT} counts are more than 32 bits can number")
     row = np.repeat(np.arange(len(pieces), dtype=np.int32), pieces)
     before = np.cumsum(pieces) - pieces  # segments of the rows above
@@ -59,7 +59,7 @@ def segmentation(indptr: Host) -> Segmentation:
 
 def strands_of(columns: int, segments: int, nnz: int) -> int:
     """Strands of the counting sort by columns: together their counters take little beside the nonzeros."""
-    return max(1, min(_MOST_STRANDS, segments, max(nnz, _FREE_COUNTERS) // max(1, columns)))
+    return max(1, min(_MAX_STRANDS, segments, max(nnz, _FREE_COUNTERS) // max(1, columns)))
 
 
 def bytes_of_fit(variant: Variant, shape: tuple[int, int], nnz: int, *, composed: bool = False) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 #: Sources that depend on the number of factors, and those that do not.
 FACTORS = ("allocate.cu", "gamma.cu", "top_items.cu")
 COUNTS = ("counts.cu",)
-MOST_FACTORS = 1024  # whose rows of a block fit into shared memory
+MAX_FACTORS = 1024  # whose rows of a block fit into shared memory
 _SECTOR = 32  # bytes that memory hands out at once
 
 THREADS = 128  # of a block whose warps take a segment each

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.special import gammaln, logsumexp, psi
 
-from .protocol import Array, Factor, Host, SideName
+from .protocol import Array, Factor, Host, RankOne, Rates, SideName
 
 _BLOCK_BYTES = 1 << 23  # temporaries of one block
 
@@ -78,8 +78,11 @@ class NumpyBackend:
     def counts(self, csr: Any, k: int) -> NumpyCounts:
         return NumpyCounts(sparse.csr_array(csr, dtype=self.dtype))
 
-    def adopt(self, data: Any, *, reindex: bool) -> None:
-        return None  # data.py reads what lies on the host
+    def read_device_data(self, data: Any, *, reindex: bool) -> None:
+        return None  # there is no device
+
+    def operand(self, host: Host) -> Array:
+        return host
 
     # -- the gamma posteriors ----------------------------------------------------------------
 
@@ -87,8 +90,7 @@ class NumpyBackend:
         self,
         statistic: Array,
         prior_shape: float,
-        rate_rows: Array,
-        rate_columns: Array,
+        rates: Rates,
         out: Array | None = None,
     ) -> tuple[Factor, Array, Array]:
         shape, (n, k) = statistic, statistic.shape
@@ -96,19 +98,19 @@ class NumpyBackend:
         log_scale, row_sums, column_sums = np.empty(n), np.empty(n), np.zeros(k)
         shape += self.dtype.type(prior_shape)
         for block in _blocks(n, k):
-            rate = rate_rows[block] + rate_columns
+            rate = _rates(rates, block)
             mean = shape[block] / rate
             row_sums[block] = mean.sum(axis=1)
             column_sums += mean.sum(axis=0)
             log_mean = psi(shape[block].astype(np.float64)) - np.log(rate)
             log_scale[block] = log_mean.max(axis=1)
             exp_log[block] = np.exp(log_mean - log_scale[block, None])
-        return Factor(shape, rate_rows, rate_columns, exp_log, log_scale), row_sums, column_sums
+        return Factor(shape, rates, exp_log, log_scale), row_sums, column_sums
 
     def mean(self, factor: Factor) -> Array:
         mean = np.empty_like(factor.shape)
         for block in _blocks(*mean.shape):
-            mean[block] = factor.shape[block] / (factor.rate_rows[block] + factor.rate_columns)
+            mean[block] = factor.shape[block] / _rates(factor.rates, block)
         return mean
 
     def gamma_elbo(
@@ -120,7 +122,7 @@ class NumpyBackend:
         total -= n * k * gammaln(shape) + kappa * np.log(hyper_rate).sum()
         for block in _blocks(n, k):
             s = factor.shape[block].astype(np.float64)
-            r = factor.rate_rows[block] + factor.rate_columns
+            r = _rates(factor.rates, block)
             log_mean = psi(s) - np.log(r)
             # E[ln ξ] has dropped out: its coefficient K·a + (a' − 1) − (κ − 1) is zero.
             total += ((shape - s) * log_mean + gammaln(s) - s * np.log(r) + s).sum()
@@ -221,6 +223,16 @@ class NumpyBackend:
         return _log_mean(users, counts.rows[z]) + _log_mean(items, counts.csr.indices[z])
 
 
+def describe_devices() -> list[str]:
+    """Say nothing: NumPy needs none."""
+    return []
+
+
+def advice() -> str:
+    """Say nothing: the other backends are what makes it faster."""
+    return ""
+
+
 def top_columns(scores: Host, n: int) -> NDArray[np.intp]:
     """Columns of the ``n`` largest of each row (B, M), best first (B, n); of equal ones the first."""
     last = scores.shape[1] - n
@@ -244,9 +256,17 @@ def _entries_within(csr: tuple[Host, Host], rows: slice, columns: slice) -> tupl
 
 
 def _log_mean(factor: Factor, rows: Host) -> Host:
-    rate = factor.rate_rows[rows] + factor.rate_columns
-    log_mean: Host = psi(factor.shape[rows].astype(np.float64)) - np.log(rate)
+    log_mean: Host = psi(factor.shape[rows].astype(np.float64)) - np.log(_rates(factor.rates, rows))
     return log_mean
+
+
+def _rates(rates: Rates, rows: Host | slice) -> Host:
+    """Rates of some rows (B, K) in float64."""
+    if isinstance(rates, RankOne):
+        rank_one: Host = rates.rows[rows, None] + rates.columns
+        return rank_one
+    full: Host = rates.matrix[rows].astype(np.float64)
+    return full
 
 
 def _into(buffer: Array | None, result: Array) -> Array:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from scipy.special import gammaln
 
-from .openmp_diagnosis import find_fault, unknown_level, usable_cores
-from .protocol import Array, Factor, Host, SideName
+from .openmp_diagnosis import find_fault, install_openmp, unknown_level, usable_cores
+from .protocol import Array, Factor, Host, RankOne, Rates, SideName
 
 # GNU OpenMP reads this when it is loaded.  By default its threads spin while they wait, and where cores
 # are shared they keep from work the very thread that they wait for.  Online Retail, k=30, two threads on
@@ -49,6 +49,16 @@ def _remember_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_remember_fork)
+
+
+def describe_devices() -> list[str]:
+    """Say nothing: the cores are described by the diagnosis."""
+    return []
+
+
+def advice() -> str:
+    """What would make this backend faster here, or ''."""
+    return "" if HAS_OPENMP else install_openmp()
 
 
 @dataclass(frozen=True)
@@ -123,8 +133,11 @@ class OpenMPBackend:
         tiles = self._counts_type(csr.shape[1], indptr, indices, data, k, self.threads)
         return TiledCounts(tiles, (int(csr.shape[0]), int(csr.shape[1])))
 
-    def adopt(self, data: Any, *, reindex: bool) -> None:
-        return None  # data.py reads what lies on the host
+    def read_device_data(self, data: Any, *, reindex: bool) -> None:
+        return None  # there is no device
+
+    def operand(self, host: Host) -> Array:
+        return host
 
     # -- the gamma posteriors ----------------------------------------------------------------
 
@@ -132,8 +145,7 @@ class OpenMPBackend:
         self,
         statistic: Array,
         prior_shape: float,
-        rate_rows: Array,
-        rate_columns: Array,
+        rates: Rates,
         out: Array | None = None,
     ) -> tuple[Factor, Array, Array]:
         n, k = statistic.shape
@@ -142,15 +154,14 @@ class OpenMPBackend:
         _openmp.gamma_update(
             statistic,
             prior_shape,
-            *_rates(rate_rows),
-            rate_columns,
+            *_arrays(rates),
             exp_log,
             log_scale,
             row_sums,
             column_sums,
             self.threads,
         )
-        return Factor(statistic, rate_rows, rate_columns, exp_log, log_scale), row_sums, column_sums
+        return Factor(statistic, rates, exp_log, log_scale), row_sums, column_sums
 
     def mean(self, factor: Factor) -> Array:
         out = self._empty(*factor.shape.shape)
@@ -221,8 +232,7 @@ class OpenMPBackend:
         return columns, scores
 
     def _side(self, factor: Factor) -> Any:
-        rates = _rates(factor.rate_rows)
-        return self._side_type(factor.shape, *rates, factor.rate_columns, factor.exp_log, factor.log_scale)
+        return self._side_type(factor.shape, *_arrays(factor.rates), factor.exp_log, factor.log_scale)
 
     def _empty(self, n: int, k: int) -> Array:
         """A matrix (n, k) in the kernels' layout, zero beyond k."""
@@ -241,8 +251,8 @@ def _csr_rows(csr: tuple[Host, Host], rows: slice) -> tuple[Host, Host]:
     return starts - starts[0], csr[1][starts[0] : starts[-1]].astype(np.int64)
 
 
-def _rates(rate_rows: Array) -> tuple[Array | None, Array | None]:
-    """``rate_rows`` as (vector, None), or as (None, matrix) where it holds start values."""
-    if rate_rows.dtype == np.float64 and rate_rows.shape[1] == 1 and rate_rows.flags.c_contiguous:
-        return rate_rows[:, 0], None
-    return None, rate_rows
+def _arrays(rates: Rates) -> tuple[Array | None, Array | None, Array]:
+    """Rates as the kernels take them: rows (N,) or a matrix (N, K), and what is added to each column (K,)."""
+    if isinstance(rates, RankOne):
+        return rates.rows, None, rates.columns
+    return None, rates.matrix, np.zeros(rates.matrix.shape[1])

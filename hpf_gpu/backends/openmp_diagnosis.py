@@ -1,4 +1,4 @@
-"""Why the compiled module is missing or slow here, and the command that mends it."""
+"""Why the compiled module is missing or slow here, and the command that fixes it."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def usable_cores() -> int:
         return os.cpu_count() or 1
 
 
-def describe_threads() -> list[str]:
+def describe_machine() -> list[str]:
     """What decides the number of threads here, one a line."""
     lines, cores = [], os.cpu_count() or 1
     if usable_cores() < cores:

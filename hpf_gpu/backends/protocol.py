@@ -1,7 +1,8 @@
 """What inference asks of a backend: about a dozen operations on matrices, vectors and counts.
 
 Shapes are written with N rows and M columns (users and items, whichever side is at hand),
-K factors and Z nonzero counts.  A backend computes; it knows nothing of users, ids or files.
+K factors and Z nonzero counts.  A backend computes, and knows nothing of models and files; only
+:meth:`Backend.read_device_data` sees ids, for data that never leave the memory of a GPU.
 There is no base class: every backend implements every operation itself, and
 ``tests/test_backend_contract.py`` holds each one against the same dense formulas.
 """
@@ -25,7 +26,7 @@ SideName: TypeAlias = Literal["users", "items", "both"]
 
 
 class BackendUnavailable(RuntimeError):
-    """The backend that was asked for cannot work here; the message says why and what mends it.
+    """The backend that was asked for cannot work here; the message says why and how to fix it.
 
     Parameters
     ----------
@@ -42,7 +43,7 @@ class BackendUnavailable(RuntimeError):
         self.problem, self.remedy, self.expected = problem, remedy, expected
 
     def __str__(self) -> str:
-        return f"{self.problem}; to mend it: {self.remedy}" if self.remedy else self.problem
+        return f"{self.problem}; to fix it: {self.remedy}" if self.remedy else self.problem
 
 
 class NotEnoughMemory(MemoryError):
@@ -50,26 +51,40 @@ class NotEnoughMemory(MemoryError):
 
 
 @dataclass(frozen=True)
+class RankOne:
+    """Rates of q(θ) that are sums, ``rows[n] + columns[k]``, as every update leaves them."""
+
+    rows: Array  # (N,) float64
+    columns: Array  # (K,) float64
+
+
+@dataclass(frozen=True)
+class Full:
+    """Rates of q(θ) one by one, as start values and rows that were folded in bring them."""
+
+    matrix: Array  # (N, K)
+
+
+Rates: TypeAlias = RankOne | Full
+
+
+@dataclass(frozen=True)
 class Factor:
     """The variational posterior q(θ) = Gamma(shape, rate) of one side, and its expected log.
-
-    The rate is ``rate_rows + rate_columns``: rank one after the first update, so it is never stored
-    as a matrix.  Only start values bring a full matrix in ``rate_rows``.
 
     ``exp_log`` is exp E[ln θ] with every row divided by its largest entry, which changes no φ and
     keeps every entry in [0, 1]; ``log_scale`` is the logarithm of those divisors.
     """
 
     shape: Array  # (N, K)
-    rate_rows: Array  # (N, 1) float64, or (N, K) for start values
-    rate_columns: Array  # (K,) float64
+    rates: Rates  # (N, K)
     exp_log: Array  # (N, K)
     log_scale: Array  # (N,) float64
 
 
 @dataclass(frozen=True)
-class Adopted:
-    """Counts of users and items that lay in a backend's memory already."""
+class DeviceData:
+    """Counts of users and items that were read where they are, in a backend's own memory."""
 
     csr: Any  # (N, M) canonical: what :meth:`Backend.counts` takes, with indptr on the host
     user_ids: Host | None  # (N,); None where ids are row numbers
@@ -112,18 +127,23 @@ class Backend(Protocol):
         Canonical: columns sorted within rows, no duplicates, all counts above zero.
         """
 
-    def adopt(self, data: Any, *, reindex: bool) -> Adopted | None:
-        """Read user data that lies in this backend's memory already; None if it does not lie there.
+    def read_device_data(self, data: Any, *, reindex: bool) -> DeviceData | None:
+        """Read counts that are in this backend's own memory already; None if they are not.
 
         Refuses what :func:`hpf_gpu.data.counts.training_data` refuses, in words that may differ.
+        """
+
+    def operand(self, host: Host) -> Array:
+        """A host matrix (N, K) for operations that only read it.
+
+        The matrix itself where the backend works in the host's memory, otherwise a copy.
         """
 
     def gamma_update(
         self,
         statistic: Array,  # (N, K), consumed: becomes the shape
         prior_shape: float,
-        rate_rows: Array,  # (N, 1) or (N, K)
-        rate_columns: Array,  # (K,)
+        rates: Rates,  # (N, K)
         out: Array | None = None,  # (N, K), receives exp_log
     ) -> tuple[Factor, Array, Array]:
         """Gamma posterior with shape ``prior_shape + statistic``, and the sums of its mean.

@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from .messages import shown
+
 _NAMED = 3  # of many unknown ids in a message
 _NUMERIC = {"i", "u", "f"}  # kinds of dtypes
 _EXACT = 2**53  # float64 holds every integer up to here
@@ -74,16 +76,16 @@ class Ids:
         rows = self.rows or {}
         return np.array([rows.get(one, -1) for one in ids], dtype=np.int64)
 
-    def codes_of(self, given: Any) -> NDArray[np.int64]:
+    def codes_of(self, ids: Any) -> NDArray[np.int64]:
         """Row numbers of one id or of many, (1,) or (n,); −1 where an id is unknown."""
-        return self.codes(self._listed(given))
+        return self.codes(self._listed(ids))
 
-    def known(self, given: Any) -> NDArray[np.int64]:
+    def require(self, ids: Any) -> NDArray[np.int64]:
         """Row numbers of one id or of many, (1,) or (n,); ValueError if one is unknown."""
-        ids = self._listed(given)
-        codes = self.codes(ids)
+        listed = self._listed(ids)
+        codes = self.codes(listed)
         if (codes < 0).any():
-            raise ValueError(f"{self._named(ids[codes < 0], 'was', 'were')} not in the training data")
+            raise ValueError(f"{self._named(listed[codes < 0], 'was', 'were')} not in the training data")
         return codes
 
     def with_new(self, ids: pd.Index) -> tuple[NDArray[np.int64], Ids]:
@@ -135,11 +137,11 @@ class Ids:
         more = f" and {len(distinct) - _NAMED} more" if len(distinct) > _NAMED else ""
         return f"{self.kind}{'s' * many} {', '.join(distinct[:_NAMED])}{more} {plural if many else singular}"
 
-    def _listed(self, given: Any) -> NDArray[Any]:
+    def _listed(self, ids: Any) -> NDArray[Any]:
         """One id or many as an array, (1,) or (n,)."""
-        if not self.is_single(given):
-            return _column(given)
-        return _column([given[()] if isinstance(given, np.ndarray) else given])
+        if not self.is_single(ids):
+            return _column(ids)
+        return _column([ids[()] if isinstance(ids, np.ndarray) else ids])
 
     def _number(self, value: Any) -> int:
         within: bool = _is_number(value) and 0 <= value < self.size
@@ -276,7 +278,7 @@ def narrow(codes: NDArray[Any], size: int) -> NDArray[Any]:
 def _compare_as_in_python(one: pd.Index, other: pd.Index) -> bool:
     """Whether pandas finds the ids of one index in another where a dict would.
 
-    Between types it reads texts as dates, tells True from 1, makes floats of integers, and dates overflow.
+    Between types it reads strings as dates, tells True from 1, makes floats of integers, and dates overflow.
     """
     kinds = {one.dtype.kind, other.dtype.kind}
     if one.dtype == other.dtype or kinds == {"O"}:
@@ -321,15 +323,10 @@ def _as_index(column: NDArray[Any]) -> pd.Index:
 
 
 def _objects(ids: Iterable[Hashable]) -> NDArray[Any]:
-    given = list(ids)
-    array = np.empty(len(given), dtype=object)
-    array[:] = given
+    listed = list(ids)
+    array = np.empty(len(listed), dtype=object)
+    array[:] = listed
     return array
-
-
-def shown(value: Any) -> str:
-    """A value for a message: -2, not np.int64(-2)."""
-    return repr(value.item() if isinstance(value, np.generic) else value)
 
 
 def _is_number(value: Any) -> bool:

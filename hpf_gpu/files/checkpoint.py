@@ -5,31 +5,33 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hpf_gpu.backends.protocol import Backend, Counts
+from hpf_gpu.backends.protocol import Backend
+from hpf_gpu.data.blocks import CountBlocks, Pairs
 from hpf_gpu.model.convergence import Check
 from hpf_gpu.model.inference import State
-from hpf_gpu.model.settings import check_parameters, step_at
-from hpf_gpu.model.variational import REST, Block, Model, Pairs, Prior, posterior_of, whole_side
+from hpf_gpu.model.settings import Settings, may_differ_on_resume, step_at
+from hpf_gpu.model.sides import Model, posterior_of, side_from_posterior
 
 from .model_file import (
+    PRIOR,
     decode_posteriors,
     encode_posteriors,
     history_arrays,
-    plain_parameters,
+    plain_settings,
     posterior_arrays,
+    settings_from_plain,
 )
 from .schema import (
+    STRING,
     TABLE,
-    TEXT,
     Array,
-    Field,
     Fields,
     check_arrays,
     check_fields,
@@ -39,15 +41,10 @@ from .schema import (
     short,
     whole,
 )
-from .tensor_file import Kind, Tensors, believed
+from .tensor_file import FileFormat, Tensors, believed
 from .whole_file import path_of, remove_leftovers, writable
 
-CHECKPOINT = Kind("checkpoint", key="hpf_gpu.checkpoint", format=1)
-#: Parameters that a fit may go on with other values of: where it runs, how far, what is shown and kept.
-_FREE = (
-    "backend", "ncores", "maxiter", "verbose", "reindex", "save_folder", "keep_data", "produce_dicts",
-    "keep_all_objs", "allow_inconsistent_math", "alloc_full_phi",
-)  # fmt: skip
+CHECKPOINT = FileFormat("checkpoint", key="hpf_gpu.checkpoint", format=1)
 _DATA = ("counts_df", "val_set", "fixed_users", "fixed_items")
 #: State of NumPy's default generator.
 _GENERATOR: Fields = {
@@ -63,20 +60,20 @@ _CHUNK = 1 << 20  # numbers whose copies are held at once
 class Identity:
     """What a fit must share with a checkpoint to go on from it."""
 
-    parameters: dict[str, Any]
+    settings: Settings
+    parameters: dict[str, Any]  # settings that must be the same, and the first steps of a stochastic fit
     data: dict[str, str]  # what the fit was given, and a line that tells it from others
     shape: tuple[int, int]  # users and items
-    others: dict[str, Any]  # parameters that need not be the same, as any fit may have them
 
     @staticmethod
     def of(
-        parameters: Mapping[str, Any], csr: Any, validation: Pairs | None, fixed: Mapping[str, NDArray[Any]]
+        settings: Settings, csr: Any, validation: Pairs | None, fixed: Mapping[str, NDArray[Any]]
     ) -> Identity:
-        """Of a fit with these parameters to ``csr``, scipy's, held-out counts and factors that are given."""
-        relevant = {name: value for name, value in plain_parameters(parameters).items() if name not in _FREE}
-        stochastic = parameters["users_per_batch"] is not None or parameters["items_per_batch"] is not None
+        """Of a fit with these settings to ``csr``, scipy's, held-out counts and factors that are given."""
+        plain = plain_settings(settings)
+        parameters = {name: value for name, value in plain.items() if not may_differ_on_resume(name)}
         # A function is known by what it gives; without batches nobody asks it.
-        steps = [step_at(parameters["step_size"], epoch) for epoch in (0, 1)] if stochastic else None
+        steps = [step_at(settings.step_size, epoch) for epoch in (0, 1)] if settings.is_stochastic else None
         data = {"counts_df": _fingerprint(csr.shape, csr.indptr, csr.indices, csr.data)}
         if validation is not None:
             arrays = (validation.rows, validation.columns, validation.values)
@@ -84,8 +81,7 @@ class Identity:
         for name, factors in fixed.items():
             crc = zlib.crc32(np.ascontiguousarray(factors, "<f8").data)
             data[name] = f"shape {factors.shape}, checksum {crc:08x}"
-        others = {**plain_parameters(parameters), "step_size": None, "backend": "auto", "maxiter": 1}
-        return Identity(relevant | {"step_size": steps}, data, csr.shape, others)
+        return Identity(settings, parameters | {"step_size": steps}, data, csr.shape)
 
     def check(self, path: Path, parameters: Mapping[str, Any], data: Mapping[str, str]) -> None:
         """Raise ValueError unless the checkpoint at ``path`` has these too."""
@@ -97,10 +93,10 @@ class Identity:
                 raise ValueError(f"{found}; delete it to fit from the start")
         for name in _DATA:
             if data.get(name) != self.data.get(name):
-                found, given = (known.get(name, "none") for known in (data, self.data))
+                found, wanted = (lines.get(name, "none") for lines in (data, self.data))
                 raise ValueError(
-                    f"{path} is a checkpoint of a fit to another {name} ({found}, not {given}); delete it to "
-                    "fit from the start"
+                    f"{path} is a checkpoint of a fit to another {name} ({found}, not {wanted}); "
+                    "delete it to fit from the start"
                 )
 
     def _check_form(self, parameters: Mapping[str, Any], data: Mapping[str, str]) -> None:
@@ -112,67 +108,48 @@ class Identity:
             raise ValueError(f"header.parameters.step_size is {short(steps)}, not the first two steps")
         for step in steps or ():
             real(0.0, 1.0).check("header.parameters.step_size", step)
-        check_parameters({**self.others, **parameters, "step_size": None})
+        others = plain_settings(self.settings) | {"backend": "auto", "maxiter": 1}
+        settings_from_plain({**others, **parameters, "step_size": None})
         TABLE.check("header.data", data)
         check_names("field of header.data", data, {"counts_df", *data} & set(_DATA))
         for name, line in data.items():
-            TEXT.check(f"header.data.{name}", line)
+            STRING.check(f"header.data.{name}", line)
 
-    @property
-    def width(self) -> int:
-        """Columns K of both sides, with those of biases."""
-        return int(self.parameters["k"]) + 2 * bool(self.parameters["bias"])
+    def _priors(self) -> Fields:
+        """Priors of a fit with these settings, as the header has them."""
+        return {
+            side: {name: one_of(getattr(prior, name)) for name in PRIOR}
+            | {"fixed": one_of(self._is_fixed(side))}
+            for side, prior in zip(("user", "item"), self.settings.priors(), strict=True)
+        }
 
-    @property
-    def is_stochastic(self) -> bool:
-        """Whether the fit draws its batches at random."""
-        return self.parameters["step_size"] is not None
-
-    def priors(self) -> tuple[Prior, Prior]:
-        """Those of a fit with these parameters."""
-        given, k = self.parameters, self.width
-
-        def prior(side: str, shape: str, hyper_shape: str, hyper_mean: str, ones: int, bias: int) -> Prior:
-            numbers = float(given[shape]), float(given[hyper_shape]), float(given[hyper_mean])
-            known = f"fixed_{side}s" in self.data
-            columns = (ones, bias) if given["bias"] else (None, None)
-            return Prior(*numbers, bool(given["hierarchical"]), columns[0], known, columns[1])
-
-        users = prior("user", "a", "a_prime", "b_prime", k - 1, k - 2)
-        return users, prior("item", "c", "c_prime", "d_prime", k - 2, k - 1)
+    def _is_fixed(self, side: str) -> bool:
+        return f"fixed_{side}s" in self.data
 
     def fields(self) -> Fields:
         """The header of a checkpoint of this fit."""
-        seed = self.parameters["random_seed"]
+        seed = self.settings.random_seed
         return {
             "parameters": TABLE,
             "data": TABLE,
-            "priors": {
-                side: {name: one_of(value) for name, value in asdict(prior).items()} | {"rest": self._rest()}
-                for side, prior in zip(("user", "item"), self.priors(), strict=True)
-            },
+            "priors": self._priors(),
             "iteration": whole(1),
             "seconds": real(0.0),
-            "seed": whole(0) if seed is None else one_of(int(seed)),
-            "rng": _GENERATOR if self.is_stochastic else one_of(None),
+            "seed": whole(0) if seed is None else one_of(seed),
+            "rng": _GENERATOR if self.settings.is_stochastic else one_of(None),
         }
-
-    def _rest(self) -> Field:
-        """For how many batches biases may still rest; full-batch fits count no iteration before they wake."""
-        waits = self.parameters["bias"] and self.is_stochastic
-        return whole(0, REST + 1 if waits else 0)
 
     def arrays(self) -> dict[str, Array]:
         """The arrays of a checkpoint of this fit."""
-        number = "float32" if self.parameters["use_float"] else "float64"
-        watches_theta = self.parameters["stop_crit"] == "diff-norm"
+        number = self.settings.dtype.name
+        watches_theta = self.settings.stop_crit == "diff-norm"
         unknown = dict.fromkeys((field.name for field in fields(Check)), "never")
         unknown |= {"val_llk": "never" if "val_set" in self.data else "always"}
         unknown |= {"diff_norm": "never" if watches_theta else "always"}
         theta = {"checked_theta": Array(number, ("N", "K"), 0.0)} if watches_theta else {}
         sides: dict[str, Array] = {}
-        for side, rows, prior in zip(("user", "item"), "NM", self.priors(), strict=True):
-            sides |= posterior_arrays(side, rows, number, known=prior.known)
+        for side, rows in zip(("user", "item"), "NM", strict=True):
+            sides |= posterior_arrays(side, rows, number, fixed=self._is_fixed(side))
         return sides | theta | history_arrays(unknown)
 
 
@@ -182,6 +159,7 @@ class Saved:
 
     header: dict[str, Any]
     tensors: Tensors
+    settings: Settings
 
     @property
     def seed(self) -> int:
@@ -193,20 +171,22 @@ class Saved:
         """Iterations that are done."""
         return int(self.header["iteration"])
 
-    def state(self, backend: Backend, counts: Counts, validation: Pairs | None) -> State:
+    def state(self, backend: Backend, blocks: CountBlocks) -> State:
         """The state of the fit, in the backend's memory; to be asked for once, for the host's arrays go."""
-        users, items = (
-            whole_side(backend, side) for side in decode_posteriors(self.header["priors"], self.tensors)
-        )
+        of_users, of_items = decode_posteriors(self.header["priors"], self.settings, self.tensors)
+        users = tuple(side_from_posterior(backend, of_users.rows(rows)) for rows in blocks.slices)
+        items = side_from_posterior(backend, of_items)
+        del of_users, of_items
         columns = [self.tensors[f"history.{field.name}"].tolist() for field in fields(Check)]
-        theta = [self.tensors["checked_theta"]] if "checked_theta" in self.tensors else []
+        whole = self.tensors.get("checked_theta")
+        theta = [] if whole is None else [backend.asarray(whole[rows]) for rows in blocks.slices]
         self.tensors.clear()
         return State(
-            Model((Block(counts, users, validation),), items),
+            Model(users, items),
             self.iteration,
             tuple(Check(*row) for row in zip(*columns, strict=True)),
             self.header["seconds"],
-            tuple(backend.asarray(matrix) for matrix in theta),
+            tuple(theta),
         )
 
     def draw_on(self, rng: np.random.Generator) -> None:
@@ -243,7 +223,7 @@ class Checkpoint:
         self.identity.check(self.path, header["parameters"], header["data"])
         with believed(self.path):
             self._check(header, tensors)
-        saved = Saved(header, tensors)
+        saved = Saved(header, tensors, self.identity.settings)
         if maxiter is not None and saved.iteration >= maxiter:
             raise ValueError(
                 f"{self.path} is a checkpoint of iteration {saved.iteration}, and maxiter={maxiter} has no "
@@ -255,7 +235,7 @@ class Checkpoint:
         """Raise ValueError unless header and arrays are those of one state of this fit."""
         check_fields("header", header, self.identity.fields())
         n, m = self.identity.shape
-        check_arrays(tensors, self.identity.arrays(), {"N": n, "M": m, "K": self.identity.width})
+        check_arrays(tensors, self.identity.arrays(), {"N": n, "M": m, "K": self.identity.settings.width})
         for name in ("iteration", "seconds"):
             column = tensors[f"history.{name}"]
             if len(column) and column[-1] > header[name]:
@@ -263,13 +243,12 @@ class Checkpoint:
                     f"history.{name} ends with {column[-1]}, and header.{name} is {header[name]}"
                 )
 
-    def keep(self, backend: Backend, seed: int, rng: np.random.Generator | None, state: State) -> None:
+    def save_if_due(self, backend: Backend, seed: int, rng: np.random.Generator | None, state: State) -> None:
         """Replace the file by one of this state, if it is time."""
         if state.iteration % self.every:
             return
-        (block,) = state.model.blocks
         tensors: Tensors = {}
-        posteriors = (posterior_of(backend, block.users), posterior_of(backend, state.model.items))
+        posteriors = (posterior_of(backend, state.model.users), posterior_of(backend, [state.model.items]))
         header = {
             "parameters": self.identity.parameters,
             "data": self.identity.data,
@@ -284,8 +263,8 @@ class Checkpoint:
             tensors[f"history.{field.name}"] = np.array(
                 [getattr(row, field.name) for row in state.history], dtype
             )
-        for theta in state.checked_theta:
-            tensors["checked_theta"] = backend.asnumpy(theta)
+        if state.checked_theta:
+            tensors["checked_theta"] = np.concatenate([backend.asnumpy(part) for part in state.checked_theta])
         CHECKPOINT.write(self.path, header, tensors)
 
 

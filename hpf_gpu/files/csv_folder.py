@@ -8,27 +8,37 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
+
+from hpf_gpu.model.fitted import Fitted
+from hpf_gpu.model.settings import Settings
 
 _HYPERPARAMETERS = ("a", "a_prime", "b_prime", "c", "c_prime", "d_prime")
-#: File and attribute of each matrix; those that a model does not keep are left out.
-_MATRICES = {name: name for name in ("Theta", "Beta", "Gamma_shp", "Gamma_rte", "Lambda_shp", "Lambda_rte")}
-_MATRICES |= {"kappa_rte": "k_rte", "tau_rte": "t_rte"}
-_MAPPINGS = {"users.csv": "user_mapping_", "items.csv": "item_mapping_"}
 
 
-def write_csv_folder(folder: str | os.PathLike[str], model: Any) -> None:
-    """Write a fitted HPF as hpfrec does: comma-separated matrices, id mappings, hyper-parameters.
+def write_csv_folder(folder: str | os.PathLike[str], fitted: Fitted, settings: Settings) -> None:
+    """Write a fitted model as hpfrec does: comma-separated matrices, id mappings, hyper-parameters.
 
-    Mappings have one id a line under a header; where ids are row numbers there are none.
+    Matrices that the model does not have are left out.  Mappings have one id a line under a header; where
+    ids are row numbers there are none.
     """
     target = Path(folder).expanduser()
-    for name, attribute in _MATRICES.items():
-        if hasattr(model, attribute):
-            np.savetxt(target / name, getattr(model, attribute), fmt="%.10f", delimiter=",")
-    for name, attribute in _MAPPINGS.items():
-        ids = getattr(model, attribute)
-        if ids is not None:
-            pd.Series(ids).to_csv(target / name, index=False)
-    lines = [f"{name}: {float(getattr(model, name)):.3f}" for name in _HYPERPARAMETERS]
-    lines += [f"k: {int(model.k)}", f"random seed: {model.random_seed_}"]
+    for name, matrix in _matrices(fitted).items():
+        np.savetxt(target / name, matrix, fmt="%.10f", delimiter=",")
+    for name, ids in (("users.csv", fitted.user_ids), ("items.csv", fitted.item_ids)):
+        if ids.values is not None:
+            pd.Series(ids.values).to_csv(target / name, index=False)
+    lines = [f"{name}: {getattr(settings, name):.3f}" for name in _HYPERPARAMETERS]
+    lines += [f"k: {settings.k}", f"random seed: {fitted.seed}"]
     (target / "hyperparameters.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _matrices(fitted: Fitted) -> dict[str, NDArray[Any]]:
+    """The matrix of each file."""
+    matrices = {"Theta": fitted.theta, "Beta": fitted.beta}
+    names = (("Gamma_shp", "Gamma_rte", "kappa_rte"), ("Lambda_shp", "Lambda_rte", "tau_rte"))
+    for posterior, (shape, rate, hyper_rate) in zip(fitted.posteriors or (), names, strict=False):
+        matrices |= {shape: posterior.shape, rate: posterior.rate}
+        if posterior.has_hyper_rate:
+            matrices[hyper_rate] = posterior.hyper_rate[:, None].astype(posterior.shape.dtype)
+    return matrices

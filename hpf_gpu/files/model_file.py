@@ -8,30 +8,31 @@ from __future__ import annotations
 
 import json
 import math
-import numbers
 import os
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, fields
+from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from hpf_gpu.backends import NAMES
+from hpf_gpu import backends
+from hpf_gpu.backends.protocol import Full, RankOne, Rates
 from hpf_gpu.data.ids import Ids
 from hpf_gpu.model.convergence import Check
 from hpf_gpu.model.fitted import Fitted
-from hpf_gpu.model.settings import LEAST_PRIOR, MOST_PRIOR, check_parameters, default_step_size
-from hpf_gpu.model.variational import POINT, REST, Posterior, Prior
+from hpf_gpu.model.posterior import Posterior
+from hpf_gpu.model.priors import POINT_MASS_RATE, Prior
+from hpf_gpu.model.settings import MAX_PRIOR, MIN_PRIOR, NAMES, Settings, default_step_size
 
 from .schema import (
     FLAG,
     LARGEST,
     POSITIVE,
+    STRING,
     TABLE,
-    TEXT,
     Array,
     Fields,
     check_arrays,
@@ -42,13 +43,14 @@ from .schema import (
     short,
     whole,
 )
-from .tensor_file import UPDATE, Kind, Tensors, believed
+from .tensor_file import UPDATE, FileFormat, Tensors, believed
 from .whole_file import path_of
 
-MODEL = Kind("model", key="hpf_gpu", format=1)
+MODEL = FileFormat("model", key="hpf_gpu", format=1)
 _DEFAULT = "default"  # stands for the function default_step_size
 _SIDES = ("user", "item")
-_ARRAYS = tuple(field.name for field in fields(Posterior) if field.name != "prior")
+#: What the header has of a prior; pinned columns follow from the settings.
+PRIOR = ("shape", "hyper_shape", "hyper_mean", "hierarchical")
 #: Numbers and names of the header, and the fields of Fitted that they are.
 _SCALARS = {
     "nusers": "nusers", "nitems": "nitems", "niter": "niter", "train_llk": "train_llk",
@@ -71,8 +73,8 @@ _DATES = re.compile(r"<[mM]8\[(s|ms|us|ns)\]")
 # -- writing -----------------------------------------------------------------------------------
 
 
-def save_model(path: str | bytes | os.PathLike[str], fitted: Fitted, parameters: Mapping[str, Any]) -> None:
-    """Write a fitted HPF; a file that is there is replaced when the new one is complete.
+def save_model(path: str | bytes | os.PathLike[str], fitted: Fitted, values: Mapping[str, Any]) -> None:
+    """Write a fitted HPF with the ``values`` of its settings; a file that is there is replaced as a whole.
 
     A link stays and what it points to is replaced.  The new file has the permissions of the old one.
 
@@ -89,7 +91,7 @@ def save_model(path: str | bytes | os.PathLike[str], fitted: Fitted, parameters:
     target = path_of("path", path)
     tensors: Tensors = {"Theta": fitted.theta, "Beta": fitted.beta}
     header: dict[str, Any] = {name: getattr(fitted, field) for name, field in _SCALARS.items()}
-    header |= {"parameters": plain_parameters(parameters), "ids": {}}
+    header["ids"] = {}
     for side, ids in zip(_SIDES, (fitted.user_ids, fitted.item_ids), strict=True):
         encoding, array = _encoded(ids)
         header["ids"][side] = encoding
@@ -102,7 +104,8 @@ def save_model(path: str | bytes | os.PathLike[str], fitted: Fitted, parameters:
     tensors |= {f"history.{name}": column.to_numpy() for name, column in fitted.history.items()}
     header["history"] = list(fitted.history.columns)
     try:
-        check_model(json.loads(json.dumps(header)), tensors, parameters)
+        header["parameters"] = plain_settings(Settings.of(values))
+        check_model(json.loads(json.dumps(header)), tensors)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"this model cannot be saved, for it contradicts itself: {error}") from error
     MODEL.write(target, header, tensors)
@@ -110,39 +113,61 @@ def save_model(path: str | bytes | os.PathLike[str], fitted: Fitted, parameters:
 
 def encode_posteriors(posteriors: tuple[Posterior, Posterior], tensors: Tensors) -> dict[str, Any]:
     """Put both sides among ``tensors``; returns their priors, for the header."""
+    priors: dict[str, Any] = {}
     for side, posterior in zip(_SIDES, posteriors, strict=True):
-        tensors.update({f"{side}.{name}": getattr(posterior, name) for name in _ARRAYS})
-    return {side: asdict(posterior.prior) for side, posterior in zip(_SIDES, posteriors, strict=True)}
+        rates, prior = posterior.rates, posterior.prior
+        if isinstance(rates, RankOne):
+            arrays = {"rate_rows": rates.rows, "rate_columns": rates.columns}
+        else:
+            arrays = {"rates": rates.matrix}
+        arrays |= {name: getattr(posterior, name) for name in ("shape", "hyper_rate", "column_sums")}
+        tensors.update({f"{side}.{name}": array for name, array in arrays.items()})
+        priors[side] = {name: getattr(prior, name) for name in PRIOR} | {"fixed": posterior.fixed}
+    return priors
 
 
-def decode_posteriors(priors: Mapping[str, Any], tensors: Tensors) -> tuple[Posterior, Posterior]:
-    """Both sides, as :func:`encode_posteriors` has put them there."""
+def decode_posteriors(
+    priors: Mapping[str, Any], settings: Settings, tensors: Tensors
+) -> tuple[Posterior, Posterior]:
+    """Both sides, as :func:`encode_posteriors` has put them there; ``settings`` tell the pinned columns."""
     users, items = (
-        Posterior(Prior(**priors[side]), *(tensors[f"{side}.{name}"] for name in _ARRAYS)) for side in _SIDES
+        Posterior(
+            Prior(**{name: priors[side][name] for name in PRIOR}, pins=prior.pins),
+            tensors[f"{side}.shape"],
+            _rates(side, tensors),
+            tensors[f"{side}.hyper_rate"],
+            tensors[f"{side}.column_sums"],
+            priors[side]["fixed"],
+        )
+        for side, prior in zip(_SIDES, settings.priors(), strict=True)
     )
     return users, items
 
 
-def plain_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters as JSON has them, but for ``save_folder``: truth values, numbers, texts and None."""
-    plain: dict[str, Any] = {}
-    for name, value in parameters.items():
-        if name == "step_size":
-            plain[name] = _DEFAULT if value is default_step_size else None
-        elif value is None or isinstance(value, str):
-            plain[name] = value
-        elif isinstance(value, (bool, np.bool_)):
-            plain[name] = bool(value)
-        elif name != "save_folder":
-            plain[name] = int(value) if isinstance(value, numbers.Integral) else float(value)
-    return plain | {"save_folder": None}
+def _rates(side: str, tensors: Tensors) -> Rates:
+    if f"{side}.rates" in tensors:
+        return Full(tensors[f"{side}.rates"])
+    return RankOne(tensors[f"{side}.rate_rows"], tensors[f"{side}.rate_columns"])
+
+
+def plain_settings(settings: Settings) -> dict[str, Any]:
+    """The settings as JSON has them; no ``save_folder``, and of step sizes only the default one."""
+    plain = {name: getattr(settings, name) for name in NAMES}
+    is_default = settings.step_size is default_step_size
+    return plain | {"save_folder": None, "step_size": _DEFAULT if is_default else None}
+
+
+def settings_from_plain(plain: Mapping[str, Any]) -> Settings:
+    """The settings behind :func:`plain_settings`; TypeError or ValueError if they are none."""
+    step_size = default_step_size if plain["step_size"] == _DEFAULT else None
+    return Settings.of({**plain, "step_size": step_size})
 
 
 # -- ids ---------------------------------------------------------------------------------------
 
 
 def _encoded(ids: Ids) -> tuple[str, NDArray[Any] | None]:
-    """How ids are written: as they are, dates as integers, objects as a JSON text in UTF-8."""
+    """How ids are written: as they are, dates as integers, objects as a JSON string in UTF-8."""
     values = ids.values
     if values is None:
         return "rows", None
@@ -192,8 +217,8 @@ def _plain_id(value: Any, kind: str) -> Any:
     if type(value) is tuple:
         return {"tuple": [_plain_id(part, kind) for part in value]}
     raise TypeError(
-        f"{kind} id {value!r} is a {type(value).__name__}: a model file can hold numbers, texts, bytes, "
-        "NumPy's dates and tuples of these; pickle the model, or fit with texts as ids"
+        f"{kind} id {value!r} is a {type(value).__name__}: a model file can hold numbers, strings, bytes, "
+        "datetime64 and tuples of these; pickle the model, or fit with strings as ids"
     )
 
 
@@ -216,21 +241,17 @@ def _id_of(value: Any) -> Any:
 # -- what a file must hold ----------------------------------------------------------------------
 
 
-def check_model(header: Mapping[str, Any], tensors: Tensors, known: Collection[str]) -> None:
-    """Raise ValueError or TypeError unless header and arrays are those of one model."""
+def check_model(header: Mapping[str, Any], tensors: Tensors) -> Settings:
+    """The settings; ValueError or TypeError unless header and arrays are those of one model."""
     has_posteriors = "priors" in header or any(f"{side}.shape" in tensors for side in _SIDES)
-    check_names("field of header", header, _fields(has_posteriors, 0, bias=False))
-    parameters = header["parameters"]
-    _check_parameters(parameters, known)
-    k, bias = int(parameters["k"]) + 2 * bool(parameters["bias"]), bool(parameters["bias"])
-    check_fields("header", header, _fields(has_posteriors, k, bias=bias))
-    number = "float32" if parameters["use_float"] else "float64"
-    sizes = check_arrays(tensors, _layout(header, number, tensors), {"K": k})
+    check_names("field of header", header, _fields(has_posteriors))
+    settings = _check_parameters(header["parameters"])
+    check_fields("header", header, _fields(has_posteriors))
+    sizes = check_arrays(tensors, _layout(header, settings, tensors), {"K": settings.width})
     if has_posteriors:
         _check_priors(*(header["priors"][side] for side in _SIDES))
-        for mean, posterior in zip(
-            ("Theta", "Beta"), decode_posteriors(header["priors"], tensors), strict=True
-        ):
+        posteriors = decode_posteriors(header["priors"], settings, tensors)
+        for mean, posterior in zip(("Theta", "Beta"), posteriors, strict=True):
             _check_mean(mean, tensors[mean], posterior)
     for side, rows in zip(_SIDES, (sizes["N"], sizes["M"]), strict=True):
         total, are_rows = header[f"n{side}s"], header["ids"][side] == "rows"
@@ -239,69 +260,64 @@ def check_model(header: Mapping[str, Any], tensors: Tensors, known: Collection[s
     if "seen.indptr" in tensors:
         _check_seen(tensors["seen.indptr"], tensors["seen.indices"], sizes["M"])
     _check_history(header, tensors)
+    return settings
 
 
-def _check_parameters(parameters: Any, known: Collection[str]) -> None:
+def _check_parameters(parameters: Any) -> Settings:
     TABLE.check("header.parameters", parameters)
-    unknown = parameters.keys() - set(known)
+    unknown = parameters.keys() - set(NAMES)
     if unknown:
         names = ", ".join(sorted(unknown))
         raise ValueError(f"parameters that this version does not know: {names}; {UPDATE}")
-    check_names("field of header.parameters", parameters, known)
+    check_names("field of header.parameters", parameters, NAMES)
     one_of(None).check("header.parameters.save_folder", parameters["save_folder"])
     one_of(None, _DEFAULT).check("header.parameters.step_size", parameters["step_size"])
-    check_parameters({**parameters, "step_size": None})
+    return settings_from_plain(parameters)
 
 
-def _fields(has_posteriors: bool, k: int, *, bias: bool) -> Fields:
+def _fields(has_posteriors: bool) -> Fields:
     fields: dict[str, Any] = {
         "parameters": TABLE,
-        "ids": dict.fromkeys(_SIDES, TEXT),
+        "ids": dict.fromkeys(_SIDES, STRING),
         "nusers": whole(1),
         "nitems": whole(1),
         "niter": whole(1),
         "train_llk": one_of(None, real()),
         "random_seed_": whole(0),
-        "backend_": one_of(*NAMES),
+        "backend_": one_of(*backends.NAMES),
         "history": one_of(_COLUMNS, [*_COLUMNS, "diff_norm"]),
     }
     if has_posteriors:
-        # With biases the last column but one has those of users, the last those of items.
-        of_users, of_items = (k - 2, k - 1) if bias else (None, None)
-        fields["priors"] = {
-            "user": prior_fields(of_items, of_users),
-            "item": prior_fields(of_users, of_items),
-        }
+        number = real(MIN_PRIOR, MAX_PRIOR)
+        prior = dict.fromkeys(PRIOR[:3], number) | {"hierarchical": FLAG, "fixed": FLAG}
+        fields["priors"] = dict.fromkeys(_SIDES, prior)
     return fields
 
 
-def prior_fields(ones: int | None, bias: int | None) -> Fields:
-    """What is told of a prior whose column ``ones`` is held at one, and column ``bias`` has biases."""
-    number = real(LEAST_PRIOR, MOST_PRIOR)
-    return {
-        "shape": number, "hyper_shape": number, "hyper_mean": number, "hierarchical": FLAG,
-        "ones": one_of(ones), "known": FLAG, "bias": one_of(bias),
-        "rest": whole(0, 0 if bias is None else REST + 1),
-    }  # fmt: skip
-
-
 def _check_priors(user: Mapping[str, Any], item: Mapping[str, Any]) -> None:
-    if user["known"] and item["known"]:
+    if user["fixed"] and item["fixed"]:
         raise ValueError(
-            "header.priors.user.known and header.priors.item.known are true, so nothing was fitted"
+            "header.priors.user.fixed and header.priors.item.fixed are true, so nothing was fitted"
         )
     if user["hierarchical"] is not item["hierarchical"]:
         raise ValueError("header.priors.user.hierarchical is not header.priors.item.hierarchical")
 
 
-def posterior_arrays(side: str, rows: str, number: str, *, known: Any) -> dict[str, Array]:
+def posterior_arrays(
+    side: str, rows: str, number: str, *, fixed: Any, full_rates: bool = False
+) -> dict[str, Array]:
     """What is kept of one side after a fit; ``rows`` is its letter in shapes."""
-    # Of a side that is known all but the shapes are constants, see variational.known_side.
-    rate, columns, hyper_rate = ((0.0, 0.0), (POINT, POINT), (1.0, 1.0)) if known is True else _FREE_RATES
-    return {
-        f"{side}.shape": Array(number, (rows, "K"), POSITIVE),
-        f"{side}.rate_rows": Array("float64", (rows, 1), *rate),
+    # Of a side that is fixed all but the shapes are constants, see sides.fixed_side.
+    constants = ((0.0, 0.0), (POINT_MASS_RATE, POINT_MASS_RATE), (1.0, 1.0))
+    rate, columns, hyper_rate = constants if fixed is True else _FREE_RATES
+    rates = {
+        f"{side}.rate_rows": Array("float64", (rows,), *rate),
         f"{side}.rate_columns": Array("float64", ("K",), *columns),
+    }
+    if full_rates and fixed is not True:
+        rates = {f"{side}.rates": Array(number, (rows, "K"), POSITIVE)}
+    return rates | {
+        f"{side}.shape": Array(number, (rows, "K"), POSITIVE),
         f"{side}.hyper_rate": Array("float64", (rows,), *hyper_rate),
         f"{side}.column_sums": Array("float64", ("K",), 0.0),
     }
@@ -317,17 +333,15 @@ def history_arrays(unknown: Mapping[str, str]) -> dict[str, Array]:
     return {f"history.{name}": column for name, column in columns.items()}
 
 
-def _layout(header: Mapping[str, Any], number: str, tensors: Tensors) -> dict[str, Array]:
+def _layout(header: Mapping[str, Any], settings: Settings, tensors: Tensors) -> dict[str, Array]:
+    number = settings.dtype.name
     layout = {"Theta": Array(number, ("N", "K"), 0.0), "Beta": Array(number, ("M", "K"), 0.0)}
     for side, rows in zip(_SIDES, "NM", strict=True):
         ids = _ids_array(f"{side}.ids", header["ids"][side], rows)
         layout |= {} if ids is None else {f"{side}.ids": ids}
-        if "priors" in header:
-            known = header["priors"][side]["known"]
-            layout |= posterior_arrays(side, rows, number, known=known)
-            if not known:  # rows may have been folded in
-                vector = layout[f"{side}.rate_rows"]
-                layout[f"{side}.rate_rows"] = Array(number, (rows, "K"), POSITIVE, otherwise=vector)
+        if "priors" in header:  # rates are full where rows were folded in
+            fixed, full = header["priors"][side]["fixed"], f"{side}.rates" in tensors
+            layout |= posterior_arrays(side, rows, number, fixed=fixed, full_rates=full)
     if {"seen.indptr", "seen.indices"} & tensors.keys():
         layout["seen.indptr"] = Array(_INDICES, ("N + 1",), 0)
         layout["seen.indices"] = Array(_INDICES, ("seen",), 0)
@@ -370,7 +384,7 @@ def _check_mean(name: str, mean: NDArray[Any], posterior: Posterior) -> None:
     tiny, sums = np.finfo(mean.dtype).tiny, np.zeros(mean.shape[1])
     for start in range(0, len(mean), _BLOCK):
         rows = slice(start, start + _BLOCK)
-        want = posterior.shape[rows] / (posterior.rate_rows[rows] + posterior.rate_columns)
+        want = posterior.shape[rows] / posterior.rows(rows).exact_rate
         sums += want.sum(axis=0)
         off = np.abs(mean[rows] - want)
         want *= _ROUNDING
@@ -397,22 +411,19 @@ def _check_history(header: Mapping[str, Any], tensors: Tensors) -> None:
 # -- reading -----------------------------------------------------------------------------------
 
 
-def load_model(path: str | bytes | os.PathLike[str], known: Collection[str]) -> tuple[dict[str, Any], Fitted]:
-    """Parameters, which must be ``known``, and fitted state of a model that :func:`save_model` wrote.
+def load_model(path: str | bytes | os.PathLike[str]) -> tuple[Settings, Fitted]:
+    """Settings and fitted state of a model that :func:`save_model` wrote.
 
     Nothing in the file is believed before it was checked; what is wrong is a ModelFileError.
     """
     source = path_of("path", path)
     header, tensors = MODEL.read(source)
     with believed(source):
-        check_model(header, tensors, known)
-        parameters = header["parameters"]
-        if parameters["step_size"] == _DEFAULT:
-            parameters["step_size"] = default_step_size
-        return parameters, _fitted(header, tensors)
+        settings = check_model(header, tensors)
+        return settings, _fitted(header, settings, tensors)
 
 
-def _fitted(header: dict[str, Any], tensors: Tensors) -> Fitted:
+def _fitted(header: Mapping[str, Any], settings: Settings, tensors: Tensors) -> Fitted:
     theta, beta = tensors["Theta"], tensors["Beta"]
     users, items = (
         _decoded(header["ids"][side], tensors.get(f"{side}.ids"), size, side)
@@ -424,7 +435,7 @@ def _fitted(header: dict[str, Any], tensors: Tensors) -> Fitted:
         beta=beta,
         user_ids=users,
         item_ids=items,
-        posteriors=decode_posteriors(header["priors"], tensors) if "priors" in header else None,
+        posteriors=decode_posteriors(header["priors"], settings, tensors) if "priors" in header else None,
         seen=(tensors["seen.indptr"], tensors["seen.indices"]) if "seen.indptr" in tensors else None,
         history=pd.DataFrame(columns, columns=header["history"]),
         **{field: header[name] for name, field in _SCALARS.items()},

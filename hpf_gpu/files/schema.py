@@ -17,8 +17,13 @@ from numpy.typing import NDArray
 
 LARGEST = sys.float_info.max
 POSITIVE = math.ulp(0.0)  # the least number above zero
-_MOST_WHOLE = 2**63 - 1
-_CALLED = {int: "a whole number", float: "a number with a point", bool: "true or false", str: "a text"}
+_MAX_WHOLE = 2**63 - 1
+_CALLED = {
+    int: "a whole number",
+    float: "a number with a decimal point",
+    bool: "true or false",
+    str: "a string",
+}
 _CALLED |= {dict: "a table", list: "a list"}
 
 
@@ -62,10 +67,10 @@ class OneOf:
 
 Fields = Mapping[str, "Field | OneOf | Fields"]
 
-FLAG, TEXT, TABLE = Field(bool), Field(str), Field(dict)
+FLAG, STRING, TABLE = Field(bool), Field(str), Field(dict)
 
 
-def whole(least: int, most: int = _MOST_WHOLE) -> Field:
+def whole(least: int, most: int = _MAX_WHOLE) -> Field:
     """A whole number."""
     return Field(int, least, most)
 
@@ -113,7 +118,6 @@ class Array:
     most: float = LARGEST
     unknown: str = "never"  # or "maybe" or "always": where values are NaN
     rises: str = ""  # "always" or "never falls", along its only axis
-    otherwise: Array | None = None  # if dtype and shape are others
 
     def check(self, name: str, array: NDArray[Any], sizes: dict[str, int]) -> None:
         """Raise ValueError unless the array is one; letters that are new get into ``sizes``."""
@@ -123,8 +127,6 @@ class Array:
             isinstance(want, str) or want == size for want, size in zip(shape, array.shape, strict=True)
         )
         if not fits or array.dtype.name not in dtypes:
-            if self.otherwise is not None:
-                return self.otherwise.check(name, array, sizes)
             wanted = f"({', '.join(map(str, shape))}{',' * (len(shape) == 1)})"
             if array.dtype.name not in dtypes:
                 wanted = f"{' or '.join(dtypes)} {wanted}"
@@ -133,7 +135,6 @@ class Array:
             if isinstance(size, str):
                 sizes |= {size: n, f"{size} + 1": n + 1}
         self._check_values(name, array)
-        return None
 
     def _check_values(self, name: str, array: NDArray[Any]) -> None:
         if array.size == 0 or array.dtype.kind not in "iuf":

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from hpf_gpu import __version__
 
-from .schema import TABLE, TEXT, check_names, whole
+from .schema import STRING, TABLE, check_names, whole
 from .whole_file import check_regular, replacing
 
 Tensors = dict[str, NDArray[Any]]
@@ -37,11 +37,11 @@ class ModelFileError(ValueError):
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What a file can be."""
+class FileFormat:
+    """A kind of file: its name, the metadata key of its header, and its version."""
 
     name: str  # for messages
-    key: str  # of the header in the metadata
+    key: str
     format: int  # that is written, and the newest that is read
 
     def write(self, path: Path, header: Mapping[str, Any], tensors: Tensors) -> None:
@@ -99,7 +99,7 @@ class Kind:
             TABLE.check("header", header)
             format, version = header.pop("format"), header.pop("version")
             whole(1).check("header.format", format)
-            TEXT.check("header.version", version)
+            STRING.check("header.version", version)
         except MALFORMED as error:
             raise ModelFileError(f"{source} is damaged: its header cannot be read ({error!r})") from error
         if format > self.format:

@@ -31,11 +31,11 @@ class Check:
 
 
 def has_converged(stop_crit: str, stop_thr: float, previous: Check | None, current: Check) -> bool:
-    """Whether the watched quantity has come to rest.
+    """Whether the monitored quantity improved by at most ``stop_thr`` since the last check.
 
-    Likelihoods and the ELBO: the gain since the last check, relative to its magnitude, is at
-    most ``stop_thr``.  (hpfrec's 1 − current/previous is the same number below zero and has the
-    wrong sign above.)  diff-norm: the norm of the change in Theta is below ``stop_thr``.
+    For likelihoods and the ELBO this is the gain relative to their magnitude.  (hpfrec's
+    1 − current/previous is the same number below zero and has the wrong sign above.)  For diff-norm it is
+    the norm of the change in Theta, which must be below ``stop_thr``.
     """
     watched = STOP_CRITERIA[stop_crit]
     if watched is None:

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from hpf_gpu.backends.protocol import Array, Backend, Counts, SideName
+from hpf_gpu.data.blocks import CountBlocks
 
 from .convergence import Check, has_converged
-from .likelihood import Objective, user_sums
-from .variational import Block, Model, Side, after_update, update_side
+from .likelihood import Objective
+from .sides import Model, Side, column_sums, update_side
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class State:
 class Fit:
     """What a fit leaves: the last finished model, its checks, and how it ended.
 
-    ``ended_by`` is the interrupt of the user or the error of a listener that ended it too soon.
+    ``ended_by`` is the interrupt of the user or the callback exception that stopped it.
     """
 
     model: Model
@@ -55,15 +56,14 @@ class Fit:
     ended_by: BaseException | None
 
 
-def iterate(backend: Backend, model: Model, schedule: Schedule) -> Model:
+def iterate(backend: Backend, blocks: CountBlocks, model: Model, schedule: Schedule) -> Model:
     """One full iteration over all blocks: φ, then the users, then the items."""
-    items, blocks = model.items, []
+    items, updated = model.items, []
     statistic: Array | None = None
-    for block in model.blocks:
-        users = block.users
+    for block, users in zip(blocks, model.users, strict=True):
         for side in _sides_to_update(users, items, schedule):
             # The first block may overwrite the items' spare matrix; the others add to its result.
-            out = (_spare_shape(users), _spare_shape(items) if statistic is None else None)
+            out = (users.spare_shape, items.spare_shape if statistic is None else None)
             user_part, item_part = backend.allocate(
                 block.counts, users.factor, items.factor, side=side, exact=schedule.exact_phi, out=out
             )
@@ -73,17 +73,17 @@ def iterate(backend: Backend, model: Model, schedule: Schedule) -> Model:
                 statistic = item_part
             elif item_part is not None:
                 statistic += item_part
-        blocks.append(replace(block, users=after_update(users)))
+        updated.append(users)
     if statistic is not None:
-        items = update_side(backend, items, statistic, user_sums(blocks))
-    return Model(tuple(blocks), after_update(items))
+        items = update_side(backend, items, statistic, column_sums(updated))
+    return Model(tuple(updated), items)
 
 
 def _sides_to_update(users: Side, items: Side, schedule: Schedule) -> tuple[SideName, ...]:
-    """For which sides φ is computed, one after the other; none for a side that is known."""
-    if users.prior.known:
+    """For which sides φ is computed, one after the other; none for a side that is fixed."""
+    if users.fixed:
         return ("items",)
-    if items.prior.known:
+    if items.fixed:
         return ("users",)
     return ("users", "items") if schedule.alternating else ("both",)
 
@@ -93,31 +93,24 @@ def fit(
     state: State,
     schedule: Schedule,
     objective: Objective,
+    advance: Callable[[Model, int], Model],
     report: Callable[[Check], object],
-    advance: Callable[[Model, int], Model] | None = None,
-    keep: Callable[[State], None] | None = None,
+    on_state: Callable[[State], None] | None = None,
 ) -> Fit:
     """Iterate until the rule is met, ``maxiter`` is reached, ``report`` returns True or the user interrupts.
 
-    ``report`` hears of every iteration; its Check holds figures where they were due.  ``keep`` hears of
-    every state that the fit goes on from.  An error of either ends the fit with the iteration it heard of.
-    ``advance`` makes of a model and the number of iterations before it the next model; a full
-    iteration unless given, after those for which biases rest.
+    ``advance`` makes the next model from a model and the number of iterations before it.  ``report`` is
+    called after every iteration; its Check holds figures where they were due.  ``on_state`` is called with
+    every state that the fit continues from.  An error of either ends the fit with the last iteration.
     KeyboardInterrupt is passed on when no iteration has finished yet.
     """
     started = time.perf_counter() - state.seconds
     ended_by: BaseException | None = None
     try:
-        if advance is None:
-            # Not counted: they belong to the start, and the ELBO may fall when biases wake.
-            while state.model.items.prior.rest > 1:
-                state = replace(state, model=iterate(backend, state.model, schedule))
         if schedule.stop_crit == "diff-norm" and not state.checked_theta:
-            state = replace(state, checked_theta=_user_means(backend, state.model.blocks))
+            state = replace(state, checked_theta=_user_means(backend, state.model))
         while True:
-            model = (
-                advance(state.model, state.iteration) if advance else iterate(backend, state.model, schedule)
-            )
+            model = advance(state.model, state.iteration)
             # In one step: an interrupt finds the iteration counted or not begun.
             state = replace(state, model=model, iteration=state.iteration + 1)
             previous, check = state.history[-1] if state.history else None, Check(state.iteration)
@@ -133,8 +126,8 @@ def fit(
             try:
                 if report(check) is True or over:
                     break
-                if keep is not None:
-                    keep(state)
+                if on_state is not None:
+                    on_state(state)
             except Exception as error:
                 ended_by = error
                 break
@@ -151,8 +144,8 @@ def fit(
 
 def _without_spares(model: Model) -> Model:
     """The model without the matrices that are kept to be overwritten."""
-    blocks = (replace(block, users=replace(block.users, spare=None)) for block in model.blocks)
-    return Model(tuple(blocks), replace(model.items, spare=None))
+    users = (replace(side, spare=None) for side in model.users)
+    return Model(tuple(users), replace(model.items, spare=None))
 
 
 def _judge(backend: Backend, state: State, objective: Objective) -> tuple[Check, tuple[Array, ...]]:
@@ -160,7 +153,7 @@ def _judge(backend: Backend, state: State, objective: Objective) -> tuple[Check,
     check = objective.check(state.model, state.iteration)
     if not state.checked_theta:
         return check, ()
-    theta = _user_means(backend, state.model.blocks)
+    theta = _user_means(backend, state.model)
     norms = (backend.distance(a, b) for a, b in zip(theta, state.checked_theta, strict=True))
     return replace(check, diff_norm=math.hypot(*norms)), theta
 
@@ -185,7 +178,7 @@ def fold_in(
     threshold = stop_thr * math.sqrt(counts.shape[0])
     for _ in range(maxiter):
         statistic, _ = backend.allocate(
-            counts, new.factor, frozen.factor, side="users", exact=exact_phi, out=(_spare_shape(new), None)
+            counts, new.factor, frozen.factor, side="users", exact=exact_phi, out=(new.spare_shape, None)
         )
         new = update_side(backend, new, statistic, frozen.column_sums)
         before, theta = theta, backend.mean(new.factor)
@@ -194,9 +187,5 @@ def fold_in(
     return new
 
 
-def _spare_shape(side: Side) -> Array | None:
-    return None if side.spare is None else side.spare.shape
-
-
-def _user_means(backend: Backend, blocks: tuple[Block, ...]) -> tuple[Array, ...]:
-    return tuple(backend.mean(block.users.factor) for block in blocks)
+def _user_means(backend: Backend, model: Model) -> tuple[Array, ...]:
+    return tuple(backend.mean(users.factor) for users in model.users)

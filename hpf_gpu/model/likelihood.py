@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import gammaln
 
-from hpf_gpu.backends.protocol import Array, Backend, Factor, Host
+from hpf_gpu.backends.protocol import Array, Backend, Factor, Full, Host, RankOne
+from hpf_gpu.data.blocks import CountBlocks, Pairs
 
 from .convergence import Check
-from .variational import Block, Model, Pairs, Side
+from .priors import Pin
+from .sides import Model, Side
 
 _CHUNK = 1 << 16  # counts whose temporaries are held at once
 
@@ -26,38 +27,57 @@ class Objective:
     """
 
     backend: Backend
+    blocks: CountBlocks
     log_factorial_sum: float
     full_llk: bool
+
+    @staticmethod
+    def of(backend: Backend, blocks: CountBlocks, *, full_llk: bool) -> Objective:
+        """The objective of these counts."""
+        total = sum(backend.log_factorial_sum(block.counts) for block in blocks)
+        return Objective(backend, blocks, float(total), full_llk)
 
     def check(self, model: Model, iteration: int) -> Check:
         """Training and held-out log-likelihood, and the ELBO."""
         beta = self.backend.mean(model.items.factor)
-        log_rates, held_out = 0.0, []
-        for block in model.blocks:
-            theta = self.backend.mean(block.users.factor)
+        log_rates, log_normalizers, held_out = 0.0, 0.0, []
+        for block, users in zip(self.blocks, model.users, strict=True):
+            theta = self.backend.mean(users.factor)
             log_rates += self.backend.log_rate_sum(block.counts, theta, beta)
+            log_normalizers += self._log_normalizers(block.counts, users, model.items)
             if block.validation is not None:
                 held_out.append(pair_llk(self.backend, theta, beta, block.validation, full_llk=self.full_llk))
-        llk = log_rates - self._expected_total(model)
+        llk = log_rates - _expected_total(model)
         if self.full_llk:
             llk -= self.log_factorial_sum
-        val_llk = sum(held_out) if held_out else math.nan
-        return Check(iteration, llk=llk, elbo=self.elbo(model), val_llk=val_llk)
+        return Check(
+            iteration,
+            llk=llk,
+            elbo=self._elbo(model, log_normalizers),
+            val_llk=sum(held_out) if held_out else math.nan,
+        )
 
     def elbo(self, model: Model) -> float:
         """The evidence lower bound with φ at its optimum, all constants included."""
-        total = self._gamma_elbo(model.items) - self._expected_total(model) - self.log_factorial_sum
-        for block in model.blocks:
-            total += self._gamma_elbo(block.users)
-            total += self.backend.log_normalizer_sum(block.counts, block.users.factor, model.items.factor)
-        return total
+        sums = (
+            self._log_normalizers(block.counts, users, model.items)
+            for block, users in zip(self.blocks, model.users, strict=True)
+        )
+        return self._elbo(model, sum(sums))
+
+    def _log_normalizers(self, counts: Array, users: Side, items: Side) -> float:
+        return self.backend.log_normalizer_sum(counts, users.factor, items.factor)
+
+    def _elbo(self, model: Model, log_normalizers: float) -> float:
+        total = sum(self._gamma_elbo(side) for side in (model.items, *model.users))
+        return total + log_normalizers - _expected_total(model) - self.log_factorial_sum
 
     def _gamma_elbo(self, side: Side) -> float:
-        """Terms of θ and ξ: what is known has none, for its distribution is that of the prior."""
+        """Terms of θ and ξ: what is fixed or pinned has none, for its distribution is that of the prior."""
         prior, (n, k) = side.prior, side.factor.shape.shape
-        if prior.known:
+        if side.fixed:
             return 0.0
-        free = side.factor if prior.ones is None else _without_column(self.backend, side.factor, prior.ones)
+        free = _without_pins(self.backend, side.factor, prior.pins) if prior.pins else side.factor
         total: float = self.backend.gamma_elbo(
             free, side.hyper_rate, prior.shape, prior.hyper_shape, prior.hyper_rate
         )
@@ -68,30 +88,24 @@ class Objective:
         without, counted = (math.lgamma(x) - x * math.log(x) + x for x in excess)
         return total + int(n) * (without - counted)
 
-    def _expected_total(self, model: Model) -> float:
-        """Σ_ui E[θ_u]·E[β_i] over all pairs, those without a count included."""
-        return float((user_sums(model.blocks) * model.items.column_sums).sum())
+
+def _expected_total(model: Model) -> float:
+    """Σ_ui E[θ_u]·E[β_i] over all pairs, those without a count included."""
+    return float((model.user_sums * model.items.column_sums).sum())
 
 
-def _without_column(backend: Backend, factor: Factor, column: int) -> Factor:
-    """The factor without one of its columns; its rates are of rank one, or have none there."""
-    left = np.delete(np.arange(factor.shape.shape[1]), column)
-    rates = factor.rate_rows
+def _without_pins(backend: Backend, factor: Factor, pins: tuple[Pin, ...]) -> Factor:
+    """The factor without its pinned columns."""
+    left = np.delete(np.arange(factor.shape.shape[1]), [pin.column for pin in pins])
+    rates = factor.rates
     return replace(
         factor,
         shape=backend.select_columns(factor.shape, left),
-        rate_rows=rates if rates.shape[1] == 1 else backend.select_columns(rates, left),
-        rate_columns=backend.select_rows(factor.rate_columns, left),
+        rates=RankOne(rates.rows, backend.select_rows(rates.columns, left))
+        if isinstance(rates, RankOne)
+        else Full(backend.select_columns(rates.matrix, left)),
         exp_log=backend.select_columns(factor.exp_log, left),
     )
-
-
-def user_sums(blocks: Iterable[Block]) -> Array:
-    """Σ_u E[θ_uk] over all blocks, (K,)."""
-    first, *others = (block.users.column_sums for block in blocks)
-    for sums in others:
-        first = first + sums
-    return first
 
 
 def pair_llk(backend: Backend, theta: Array, beta: Array, pairs: Pairs, *, full_llk: bool) -> float:

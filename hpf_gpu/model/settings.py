@@ -1,4 +1,4 @@
-"""The constructor's parameters: checked when given and again when used, never rewritten."""
+"""The settings of a model: one table of names, kinds, bounds and defaults, and their checks."""
 
 from __future__ import annotations
 
@@ -6,36 +6,20 @@ import math
 import numbers
 import os
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import Field, dataclass, field, fields
+from typing import Any, Protocol
 
 import numpy as np
 
-from .convergence import STOP_CRITERIA
+from hpf_gpu.backends import REGISTRY
 
-_PRIORS = ("a", "a_prime", "b_prime", "c", "c_prime", "d_prime")
-LEAST_PRIOR, MOST_PRIOR = 1e-30, 1e30  # what float32 can hold, and the update can square in float64
-_MOST_BESIDE_ONES = 1e19
-_MOST_WHOLE = 2**63 - 1
-_MOST_FACTORS = 2**31 - 1
-_OPTIONAL_COUNTS = ("check_every", "users_per_batch", "items_per_batch", "maxiter")
-_FLAGS = (
-    "use_float",
-    "reindex",
-    "verbose",
-    "allow_inconsistent_math",
-    "full_llk",
-    "alloc_full_phi",
-    "keep_data",
-    "produce_dicts",
-    "keep_all_objs",
-    "sum_exp_trick",
-    "hierarchical",
-    "binary",
-    "bias",
-)
-SCHEDULES = ("joint", "alternating")
-#: What only the cuda backend offers, the default first.
-CUDA_OPTIONS = {"precision": ("full", "mixed"), "allocate": ("fused", "cusparse")}
+from .convergence import STOP_CRITERIA
+from .priors import Prior, unit
+
+MIN_PRIOR, MAX_PRIOR = 1e-30, 1e30  # what float32 can hold, and the update can square in float64
+_MAX_RATE_BESIDE_ONES = 1e19
+_MAX_WHOLE = 2**63 - 1
+_MAX_FACTORS = 2**31 - 1
 
 
 def default_step_size(iteration: int) -> float:
@@ -43,134 +27,304 @@ def default_step_size(iteration: int) -> float:
     return 1.0 / math.sqrt(iteration + 2)
 
 
-def check_parameters(given: Mapping[str, Any]) -> None:
-    """Raise TypeError or ValueError for the first parameter that cannot be used."""
-    _check_whole("k", given["k"], 1, _MOST_FACTORS)
-    for name in _PRIORS:
-        _check_real(name, given[name])
-        if not LEAST_PRIOR <= given[name] <= MOST_PRIOR:
-            raise ValueError(f"{name}={given[name]!r} must lie between {LEAST_PRIOR:g} and {MOST_PRIOR:g}")
-    if given["bias"]:
-        _check_rates_beside_ones(given)
-    positive_number("stop_thr", given["stop_thr"])
-    for name in _OPTIONAL_COUNTS:
-        if given[name] is not None:
-            _check_whole(name, given[name], 1)
-    for name in _FLAGS:
-        if not isinstance(given[name], (bool, np.bool_, int)):
-            raise TypeError(f"{name} must be True or False, not {given[name]!r}")
-    thread_count(given["ncores"])
-    if given["random_seed"] is not None:
-        _check_whole("random_seed", given["random_seed"], 0)
-    check_choice("stop_crit", given["stop_crit"], tuple(STOP_CRITERIA))
-    check_choice("schedule", given["schedule"], SCHEDULES)
-    if not isinstance(given["backend"], str):
-        raise TypeError(f"backend must be a name such as 'auto', not {given['backend']!r}")
-    _check_cuda_options(given)
-    if given["stop_crit"] == "maxiter" and given["maxiter"] is None:
-        raise ValueError("stop_crit='maxiter' needs a number of iterations in maxiter")
-    if given["stop_crit"] != "maxiter" and given["check_every"] is None:
-        raise ValueError(f"stop_crit={given['stop_crit']!r} needs a number of iterations in check_every")
-    _check_step_size(given["step_size"])
-    folder = given["save_folder"]
-    if folder is not None and not isinstance(folder, (str, os.PathLike)):
-        raise TypeError(f"save_folder must be a path, not {folder!r}")
-    if folder is not None and not os.path.isdir(os.path.expanduser(folder)):
-        raise ValueError(f"save_folder={folder!r} is not an existing folder")
+# -- kinds of settings ---------------------------------------------------------------------------
 
 
-def cuda_options(given: Mapping[str, Any]) -> dict[str, str]:
-    """Options of the cuda backend that differ from their defaults."""
-    return {name: given[name] for name, choices in CUDA_OPTIONS.items() if given[name] != choices[0]}
+class Kind(Protocol):
+    """What values a setting takes."""
+
+    def checked(self, name: str, value: Any) -> Any:
+        """The value in its own type; TypeError or ValueError if it cannot be used."""
 
 
-def _check_cuda_options(given: Mapping[str, Any]) -> None:
-    for name, choices in CUDA_OPTIONS.items():
-        check_choice(name, given[name], choices)
-    options = cuda_options(given)
-    for name, value in options.items():
-        if given["backend"] not in ("auto", "cuda"):
-            raise ValueError(f"{name}={value!r} needs backend='cuda', not {given['backend']!r}")
-    if "precision" in options and not given["use_float"]:
-        raise ValueError("precision='mixed' keeps factors in half precision and needs use_float=True")
-    if len(options) == 2:
-        raise ValueError("allocate='cusparse' is in full precision: precision='mixed' needs allocate='fused'")
+@dataclass(frozen=True)
+class Whole:
+    """An integer; 10.0 and numpy.int64(10) count as integers, True and 10.5 do not."""
+
+    least: int | None = None
+    most: int = _MAX_WHOLE
+    optional: bool = False
+
+    def checked(self, name: str, value: Any) -> int | None:
+        """The value as int."""
+        if value is None and self.optional:
+            return None
+        if not _is_real(value):
+            raise TypeError(f"{name} must be a whole number, not {value!r}")
+        if not isinstance(value, numbers.Integral) and not float(value).is_integer():
+            raise ValueError(f"{name}={value!r} must be a whole number")
+        if self.least is not None and value < self.least:
+            raise ValueError(f"{name}={value!r} must be at least {self.least}")
+        if value > self.most:
+            raise ValueError(f"{name}={value!r} must be at most {self.most}")
+        return int(value)
 
 
-def _check_rates_beside_ones(given: Mapping[str, Any]) -> None:
-    """A rate of q(θ) that is a sum with E[ξ] must not be seen in the column of ones."""
-    for shape, hyper_shape, mean in (("a", "a_prime", "b_prime"), ("c", "c_prime", "d_prime")):
-        largest = given[mean] * (1 + given["k"] * given[shape] / given[hyper_shape])
-        if largest > _MOST_BESIDE_ONES:
+@dataclass(frozen=True)
+class Real:
+    """A number above zero and finite, between bounds if there are any."""
+
+    least: float = 0.0
+    most: float = math.inf
+
+    def checked(self, name: str, value: Any) -> float:
+        """The value as float."""
+        if not _is_real(value):
+            raise TypeError(f"{name} must be a number, not {value!r}")
+        if self.least > 0 and not self.least <= value <= self.most:
+            raise ValueError(f"{name}={value!r} must lie between {self.least:g} and {self.most:g}")
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name}={value!r} must be above zero and finite")
+        return float(value)
+
+
+@dataclass(frozen=True)
+class Flag:
+    """True or False; 1 and 0 are taken too."""
+
+    def checked(self, name: str, value: Any) -> bool:
+        """The value as bool."""
+        if not isinstance(value, (bool, np.bool_, int)):
+            raise TypeError(f"{name} must be True or False, not {value!r}")
+        return bool(value)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of some names."""
+
+    names: tuple[str, ...]
+
+    def checked(self, name: str, value: Any) -> str:
+        """The value."""
+        if not isinstance(value, str):
+            raise TypeError(f"{name} must be a name such as {self.names[0]!r}, not {value!r}")
+        if value not in self.names:
+            raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(map(repr, self.names))}")
+        return str(value)
+
+
+@dataclass(frozen=True)
+class BackendName:
+    """A name, which the backends check when one is made."""
+
+    def checked(self, name: str, value: Any) -> str:
+        """The value."""
+        if not isinstance(value, str):
+            raise TypeError(f"{name} must be a name such as 'auto', not {value!r}")
+        return str(value)
+
+
+@dataclass(frozen=True)
+class StepSize:
+    """A function from an iteration number to a step in [0, 1], or None for the default."""
+
+    def checked(self, name: str, value: Any) -> Any:
+        """The value."""
+        if value is None:  # users of pickle have always set it to None after a fit
+            return None
+        if not callable(value):
+            raise TypeError(f"{name} must be a function of the iteration number, not {value!r}")
+        for iteration in (0, 1):
+            step_at(value, iteration)
+        return value
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A path, or None."""
+
+    def checked(self, name: str, value: Any) -> Any:
+        """The value."""
+        if value is not None and not isinstance(value, (str, os.PathLike)):
+            raise TypeError(f"{name} must be a path, not {value!r}")
+        return value
+
+
+# -- the table -----------------------------------------------------------------------------------
+
+
+def _setting(default: Any, kind: Kind, *, resume: bool = False) -> Any:
+    """A row of the table; ``resume`` if a fit may continue from a checkpoint with another value."""
+    return field(default=default, metadata={"kind": kind, "resume": resume})
+
+
+_PRIOR = Real(MIN_PRIOR, MAX_PRIOR)
+_COUNT = Whole(1, optional=True)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The parameters of :class:`hpf_gpu.HPF`, which describes them, each in its own type.
+
+    Names, order and defaults are those of its constructor.  :meth:`of` is the way to make one.
+    """
+
+    k: int = _setting(30, Whole(1, _MAX_FACTORS))
+    a: float = _setting(0.3, _PRIOR)
+    a_prime: float = _setting(0.3, _PRIOR)
+    b_prime: float = _setting(1.0, _PRIOR)
+    c: float = _setting(0.3, _PRIOR)
+    c_prime: float = _setting(0.3, _PRIOR)
+    d_prime: float = _setting(1.0, _PRIOR)
+    ncores: int | None = _setting(-1, Whole(optional=True), resume=True)
+    stop_crit: str = _setting("train-llk", Choice(tuple(STOP_CRITERIA)))
+    check_every: int | None = _setting(10, _COUNT)
+    stop_thr: float = _setting(1e-3, Real())
+    users_per_batch: int | None = _setting(None, _COUNT)
+    items_per_batch: int | None = _setting(None, _COUNT)
+    step_size: Callable[[int], float] | None = _setting(default_step_size, StepSize())
+    maxiter: int | None = _setting(100, _COUNT, resume=True)
+    use_float: bool = _setting(True, Flag())
+    reindex: bool = _setting(True, Flag(), resume=True)
+    verbose: bool = _setting(True, Flag(), resume=True)
+    random_seed: int | None = _setting(None, Whole(0, optional=True))
+    allow_inconsistent_math: bool = _setting(False, Flag(), resume=True)
+    full_llk: bool = _setting(False, Flag())
+    alloc_full_phi: bool = _setting(False, Flag(), resume=True)
+    keep_data: bool = _setting(True, Flag(), resume=True)
+    save_folder: str | os.PathLike[str] | None = _setting(None, Folder(), resume=True)
+    produce_dicts: bool = _setting(True, Flag(), resume=True)
+    keep_all_objs: bool = _setting(True, Flag(), resume=True)
+    sum_exp_trick: bool = _setting(False, Flag())
+    backend: str = _setting("auto", BackendName(), resume=True)
+    schedule: str = _setting("joint", Choice(("joint", "alternating")))
+    precision: str = _setting("full", Choice(("full", "mixed")))
+    allocate: str = _setting("fused", Choice(("fused", "cusparse")))
+    hierarchical: bool = _setting(True, Flag())
+    binary: bool = _setting(False, Flag())
+    bias: bool = _setting(False, Flag())
+
+    @staticmethod
+    def of(values: Mapping[str, Any]) -> Settings:
+        """The settings with these values; TypeError or ValueError for the first that cannot be used."""
+        settings = Settings(
+            **{row.name: row.metadata["kind"].checked(row.name, values[row.name]) for row in TABLE}
+        )
+        settings._check_together()
+        return settings
+
+    @property
+    def width(self) -> int:
+        """Columns of Theta and Beta, those of biases included."""
+        return self.k + 2 * self.bias
+
+    @property
+    def bias_columns(self) -> tuple[int, int] | None:
+        """Columns with the biases of users and of items; the other side has ones there."""
+        return (self.k, self.k + 1) if self.bias else None
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the factors."""
+        return np.dtype(np.float32 if self.use_float else np.float64)
+
+    @property
+    def threads(self) -> int | None:
+        """Number of threads; None for every core."""
+        return thread_count(self.ncores)
+
+    @property
+    def is_stochastic(self) -> bool:
+        """Whether a fit goes through batches."""
+        return self.users_per_batch is not None or self.items_per_batch is not None
+
+    @property
+    def backend_options(self) -> dict[str, str]:
+        """Options of a backend that differ from their defaults."""
+        values = {name: getattr(self, name) for name in _BACKEND_OPTIONS}
+        return {name: value for name, value in values.items() if value != _DEFAULTS[name]}
+
+    def priors(self) -> tuple[Prior, Prior]:
+        """Of users and of items."""
+        columns = self.bias_columns
+        users, items = ((), ()) if columns is None else ((unit(columns[1]),), (unit(columns[0]),))
+        return (
+            Prior(self.a, self.a_prime, self.b_prime, self.hierarchical, users),
+            Prior(self.c, self.c_prime, self.d_prime, self.hierarchical, items),
+        )
+
+    def _check_together(self) -> None:
+        """Raise ValueError for values that contradict each other."""
+        if self.bias:
+            self._check_rates_beside_ones()
+        self._check_backend_options()
+        if self.stop_crit == "maxiter" and self.maxiter is None:
+            raise ValueError("stop_crit='maxiter' needs a number of iterations in maxiter")
+        if self.stop_crit != "maxiter" and self.check_every is None:
+            raise ValueError(f"stop_crit={self.stop_crit!r} needs a number of iterations in check_every")
+
+    def _check_backend_options(self) -> None:
+        options = self.backend_options
+        for name, value in options.items():
+            able = [entry.name for entry in REGISTRY.values() if name in entry.options]
+            if self.backend not in ("auto", *able):
+                raise ValueError(f"{name}={value!r} needs backend={able[0]!r}, not {self.backend!r}")
+        if self.precision == "mixed" and not self.use_float:
+            raise ValueError("precision='mixed' keeps factors in half precision and needs use_float=True")
+        if self.precision == "mixed" and self.allocate == "cusparse":
             raise ValueError(
-                f"bias=True needs {mean}·(1 + k·{shape}/{hyper_shape}) up to {_MOST_BESIDE_ONES:g}, "
-                f"not {largest:.3g}"
+                "allocate='cusparse' is in full precision: precision='mixed' needs allocate='fused'"
             )
+
+    def _check_rates_beside_ones(self) -> None:
+        """A rate of q(θ) that is a sum with E[ξ] must not be seen in the column of ones."""
+        for shape, hyper_shape, mean in (("a", "a_prime", "b_prime"), ("c", "c_prime", "d_prime")):
+            share = self.k * getattr(self, shape) / getattr(self, hyper_shape)
+            largest = getattr(self, mean) * (1 + share)
+            if largest > _MAX_RATE_BESIDE_ONES:
+                raise ValueError(
+                    f"bias=True needs {mean}·(1 + k·{shape}/{hyper_shape}) up to {_MAX_RATE_BESIDE_ONES:g}, "
+                    f"not {largest:.3g}"
+                )
+
+
+#: The rows of the table.
+TABLE: tuple[Field[Any], ...] = fields(Settings)
+NAMES = tuple(row.name for row in TABLE)
+_DEFAULTS = {row.name: row.default for row in TABLE}
+_BACKEND_OPTIONS = tuple(name for name in NAMES if any(name in entry.options for entry in REGISTRY.values()))
+
+
+def is_default(name: str, value: Any) -> bool:
+    """Whether a value is the default of its setting, in value and in kind."""
+    default = _DEFAULTS[name]
+    return value is default or (type(value) is type(default) and bool(value == default))
+
+
+def may_differ_on_resume(name: str) -> bool:
+    """Whether a fit may continue from a checkpoint with another value of this setting."""
+    return bool(next(row for row in TABLE if row.name == name).metadata["resume"])
+
+
+# -- single values, of arguments of methods --------------------------------------------------------
 
 
 def thread_count(ncores: Any) -> int | None:
     """``ncores`` as a number of threads; None, for every core, if it is None or below 1."""
-    if ncores is None:
-        return None
-    _check_whole("ncores", ncores, least=None)
-    return int(ncores) if ncores >= 1 else None
+    cores = Whole(optional=True).checked("ncores", ncores)
+    return None if cores is None or cores < 1 else cores
 
 
-def seed_or_fresh(random_seed: Any) -> int:
-    """The seed that was given, or one that nobody has given."""
-    return int(np.random.default_rng().integers(1, 2**31)) if random_seed is None else int(random_seed)
+def seed_or_fresh(random_seed: int | None) -> int:
+    """The seed, or one that nobody has given."""
+    return int(np.random.default_rng().integers(1, 2**31)) if random_seed is None else random_seed
 
 
 def whole_number(name: str, value: Any, least: int) -> int:
-    """``value`` as int; 10.0 and numpy.int64(10) count as whole, True and 10.5 do not."""
-    _check_whole(name, value, least)
-    return int(value)
+    """``value`` as int; 10.0 and numpy.int64(10) count as integers, True and 10.5 do not."""
+    return int(Whole(least).checked(name, value) or 0)
 
 
 def positive_number(name: str, value: Any) -> float:
     """``value`` as float, which must be above zero and finite."""
-    _check_real(name, value)
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name}={value!r} must be above zero and finite")
-    return float(value)
+    return Real().checked(name, value)
 
 
-def _is_real(value: Any) -> bool:
-    """Whether ``value`` is a real number; numpy's are, truth values are not."""
-    return isinstance(value, numbers.Real) and not isinstance(value, (bool, np.bool_))
-
-
-def _check_real(name: str, value: Any) -> None:
-    if not _is_real(value):
-        raise TypeError(f"{name} must be a number, not {value!r}")
-
-
-def _check_whole(name: str, value: Any, least: int | None, most: int = _MOST_WHOLE) -> None:
-    if not _is_real(value):
-        raise TypeError(f"{name} must be a whole number, not {value!r}")
-    if not isinstance(value, numbers.Integral) and not float(value).is_integer():
-        raise ValueError(f"{name}={value!r} must be a whole number")
-    if least is not None and value < least:
-        raise ValueError(f"{name}={value!r} must be at least {least}")
-    if value > most:
-        raise ValueError(f"{name}={value!r} must be at most {most}")
-
-
-def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    """Raise TypeError or ValueError unless ``value`` is one of the names."""
-    if not isinstance(value, str):
-        raise TypeError(f"{name} must be a name such as {choices[0]!r}, not {value!r}")
-    if value not in choices:
-        raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(map(repr, choices))}")
-
-
-def _check_step_size(step_size: Any) -> None:
-    if step_size is None:  # users of pickle have always set it to None after a fit
-        return
-    if not callable(step_size):
-        raise TypeError(f"step_size must be a function of the iteration number, not {step_size!r}")
-    for iteration in (0, 1):
-        step_at(step_size, iteration)
+def check_folder(folder: Any) -> None:
+    """Raise ValueError unless ``save_folder`` is None or exists."""
+    if folder is not None and not os.path.isdir(os.path.expanduser(folder)):
+        raise ValueError(f"save_folder={folder!r} is not an existing folder")
 
 
 def step_at(step_size: Callable[[int], float] | None, iteration: int) -> float:
@@ -192,3 +346,8 @@ def checked_step(name: str, step: Any) -> float:
     if not 0 <= step <= 1:
         raise ValueError(f"{name} is {step!r}; steps must lie between 0 and 1")
     return float(step)
+
+
+def _is_real(value: Any) -> bool:
+    """Whether ``value`` is a real number; NumPy's are, booleans are not."""
+    return isinstance(value, numbers.Real) and not isinstance(value, (bool, np.bool_))

@@ -1,20 +1,20 @@
 """Stochastic variational inference (Hoffman, Blei, Wang and Paisley 2013): a step after every batch.
 
-A batch is some rows of one side, users or items, with all their counts.  That side is local: its
-variables belong to the batch alone and are brought to rest against the other side, the global one, which
-is then moved towards what it would be if all rows were like those of the batch.
+A batch is some rows of one side, users or items, with all their counts.  That side is local: some updates of
+its variables are run against the other side, the global one, which is then moved towards what it would be if
+all rows were like those of the batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hpf_gpu.backends.protocol import Array, Backend, Counts, Factor, Host, SideName
+from hpf_gpu.backends.protocol import Array, Backend, Counts, Factor, Full, Host, RankOne, SideName
 
-from .variational import Model, Side, after_update, blend_side, update_side
+from .sides import Model, Side, update_side
 
 #: Updates of a batch's own side before the other side moves.  Held-out likelihoods after 5 to 20 epochs
 #: (bench/stochastic.py) gain from 1 to 2 and from 2 to 5 updates, and are as often better as worse with 10.
@@ -31,8 +31,8 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Local:
-    """How a batch is brought to rest: ``steps`` updates, with φ as in :class:`hpf_gpu.model.inference.Schedule`."""
+class LocalUpdates:
+    """How a batch's own side is updated: ``steps`` times, with φ as in Schedule."""
 
     alternating: bool = False
     exact_phi: bool = False
@@ -41,7 +41,7 @@ class Local:
 
 @dataclass(frozen=True)
 class Epochs:
-    """Takes the place of full iterations in a fit: each goes through all batches once.
+    """Takes the place of full iterations in a fit: each epoch goes through all batches once.
 
     With batches of both sides, epochs of items and of users take turns.  Batches stay the same for the
     whole fit, so that a backend lays out their counts once; their order is drawn anew for each epoch.
@@ -52,71 +52,71 @@ class Epochs:
     item_batches: tuple[Batch, ...]
     step_size: Callable[[int], float]  # of the epoch, from zero
     rng: np.random.Generator
-    how: Local
+    local: LocalUpdates
 
     def __call__(self, model: Model, epoch: int) -> Model:
         """Run epoch number ``epoch``, counted from zero; the given model is not changed."""
-        (block,) = model.blocks
-        users, items = block.users, model.items
-        if epoch == 0:
-            users, items = (with_rank_one(self.backend, side) for side in (users, items))
+        users, items = _joined(self.backend, model.users), model.items
+        users, items = (average_start_rates(self.backend, side) for side in (users, items))
         step = self.step_size(epoch)
         if self.user_batches and not (self.item_batches and epoch % 2 == 0):
             batches = self._shuffled(self.user_batches)
-            users, items = run_epoch(self.backend, batches, users, items, self.how, step)
+            users, items = run_epoch(self.backend, batches, users, items, self.local, step)
         else:
             batches = self._shuffled(self.item_batches)
-            items, users = run_epoch(self.backend, batches, items, users, self.how, step)
-        return Model((replace(block, users=users),), items)
+            items, users = run_epoch(self.backend, batches, items, users, self.local, step)
+        return Model(_split(self.backend, users, [len(side.hyper_rate) for side in model.users]), items)
 
     def _shuffled(self, batches: tuple[Batch, ...]) -> list[Batch]:
         return [batches[number] for number in self.rng.permutation(len(batches))]
 
 
 def run_epoch(
-    backend: Backend, batches: Iterable[Batch], side: Side, other: Side, how: Local, step: float
+    backend: Backend, batches: Iterable[Batch], side: Side, other: Side, local: LocalUpdates, step: float
 ) -> tuple[Side, Side]:
     """Go through ``batches`` of different rows of ``side``, and move ``other`` by ``step`` after each.
 
-    Rates of both sides must have rank one.  Neither of the given sides is changed.  Rows that are in no
-    batch get no more than the rates of columns that all rows get in the end.
+    Rates of both sides must have rank one.  Neither of the given sides is changed.  Rows in no batch keep
+    their shapes; only the columns of their rates are refreshed.
     """
-    given, old = other, side.factor
-    shape = backend.select_rows(old.shape, np.arange(len(side.hyper_rate)))
-    rate_rows, rate_columns = old.rate_rows[:, 0] * 1.0, other.column_sums
+    start, old = other, side.factor
+    shape = _copy(backend, old.shape)
+    rows, columns = _rank_one(side).rows * 1.0, other.column_sums
     for batch in batches:
-        rate_columns = other.column_sums
+        columns = other.column_sums
         part = select_rows(backend, side, batch.rows)
-        part, statistic = settle(backend, batch.counts, part, other, how)
+        part, statistic = update_local(backend, batch.counts, part, other, local)
         backend.assign_rows(shape, batch.rows, part.factor.shape)
-        backend.assign_rows(rate_rows, batch.rows, part.factor.rate_rows[:, 0])
-        moved = blend_side(backend, other, statistic, part.column_sums, scale=batch.scale, step=step)
-        other = replace(moved, spare=None) if other is given else moved  # what was given stays whole
-        side, other = after_update(side), after_update(other)
-    if side.prior.known:
+        backend.assign_rows(rows, batch.rows, _rank_one(part).rows)
+        moved = update_side(backend, other, statistic, part.column_sums, scale=batch.scale, step=step)
+        other = replace(moved, spare=None) if other is start else moved  # what was given stays whole
+    if side.fixed:
         return side, other
-    # One rank for all rows: the columns are those that the last batch had.
+    # One set of columns for all rows: those that the last batch had.
     k = shape.shape[1]
+    rates = RankOne(rows, side.prior.column_rates(columns, k, backend.asarray))
     exp_log = None if side.spare is None else side.spare.exp_log
-    factor, row_sums, column_sums = backend.gamma_update(
-        shape, 0.0, rate_rows[:, None], side.prior.column_rates(rate_columns, k, backend.asarray), out=exp_log
-    )
-    return Side(side.prior, factor, side.prior.next_hyper_rate(row_sums, k), column_sums, spare=old), other
+    factor, row_sums, sums = backend.gamma_update(shape, 0.0, rates, out=exp_log)
+    hyper_rate = side.prior.next_hyper_rate(row_sums, k)
+    return replace(side, factor=factor, hyper_rate=hyper_rate, column_sums=sums, spare=old), other
 
 
-def settle(backend: Backend, counts: Counts, part: Side, other: Side, how: Local) -> tuple[Side, Array]:
-    """Bring the rows ``part`` of a batch to rest and share its counts among the other side: Σ yφ (M, K)."""
+def update_local(
+    backend: Backend, counts: Counts, part: Side, other: Side, local: LocalUpdates
+) -> tuple[Side, Array]:
+    """Update the rows ``part`` of a batch, then share its counts among the other side: Σ yφ (M, K)."""
     statistic = None
-    asked: list[SideName] = ["users"] * how.steps
-    if part.prior.known:
+    asked: list[SideName] = ["users"] * local.steps
+    if part.fixed:
         asked = ["items"]
-    elif how.alternating:
+    elif local.alternating:
         asked.append("items")
     else:
         asked[-1] = "both"
     for side in asked:
+        out = (part.spare_shape, other.spare_shape)
         own, statistic = backend.allocate(
-            counts, part.factor, other.factor, side=side, exact=how.exact_phi, out=_spares(part, other)
+            counts, part.factor, other.factor, side=side, exact=local.exact_phi, out=out
         )
         if own is not None:
             part = update_side(backend, part, own, other.column_sums)
@@ -127,28 +127,71 @@ def select_rows(backend: Backend, side: Side, rows: Host) -> Side:
     """Copy of some rows of a side whose rates have rank one."""
     old, hyper_rate = side.factor, backend.select_rows(side.hyper_rate, rows)
     shape = backend.select_rows(old.shape, rows)
-    rate_rows = backend.select_rows(old.rate_rows[:, 0], rows)[:, None]
-    if side.prior.known:  # no update will add up the means of these rows
-        factor, _, sums = backend.gamma_update(shape, 0.0, rate_rows, old.rate_columns)
-        return Side(side.prior, factor, hyper_rate, sums, spare=None)
+    rates = RankOne(backend.select_rows(_rank_one(side).rows, rows), _rank_one(side).columns)
+    if side.fixed:  # no update will add up the means of these rows
+        factor, _, sums = backend.gamma_update(shape, 0.0, rates)
+        return replace(side, factor=factor, hyper_rate=hyper_rate, column_sums=sums, spare=None)
     exp_log, log_scale = (backend.select_rows(array, rows) for array in (old.exp_log, old.log_scale))
-    factor = Factor(shape, rate_rows, old.rate_columns, exp_log, log_scale)
-    return replace(side, factor=factor, hyper_rate=hyper_rate, spare=None)
+    return replace(side, factor=Factor(shape, rates, exp_log, log_scale), hyper_rate=hyper_rate, spare=None)
 
 
-def with_rank_one(backend: Backend, side: Side) -> Side:
+def average_start_rates(backend: Backend, side: Side) -> Side:
     """Start values with the mean rate of each row in place of its rates, so that steps can blend them.
 
-    Expectations stay as the single rates had made them.
+    Expectations stay as the single rates had made them.  Rates of rank one stay as they are.
     """
-    if side.prior.known:
+    rates = side.factor.rates
+    if isinstance(rates, RankOne):
         return side
-    rates = backend.asnumpy(side.factor.rate_rows)
-    free = rates.shape[1] - len(side.prior.held)  # what is held has none
-    mean = rates.sum(axis=1, dtype=np.float64) / free
-    return replace(side, factor=replace(side.factor, rate_rows=backend.asarray(mean)[:, None]))
+    free = np.delete(backend.asnumpy(rates.matrix), [pin.column for pin in side.prior.pins], axis=1)
+    mean = free.mean(axis=1, dtype=np.float64)
+    columns = side.prior.column_rates(np.zeros(rates.matrix.shape[1]), rates.matrix.shape[1])
+    averaged = RankOne(backend.asarray(mean), backend.asarray(columns))
+    return replace(side, factor=replace(side.factor, rates=averaged))
 
 
-def _spares(*sides: Side) -> tuple[Array | None, Array | None]:
-    own, other = (None if side.spare is None else side.spare.shape for side in sides)
-    return own, other
+def _rank_one(side: Side) -> RankOne:
+    rates = side.factor.rates
+    if isinstance(rates, Full):
+        raise TypeError("stochastic updates need rates of rank one: see average_start_rates")
+    return rates
+
+
+def _copy(backend: Backend, array: Array) -> Array:
+    return backend.select_rows(array, np.arange(array.shape[0]))
+
+
+def _joined(backend: Backend, sides: Sequence[Side]) -> Side:
+    """The sides of several blocks as one: batches are drawn from all users."""
+    if len(sides) == 1:
+        return sides[0]
+    first = sides[0]
+
+    def joined(arrays: list[Array]) -> Array:
+        lengths = [array.shape[0] for array in arrays]
+        result = backend.asarray(np.zeros((sum(lengths), *arrays[0].shape[1:])))
+        for end, array in zip(np.cumsum(lengths), arrays, strict=True):
+            backend.assign_rows(result, np.arange(end - array.shape[0], end), array)
+        return result
+
+    rates = [side.factor.rates for side in sides]
+    whole = (
+        RankOne(joined([one.rows for one in rates if isinstance(one, RankOne)]), rates[0].columns)
+        if isinstance(rates[0], RankOne)
+        else Full(joined([one.matrix for one in rates if isinstance(one, Full)]))
+    )
+    factor, _, sums = backend.gamma_update(joined([side.factor.shape for side in sides]), 0.0, whole)
+    return Side(first.prior, factor, joined([side.hyper_rate for side in sides]), sums, fixed=first.fixed)
+
+
+def _split(backend: Backend, side: Side, lengths: Sequence[int]) -> tuple[Side, ...]:
+    """The blocks of a side that :func:`_joined` made, with the sums of their own rows."""
+    if len(lengths) == 1:
+        return (side,)
+    ends = np.cumsum(lengths)
+    parts = []
+    for end, length in zip(ends, lengths, strict=True):
+        part = select_rows(backend, side, np.arange(end - length, end))
+        factor, _, sums = backend.gamma_update(_copy(backend, part.factor.shape), 0.0, part.factor.rates)
+        parts.append(replace(part, factor=factor, column_sums=sums))
+    return tuple(parts)

@@ -1,4 +1,4 @@
-"""From a fitted model to recommendations."""
+"""Which items each user has had, in the rows of the model."""
 
 from __future__ import annotations
 
@@ -8,32 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from hpf_gpu.backends.protocol import Backend
-
 #: CSR indptr (N + 1,) and indices (Z,): the items of each user, ascending.
 UserItems = tuple[NDArray[Any], NDArray[Any]]
-
-
-def recommend(
-    backend: Backend,
-    theta: NDArray[Any],  # (B, K)
-    beta: NDArray[Any],  # (M, K)
-    n: int,
-    *,
-    exclude: UserItems | None = None,  # of the B users
-    pool: NDArray[Any] | None = None,  # item numbers, ascending
-) -> NDArray[np.int64]:
-    """Numbers of the ``n`` items with the highest expected count θ_u·β_i, best first, −1 where none is left.
-
-    (B, n), or narrower where there are fewer items to choose from.
-    """
-    if pool is not None:
-        exclude = None if exclude is None else _places_in(pool, len(beta), exclude)
-        beta = beta[pool]
-    if backend.name == "cuda":
-        theta, beta = backend.asarray(theta), backend.asarray(beta)
-    best, _ = backend.top_items(theta, beta, min(n, len(beta)), exclude)
-    return best if pool is None else np.where(best < 0, -1, pool[best])
 
 
 def items_of(users: NDArray[Any], items: UserItems) -> UserItems:
@@ -77,7 +53,7 @@ def with_more_items(items: UserItems, new: sparse.csr_array) -> UserItems:
     return with_items(items, rows, (both.indptr, both.indices))
 
 
-def _places_in(pool: NDArray[Any], n_items: int, items: UserItems) -> UserItems:
+def places_in(pool: NDArray[Any], n_items: int, items: UserItems) -> UserItems:
     """Those of the users' items that are in the pool, by their places in it."""
     indptr, indices = items
     place = np.full(n_items, -1)

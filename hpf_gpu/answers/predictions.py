@@ -1,0 +1,43 @@
+"""Expected counts and likelihoods of a fitted model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from hpf_gpu import backends
+from hpf_gpu.backends.protocol import Backend
+from hpf_gpu.data.counts import held_out_pairs
+from hpf_gpu.data.triplets import Triplets
+from hpf_gpu.model.fitted import Fitted
+from hpf_gpu.model.likelihood import pair_llk
+
+
+def predict(fitted: Fitted, threads: int | None, user: Any, item: Any) -> Any:
+    """Expected counts of pairs; see :meth:`hpf_gpu.HPF.predict`."""
+    users, items = fitted.user_ids, fitted.item_ids
+    rows, columns = users.codes_of(user), items.codes_of(item)
+    if len(rows) != len(columns) and 1 not in (len(rows), len(columns)):
+        raise ValueError(f"{len(rows)} users and {len(columns)} items cannot be paired")
+    rows, columns = np.broadcast_arrays(rows, columns)
+    known = (rows >= 0) & (columns >= 0)
+    rates = np.full(len(rows), np.nan, dtype=fitted.dtype)
+    backend = backend_for(fitted, threads)
+    rates[known] = backend.predict_pairs(fitted.theta, fitted.beta, rows[known], columns[known])
+    return rates[0] if users.is_single(user) and items.is_single(item) else rates
+
+
+def eval_llk(fitted: Fitted, threads: int | None, triplets: Triplets, *, full_llk: bool) -> dict[str, Any]:
+    """Log-likelihood of the given counts; see :meth:`hpf_gpu.HPF.eval_llk`."""
+    pairs = held_out_pairs(triplets, fitted.user_ids, fitted.item_ids, name="input_df")
+    backend = backend_for(fitted, threads)
+    llk = pair_llk(backend, fitted.theta, fitted.beta, pairs, full_llk=full_llk)
+    return {"llk": llk, "nobs": len(pairs.values)}
+
+
+def backend_for(fitted: Fitted, threads: int | None, among: Sequence[str] = backends.ON_HOST) -> Backend:
+    """What answers, in the precision of the fit: the fastest of some backends, or NumPy if that fitted."""
+    name = "numpy" if fitted.backend == "numpy" else "auto"
+    return backends.choose(name, fitted.dtype, threads, k=fitted.k, among=among)

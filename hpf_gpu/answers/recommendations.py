@@ -1,0 +1,74 @@
+"""Recommendations of a fitted model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from hpf_gpu import backends
+from hpf_gpu.backends.protocol import Backend
+from hpf_gpu.data.messages import shown, warn
+from hpf_gpu.data.seen import UserItems, items_of, places_in
+from hpf_gpu.model.fitted import Fitted
+
+from .predictions import backend_for
+
+_MIN_USERS_FOR_GPU = 1000  # to rank for, before the model is copied there
+
+
+def top_n(
+    fitted: Fitted, threads: int | None, user: Any, n: int, *, exclude_seen: bool, items_pool: Any
+) -> NDArray[Any]:
+    """Ids of the items with the highest expected counts; see :meth:`hpf_gpu.HPF.topN`."""
+    rows = fitted.user_ids.require(user)
+    exclude = _seen_by(fitted, rows) if exclude_seen else None
+    pool = None if items_pool is None else _pool(fitted, items_pool)
+    on_gpu = fitted.backend == "cuda" and len(rows) >= _MIN_USERS_FOR_GPU
+    backend = backend_for(fitted, threads, backends.NAMES if on_gpu else backends.ON_HOST)
+    best = rank(backend, fitted.theta[rows], fitted.beta, n, exclude=exclude, pool=pool)
+    return fitted.item_ids.labels(best[best >= 0] if fitted.user_ids.is_single(user) else best)
+
+
+def rank(
+    backend: Backend,
+    theta: NDArray[Any],  # (B, K)
+    beta: NDArray[Any],  # (M, K)
+    n: int,
+    *,
+    exclude: UserItems | None = None,  # of the B users
+    pool: NDArray[Any] | None = None,  # item numbers, ascending
+) -> NDArray[np.int64]:
+    """Numbers of the ``n`` items with the highest expected count θ_u·β_i, best first, −1 where none is left.
+
+    (B, n), or narrower where there are fewer items to choose from.
+    """
+    if pool is not None:
+        exclude = None if exclude is None else places_in(pool, len(beta), exclude)
+        beta = beta[pool]
+    best, _ = backend.top_items(backend.operand(theta), backend.operand(beta), min(n, len(beta)), exclude)
+    return best if pool is None else np.where(best < 0, -1, pool[best])
+
+
+def _seen_by(fitted: Fitted, rows: NDArray[Any]) -> UserItems:
+    """Items that some users (B,) have had."""
+    if fitted.seen is None:
+        raise ValueError("exclude_seen needs the training data, which keep_data=False has dropped")
+    return items_of(rows, fitted.seen)
+
+
+def _pool(fitted: Fitted, items_pool: Any) -> NDArray[Any]:
+    """Numbers of the known items of a pool, ascending."""
+    if not pd.api.types.is_list_like(items_pool):
+        raise TypeError(f"items_pool is {shown(items_pool)}: pass a list of item ids")
+    codes = fitted.item_ids.codes(items_pool)
+    if len(codes) == 0:
+        raise ValueError("items_pool is empty: there is nothing to recommend")
+    unknown = int((codes < 0).sum())
+    if unknown == len(codes):
+        raise ValueError("none of the items in items_pool was in the training data")
+    if unknown:
+        warn(f"{unknown} items of items_pool were not in the training data")
+    return np.unique(codes[codes >= 0])

@@ -1,0 +1,53 @@
+"""Factors that are given: read from a frame by id, or from an array by row number."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from .ids import Ids
+from .messages import shown
+from .triplets import on_host
+
+_MAX_FACTOR = 1e9  # what float32 has room for, and sums of many
+
+
+def given_factors(factors: Any, ids: Ids, k: int, *, name: str) -> NDArray[Any]:
+    """Factors (n, k) in the order of ``ids``, read from a frame by id or from an array by row number."""
+    matrix: NDArray[Any]
+    if isinstance(factors, pd.DataFrame):
+        if not factors.index.is_unique:
+            twice = factors.index[factors.index.duplicated()][0]
+            raise ValueError(f"{name} has several rows for {ids.kind} {shown(twice)}")
+        places = np.full(ids.size, -1)
+        codes = ids.codes(factors.index)
+        places[codes[codes >= 0]] = np.flatnonzero(codes >= 0)
+        if (places < 0).any():
+            missing = ids.index[int(np.argmin(places))] if ids.values is not None else int(np.argmin(places))
+            raise ValueError(f"{name} has no row for {ids.kind} {shown(missing)}, who is in counts_df")
+        numeric = all(pd.api.types.is_numeric_dtype(column) for column in factors.dtypes)
+        matrix = (factors.to_numpy(np.float64, na_value=np.nan) if numeric else factors.to_numpy())[places]
+    else:
+        matrix = np.asarray(on_host(factors))
+        if ids.values is not None:
+            raise TypeError(
+                f"{name} must be a data frame with {ids.kind} ids for index: only row numbers tell the rows "
+                f"of an array apart, and not {type(factors).__name__}"
+            )
+    if matrix.shape != (ids.size, k):
+        raise ValueError(f"{name} has shape {matrix.shape}, and the model has ({ids.size}, {k}) there")
+    if matrix.dtype.kind not in "iuf":
+        raise TypeError(f"{name} must have numbers, not {matrix.dtype}")
+    bad = ~((matrix >= 0) & (matrix <= _MAX_FACTOR))
+    if bad.any():
+        value = matrix[bad][0].item()
+        raise ValueError(f"{name} has {value!r}; factors lie between 0 and {_MAX_FACTOR:g}")
+    empty = ~(matrix > 0).any(axis=1)
+    if empty.any():
+        raise ValueError(
+            f"row {int(np.argmax(empty))} of {name} is all zero: nobody could have a count there"
+        )
+    return matrix

@@ -1,0 +1,30 @@
+"""How values and warnings about user data are put into words."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_PACKAGE = Path(__file__).parents[1]
+
+
+def shown(value: Any) -> str:
+    """A value for a message: -2, not np.int64(-2)."""
+    return repr(value.item() if isinstance(value, np.generic) else value)
+
+
+def warn(message: str) -> None:
+    """Warn about user data, at the user's own line that has led here."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and Path(frame.f_code.co_filename).is_relative_to(_PACKAGE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
+
+
+def warn_of_zeros(how_many: int, what: str) -> None:
+    """Warn that counts of zero were left out."""
+    warn(f"{how_many} counts of zero were {what}: pairs that are absent count as zero")

@@ -1,0 +1,202 @@
+"""The one reader of user data: counts with the ids of their users and items, checked.
+
+Every error in counts is raised here, and input is never modified.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import sparse
+
+from .ids import narrow, native
+from .messages import shown
+
+COLUMNS = ("UserId", "ItemId", "Count")
+
+
+@dataclass(frozen=True)
+class Triplets:
+    """Counts that are finite and not negative, zeros included, with the ids of their users and items.
+
+    Those of a sparse matrix have its row and column numbers for ids, and its ``shape``.
+    """
+
+    users: Any  # (Z,)
+    items: Any  # (Z,)
+    counts: NDArray[Any]  # (Z,)
+    binary: bool  # whether counts above zero are taken as one
+    shape: tuple[int, int] | None = None
+
+    def csr(
+        self, rows: NDArray[Any], columns: NDArray[Any], kept: NDArray[Any] | slice, shape: tuple[int, int]
+    ) -> sparse.csr_array:
+        """Canonical counts in ``shape``: those that are ``kept``, where each has a row and a column (Z,)."""
+        coo = sparse.coo_array((self.counts[kept], (rows[kept], columns[kept])), shape=shape)
+        return canonical(coo.tocsr(), self.binary)
+
+
+def read(data: Any, *, dtype: type, name: str, binary: bool) -> Triplets:
+    """Counts in any accepted form (see :meth:`hpf_gpu.HPF.fit`), as numbers of ``dtype``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For what is not counts of users and items, with the argument's ``name`` and the value at fault.
+    """
+    data = on_host(data)
+    if sparse.issparse(data):
+        csr = read_matrix(data, dtype)
+        return Triplets(row_of_each(csr), csr.indices, csr.data, binary, csr.shape)
+    users, items, counts = _columns(data, COLUMNS, name)
+    return Triplets(users, items, _checked_counts(counts, dtype), binary)
+
+
+def read_one_user(data: Any, user: Any, *, dtype: type, name: str, binary: bool) -> Triplets:
+    """Counts of one user by item: a frame with ItemId and Count, an array (n, 2) or a matrix of one row."""
+    data = on_host(data)
+    if sparse.issparse(data):
+        csr = read_matrix(data, dtype)
+        if csr.shape[0] != 1:
+            raise ValueError(
+                f"{name} has {csr.shape[0]} rows; the counts of one user are a matrix of one row"
+            )
+        items, counts = csr.indices, csr.data
+    else:
+        items, column = _columns(data, COLUMNS[1:], name)
+        counts = _checked_counts(column, dtype)
+    # As objects: pandas' own strings have to be Unicode.
+    users = pd.Series(
+        [user] * len(counts),
+        index=getattr(items, "index", None),
+        dtype=object if isinstance(user, str) else None,
+    )
+    return Triplets(users, items, counts, binary)
+
+
+def canonical(csr: sparse.csr_array, binary: bool) -> sparse.csr_array:
+    """The counts, changed in place: sorted, the same pair summed, and only then taken as ones."""
+    csr.sum_duplicates()
+    if binary:
+        csr.data[...] = 1
+    return csr
+
+
+def on_host(data: Any) -> Any:
+    """An array of any library, or a sparse matrix of CuPy, as NumPy's or SciPy's; anything else as it is."""
+    if type(data).__module__.partition(".")[0] in ("cupy", "cupyx"):
+        return data.get()
+    if isinstance(data, np.ndarray) or not hasattr(type(data), "__dlpack__"):
+        return data
+    try:
+        return np.from_dlpack(data, device="cpu")
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        kind = f"{type(data).__module__}.{type(data).__name__}"
+        raise TypeError(f"{kind} cannot be copied to the host ({error}): pass it as a NumPy array") from error
+
+
+def _columns(data: Any, columns: Sequence[str], name: str) -> list[Any]:
+    """The columns of a frame, or of an array (n, 3), as they are."""
+    if isinstance(data, pd.DataFrame):
+        missing = [column for column in columns if column not in data.columns]
+        if missing:
+            have = ", ".join(map(repr, data.columns))
+            raise ValueError(
+                f"{name} has no column {missing[0]!r}; it needs {', '.join(columns)} and has {have}"
+            )
+        doubled = [column for column in columns if (data.columns == column).sum() > 1]
+        if doubled:
+            raise ValueError(f"{name} has several columns {doubled[0]!r}")
+        series = [data[column] for column in columns]
+        if not pd.api.types.is_numeric_dtype(series[-1]):
+            counts = series[-1].dropna()
+            if len(counts) and pd.api.types.is_string_dtype(counts):
+                example = f"the first is {shown(counts.iloc[0])}"
+                raise ValueError(
+                    f"counts in {name} are strings, {example}: pass numbers, as pandas.to_numeric makes"
+                )
+    elif isinstance(data, np.ndarray):
+        data = native(np.asarray(data))  # numpy.matrix has no columns of one dimension
+        if data.ndim != 2 or data.shape[1] != len(columns):
+            raise ValueError(
+                f"{name} has shape {data.shape}; an array must be (n, {len(columns)}) with columns "
+                f"{', '.join(columns)}. For a dense matrix of counts pass scipy.sparse.csr_array(matrix)"
+            )
+        # Strings as objects: those of pandas have to be Unicode.
+        values = data.astype(object) if data.dtype.kind == "U" else data
+        dtype = object if values.dtype == object else None
+        series = [pd.Series(values[:, j], dtype=dtype) for j in range(len(columns))]
+    else:
+        raise TypeError(
+            f"{name} must be a pandas data frame, an array (n, {len(columns)}) or a scipy sparse matrix, "
+            f"not {type(data).__name__}"
+        )
+    if len(data) == 0:
+        raise ValueError(f"{name} is empty")
+    return series
+
+
+def read_matrix(data: Any, dtype: type) -> Any:
+    """A sparse matrix as CSR in ``dtype``, a copy: indices within its shape, counts finite and not negative.
+
+    Counts are checked and cast before anything is summed: int8 would overflow, and −1 + 2 look like 1.
+    """
+    if data.ndim != 2 or 0 in data.shape:
+        raise ValueError(f"a sparse matrix of counts needs rows and columns; this one has shape {data.shape}")
+    if data.format in ("csr", "csc"):
+        counts = _checked_counts(pd.Series(native(data.data)), dtype)
+        try:
+            arrays = (counts, data.indices.copy(), data.indptr.copy())
+            given = type(data)(arrays, shape=data.shape)
+            given.check_format(full_check=True)
+        except ValueError as error:
+            raise ValueError(f"the arrays of this sparse matrix contradict each other: {error}") from error
+        csr = sparse.csr_array(given)
+    else:
+        given = data.tocoo()
+        for indices, size in zip((given.row, given.col), data.shape, strict=True):
+            if len(indices) and not 0 <= indices.min() <= indices.max() < size:
+                raise ValueError(f"this sparse matrix of shape {data.shape} has an index outside its shape")
+        counts = _checked_counts(pd.Series(native(given.data)), dtype)
+        csr = sparse.coo_array((counts, (given.row, given.col)), shape=data.shape).tocsr()
+    columns = csr.indices if csr.nnz > np.iinfo(np.int32).max else narrow(csr.indices, csr.shape[1])
+    return sparse.csr_array((csr.data, columns, csr.indptr.astype(columns.dtype)), shape=csr.shape)
+
+
+def _checked_counts(column: pd.Series, dtype: type) -> NDArray[Any]:
+    """Counts (Z,) in ``dtype``: a copy, every entry finite and at least zero."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        column = pd.Series(np.asarray(column), index=column.index)
+    numeric = column
+    if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_complex_dtype(column):
+        # Strings may spell numbers; pandas would make numbers of dates, too, so those are all blanked.
+        textual = column.dtype == object or pd.api.types.is_string_dtype(column)
+        numeric = pd.to_numeric(column, errors="coerce") if textual else column.where(column.isna())
+        wrong = numeric.isna() & column.notna()
+        if wrong.any():
+            raise ValueError(f"count {shown(column[wrong].iloc[0])} is not a number")
+    with np.errstate(over="ignore"):
+        values: NDArray[Any] = numeric.to_numpy(dtype=dtype, na_value=np.nan, copy=True)
+    # Two reductions see whether all is well; only if not is the culprit looked for.
+    total, limit = values.sum(dtype=np.float64), float(np.sqrt(np.finfo(dtype).max))
+    if len(values) == 0 or (values.min() >= 0 and total < limit):
+        return values
+    exact = numeric.to_numpy(dtype=np.float64, na_value=np.nan)
+    bad = ~((exact >= 0) & np.isfinite(exact))
+    if bad.any():
+        row = int(np.argmax(bad))
+        where = f"count {shown(column.iloc[row])} in row {shown(column.index[row])}"
+        raise ValueError(f"{where} cannot be used: counts are finite and not negative")
+    raise ValueError(
+        f"the counts add up to {exact.sum():.3g}, and {np.dtype(dtype)} holds {limit:.3g} at most"
+    )
+
+
+def row_of_each(csr: Any) -> NDArray[Any]:
+    """Row number of every nonzero (Z,)."""
+    return np.repeat(np.arange(csr.shape[0]), np.diff(csr.indptr))

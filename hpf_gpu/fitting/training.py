@@ -1,0 +1,255 @@
+"""From counts to a fitted model: one fit, full-batch or stochastic, from its start or from a checkpoint."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpf_gpu import backends
+from hpf_gpu.backends.protocol import Backend
+from hpf_gpu.data.blocks import CountBlocks, Pairs, in_memory, row_batches
+from hpf_gpu.data.counts import TrainingData, held_out_pairs, training_data
+from hpf_gpu.data.factors import given_factors
+from hpf_gpu.data.triplets import read
+from hpf_gpu.files.checkpoint import Checkpoint, Identity
+from hpf_gpu.model.biases import pinned_near_zero, warm_up
+from hpf_gpu.model.convergence import Check, history_frame
+from hpf_gpu.model.fitted import Fitted
+from hpf_gpu.model.inference import Fit, Schedule, State, fit, iterate
+from hpf_gpu.model.likelihood import Objective
+from hpf_gpu.model.posterior import Posterior
+from hpf_gpu.model.settings import Settings, seed_or_fresh, step_at
+from hpf_gpu.model.sides import Model, Side, fixed_side, posterior_of, start_side
+from hpf_gpu.model.start import StartValues
+from hpf_gpu.model.stochastic import Batch, Epochs, LocalUpdates
+
+from .progress import ProgressBar
+
+#: Users in a block of counts; None for one block, which is what memory holds best.
+USERS_PER_BLOCK: int | None = None
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a fit is given, as the user passed it."""
+
+    counts: Any
+    validation: Any = None
+    fixed_users: Any = None
+    fixed_items: Any = None
+
+
+@dataclass(frozen=True)
+class _Data:
+    """The inputs, read and checked."""
+
+    training: TrainingData
+    validation: Pairs | None
+    fixed: dict[str, NDArray[Any]]  # factors of a side, by the name of the argument
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A fitted model, and the interrupt or the callback exception that ended its fit."""
+
+    fitted: Fitted
+    ended_by: BaseException | None
+
+
+def train(
+    settings: Settings,
+    inputs: Inputs,
+    *,
+    callback: Callable[[Check], object] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 10,
+) -> Trained:
+    """Fit a model; see :meth:`hpf_gpu.HPF.fit`."""
+    backend = working_backend(settings, settings.dtype, settings.width, settings.threads)
+    data = _read(settings, backend, inputs)
+    file = saved = None
+    if checkpoint is not None:
+        identity = Identity.of(settings, data.training.host_csr, data.validation, data.fixed)
+        file = Checkpoint.at(checkpoint, checkpoint_every, identity)
+        saved = file.read(settings.maxiter)
+    seed = seed_or_fresh(settings.random_seed) if saved is None else saved.seed
+
+    # First: it refuses what would not fit into memory.
+    k, schedule = settings.width, schedule_of(settings)
+    blocks = in_memory(backend, data.training.csr, k, data.validation, USERS_PER_BLOCK)
+    objective = Objective.of(backend, blocks, full_llk=settings.full_llk)
+    full = partial(_iterate, backend, blocks, schedule)
+    epochs = _epochs(settings, backend, data.training, seed) if settings.is_stochastic else None
+    rng = None if epochs is None else epochs.rng
+    if saved is not None and rng is not None:
+        saved.draw_on(rng)
+    data = replace(data, training=data.training.without_counts())
+    done = 0 if saved is None else saved.iteration
+
+    with ProgressBar(settings.maxiter, done, enabled=settings.verbose) as progress:
+
+        def report(check: Check) -> bool:
+            progress.report(check)
+            answer = None if callback is None else callback(check)
+            return isinstance(answer, (bool, np.bool_)) and bool(answer)
+
+        # Nobody else holds the start, so that its matrices are free once they are not needed.
+        result = fit(
+            backend,
+            _start(settings, backend, blocks, data.fixed, seed, full)
+            if saved is None
+            else saved.state(backend, blocks),
+            schedule,
+            objective,
+            epochs or full,
+            report,
+            on_state=None if file is None else partial(file.save_if_due, backend, seed, rng),
+        )
+    return Trained(_fitted(settings, backend, data.training, result, seed), result.ended_by)
+
+
+def working_backend(settings: Settings, dtype: np.dtype[Any], k: int, threads: int | None) -> Backend:
+    """The backend that the settings ask for, for a model of this type with ``k`` columns."""
+    return backends.choose(settings.backend, dtype, threads, k=k, **settings.backend_options)
+
+
+def schedule_of(settings: Settings) -> Schedule:
+    """How iterations are put together and when the fit ends."""
+    informs = settings.stop_crit != "maxiter" or settings.verbose
+    return Schedule(
+        settings.stop_crit,
+        settings.stop_thr,
+        check_every=settings.check_every if informs else None,
+        maxiter=settings.maxiter,
+        alternating=settings.schedule == "alternating",
+        exact_phi=settings.sum_exp_trick,
+    )
+
+
+def local_updates(settings: Settings) -> LocalUpdates:
+    """How the side of a batch is updated."""
+    return LocalUpdates(settings.schedule == "alternating", settings.sum_exp_trick)
+
+
+def start_sides(
+    settings: Settings,
+    backend: Backend,
+    shape: tuple[int, int],
+    seed: int,
+    slices: tuple[slice, ...] = (slice(None),),
+    fixed: dict[str, NDArray[Any]] | None = None,
+) -> Model:
+    """Users, in blocks, and items before their first update, or with factors (n, K) that are fixed.
+
+    Biases, if there are any, wait for :func:`hpf_gpu.model.biases.warm_up`, unless a side is fixed and makes
+    the factors differ.
+    """
+    fixed = fixed or {}
+    of_users, of_items = settings.priors()
+    columns = settings.bias_columns
+    if columns is not None and not fixed:
+        of_users = pinned_near_zero(of_users, columns[0])
+        of_items = pinned_near_zero(of_items, columns[1])
+    values = StartValues(*shape, settings.width, seed, backend.dtype)
+
+    def users(rows: slice) -> Side:
+        if "fixed_users" in fixed:
+            return fixed_side(backend, of_users, fixed["fixed_users"][rows])
+        return start_side(backend, of_users, *values.users(of_users, rows))
+
+    items = (
+        fixed_side(backend, of_items, fixed["fixed_items"])
+        if "fixed_items" in fixed
+        else start_side(backend, of_items, *values.items(of_items))
+    )
+    return Model(tuple(users(rows) for rows in slices), items)
+
+
+def _read(settings: Settings, backend: Backend, inputs: Inputs) -> _Data:
+    if inputs.fixed_users is not None and inputs.fixed_items is not None:
+        raise ValueError("fixed_users with fixed_items too: there is nothing to fit")
+    if inputs.fixed_users is not None and settings.stop_crit == "diff-norm":
+        raise ValueError("fixed_users with stop_crit='diff-norm', which watches Theta: it never changes")
+    data = training_data(inputs.counts, backend=backend, reindex=settings.reindex, binary=settings.binary)
+    validation = None
+    if inputs.validation is not None:
+        held_out = read(inputs.validation, dtype=backend.dtype.type, name="val_set", binary=settings.binary)
+        validation = held_out_pairs(held_out, data.users, data.items, name="val_set")
+    sides = (
+        ("fixed_users", inputs.fixed_users, data.users),
+        ("fixed_items", inputs.fixed_items, data.items),
+    )
+    fixed = {
+        name: given_factors(factors, ids, settings.width, name=name)
+        for name, factors, ids in sides
+        if factors is not None
+    }
+    return _Data(data, validation, fixed)
+
+
+def _iterate(backend: Backend, blocks: CountBlocks, schedule: Schedule, model: Model, _: int = 0) -> Model:
+    return iterate(backend, blocks, model, schedule)
+
+
+def _start(
+    settings: Settings,
+    backend: Backend,
+    blocks: CountBlocks,
+    fixed: dict[str, NDArray[Any]],
+    seed: int,
+    update: Callable[[Model], Model],
+) -> State:
+    started = time.perf_counter()
+    model = start_sides(settings, backend, blocks.shape, seed, blocks.slices, fixed)
+    if settings.bias_columns is None or fixed:
+        return State(model)
+    model = warm_up(backend, model, settings.bias_columns, update)
+    return State(model, seconds=time.perf_counter() - started)
+
+
+def _epochs(settings: Settings, backend: Backend, data: TrainingData, seed: int) -> Epochs:
+    """What stochastic fits do in place of full iterations."""
+    rng, k = np.random.default_rng(seed), settings.width
+
+    def batches(csr: Any, size: int | None) -> tuple[Batch, ...]:
+        parts = () if size is None else row_batches(csr, size, rng)
+        return tuple(Batch(rows, backend.counts(part, k), csr.shape[0] / len(rows)) for rows, part in parts)
+
+    csr = data.host_csr
+    by_user = batches(csr, settings.users_per_batch)
+    by_item = batches(csr.T.tocsr(), settings.items_per_batch) if settings.items_per_batch else ()
+    step = partial(step_at, settings.step_size)
+    return Epochs(backend, by_user, by_item, step, rng, local_updates(settings))
+
+
+def _fitted(settings: Settings, backend: Backend, data: TrainingData, result: Fit, seed: int) -> Fitted:
+    """Bring what a fit leaves to the host."""
+    users, items = result.model.users, result.model.items
+    theta = [backend.asnumpy(backend.mean(side.factor)) for side in users]
+    beta = backend.asnumpy(backend.mean(items.factor))
+    posteriors: tuple[Posterior, Posterior] | None = None
+    if settings.keep_all_objs or settings.save_folder is not None:
+        posteriors = (posterior_of(backend, users), posterior_of(backend, [items]))
+    n_users, n_items = data.csr.shape
+    return Fitted(
+        theta=theta[0] if len(theta) == 1 else np.concatenate(theta),
+        beta=beta,
+        user_ids=data.users,
+        item_ids=data.items,
+        nusers=n_users,
+        nitems=n_items,
+        posteriors=posteriors,
+        seen=data.seen if settings.keep_data else None,
+        niter=result.iterations,
+        train_llk=result.history[-1].llk,
+        history=history_frame(result.history, settings.stop_crit),
+        seed=seed,
+        backend=backend.name,
+    )

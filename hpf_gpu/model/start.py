@@ -1,0 +1,104 @@
+"""Start values: hpfrec's, for all rows or for some of them."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from hpf_gpu.backends.protocol import Host, NotEnoughMemory
+
+from .priors import Prior
+
+NOISE = 0.01  # of start values
+_SKIPPED_AT_ONCE = 1 << 22  # draws
+
+
+class StartValues:
+    """The shapes and rates that a fit begins with: near a' and c', with noise that makes the factors differ.
+
+    The generator and the order of the draws are those of hpfrec 0.2.14, so that one seed gives the same model
+    there and here, and on every backend: rates of all users, rates of all items, shapes of all users, shapes
+    of all items, row after row.  Some rows can be drawn alone, and get what they have among all.
+
+    Parameters
+    ----------
+    n_users, n_items : int
+        N and M.
+    k : int
+        Columns K.
+    seed : int
+        Seed of NumPy's MT19937.
+    dtype : numpy.dtype
+        float32 or float64.
+
+    Raises
+    ------
+    NotEnoughMemory
+        If the machine could never hold the model.
+    """
+
+    def __init__(self, n_users: int, n_items: int, k: int, seed: int, dtype: np.dtype[Any]) -> None:
+        _check_memory(n_users + n_items, k, dtype)
+        self._k, self._seed, self._dtype = k, seed, dtype
+        self._sizes = {"users": n_users, "items": n_items}
+        first = {("users", "rate"): 0, ("items", "rate"): n_users}
+        first |= {("users", "shape"): n_users + n_items, ("items", "shape"): 2 * n_users + n_items}
+        self._first = first  # row of the whole sequence that each matrix begins with
+        self._generators: dict[tuple[str, str], tuple[int, np.random.Generator]] = {}  # and its next row
+
+    def users(self, prior: Prior, rows: slice | None = None) -> tuple[Host, Host]:
+        """Shapes and rates (B, K) of some users, of all unless given."""
+        return self._drawn("users", prior, rows)
+
+    def items(self, prior: Prior, rows: slice | None = None) -> tuple[Host, Host]:
+        """Shapes and rates (B, K) of some items, of all unless given."""
+        return self._drawn("items", prior, rows)
+
+    def _drawn(self, side: str, prior: Prior, rows: slice | None) -> tuple[Host, Host]:
+        start, stop, _ = (rows or slice(None)).indices(self._sizes[side])
+        shape, rate = (
+            self._noisy((side, which), prior.hyper_shape, start, stop) for which in ("shape", "rate")
+        )
+        return shape, rate
+
+    def _noisy(self, matrix: tuple[str, str], level: float, start: int, stop: int) -> Host:
+        first = self._first[matrix]
+        rng = self._generator_at(matrix, first + start)
+        values: Host = rng.random((stop - start, self._k), dtype=self._dtype)
+        self._generators[matrix] = (first + stop, rng)
+        values *= self._dtype.type(NOISE)
+        values += self._dtype.type(level)
+        return values
+
+    def _generator_at(self, matrix: tuple[str, str], row: int) -> np.random.Generator:
+        """A generator whose next draws are those of this row; blocks in order never draw a row twice."""
+        at, rng = self._generators.pop(matrix, (None, None))
+        if at is None or rng is None or at > row:
+            at, rng = 0, np.random.Generator(np.random.MT19937(self._seed))
+        words = 1 if self._dtype == np.float32 else 2  # of the generator's 32 bits, for a number
+        left = (row - at) * self._k * words
+        while left > 0:
+            rng.bit_generator.random_raw(min(left, _SKIPPED_AT_ONCE), output=False)
+            left -= _SKIPPED_AT_ONCE
+        return rng
+
+
+def _check_memory(rows: int, k: int, dtype: np.dtype[Any]) -> None:
+    """Refuse what this machine could never hold: some systems grant it, and end the process that uses it."""
+    least = 4 * rows * k * dtype.itemsize  # shapes and rates of the start, and two matrices made of them
+    have = physical_memory()
+    if have is not None and least > have:
+        raise NotEnoughMemory(
+            f"{rows:,} users and items with k={k} in {dtype} need {least / 1e9:,.1f} GB and more, and this "
+            f"machine has {have / 1e9:,.1f} GB; take a smaller k"
+        )
+
+
+def physical_memory() -> int | None:
+    """Bytes of memory that this machine has; None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
