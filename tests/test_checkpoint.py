@@ -340,14 +340,14 @@ def test_every_field_and_array_is_checked(name, tmp_path, monkeypatch):
         fit(model_of(name), checkpoint=path, checkpoint_every=6, callback=kill_at(7), **options)
 
     def error_of(header, tensors):
-        altered.write(path, "hpf_gpu.files.checkpoint", header, tensors)
+        altered.write(path, "hpf_gpu.checkpoint", header, tensors)
         try:
             files[0].read(None)
         except ValueError as error:
             return error
         return None
 
-    header, tensors = altered.read(path, "hpf_gpu.files.checkpoint")
+    header, tensors = altered.read(path, "hpf_gpu.checkpoint")
     assert header["iteration"] == 6
     wrong = 0
     for place, value, other in altered.headers(header):

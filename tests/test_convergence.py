@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from test_backend_contract import SMALL
 
 from hpf_gpu.backends import create
 from hpf_gpu.model.convergence import Check, has_converged
-from hpf_gpu.model.inference import Schedule, State, fit
+from hpf_gpu.model.inference import Schedule, State, fit, iterate
 
 
 @pytest.mark.parametrize("rule", ["train-llk", "val-llk", "elbo"])
@@ -42,11 +43,12 @@ def test_the_change_of_two_blocks_is_that_of_all_users() -> None:
     """The root of the sum of squares over users, however these are handed out."""
     backend = create("numpy", np.dtype(np.float64))
     watched = Schedule("diff-norm", 0.0, 1, 3)
-    objective = SMALL.objective(backend, full_llk=False)
     norms = []
-    for rows in ((slice(None),), (slice(0, 10), slice(10, None))):
-        model = SMALL.model(backend, rows)
-        fitted = fit(backend, State(model), watched, objective, report=lambda check: None)
+    for users_per_block in (None, 10):
+        blocks = SMALL.blocks(backend, users_per_block)
+        objective, model = SMALL.objective(backend, blocks, full_llk=False), SMALL.model(backend, blocks)
+        advance = partial(lambda blocks, model, _: iterate(backend, blocks, model, watched), blocks)
+        fitted = fit(backend, State(model), watched, objective, advance, report=lambda check: None)
         norms.append([check.diff_norm for check in fitted.history])
     # The norms are 0.1 to 100 times those of what rounding changes 1e-15 of.
     assert norms[1] == pytest.approx(norms[0], rel=1e-12)

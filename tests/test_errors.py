@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 
+import conftest
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -276,7 +277,7 @@ def test_explicit_backends_never_fall_back(monkeypatch):
     with pytest.raises(BackendUnavailable, match="compiled module is missing"):
         HPF(backend="openmp", verbose=False).fit(frame())
     monkeypatch.setattr("hpf_gpu.backends._announced", set())
-    monkeypatch.setattr("hpf_gpu.backends.NAMES", ("openmp", "numpy"))  # whatever GPU is here
+    conftest.only_backends(monkeypatch, "openmp", "numpy")  # whatever GPU is here
     with pytest.warns(
         RuntimeWarning, match="'auto' took 'numpy', not openmp: the compiled module is missing"
     ):
@@ -295,17 +296,17 @@ def test_hardware_that_is_not_there_is_no_reason_to_warn(monkeypatch, caplog):
 
     monkeypatch.setattr(backends, "create", create)
     monkeypatch.setattr(backends, "_announced", set())
-    monkeypatch.setattr(backends, "NAMES", ("absent", "numpy"))
+    conftest.only_backends(monkeypatch, "absent", "numpy")
     with caplog.at_level("INFO", logger="hpf_gpu"):
         assert backends.choose("auto", np.float32).name == "numpy"  # a warning would be an error here
     assert "backend absent is not for this machine: no such card" in caplog.messages
     monkeypatch.setattr(backends, "_announced", set())
-    monkeypatch.setattr(backends, "NAMES", ("absent", "broken", "numpy"))
+    conftest.only_backends(monkeypatch, "absent", "broken", "numpy")
     with pytest.warns(RuntimeWarning) as warned:
         backends.choose("auto", np.float32)
     told = "backend 'auto' took 'numpy', not broken: no such card; to fix it: buy one"
     assert [str(warning.message) for warning in warned] == [told]
-    monkeypatch.setattr(backends, "NAMES", ("absent", "broken"))
+    conftest.only_backends(monkeypatch, "absent", "broken")
     with pytest.raises(BackendUnavailable, match="absent: no such card; to fix it: buy one; broken: no such"):
         backends.choose("auto", np.float32)
 
@@ -446,9 +447,7 @@ def test_factors_beyond_reason(k):
 
 @pytest.mark.parametrize("backend", ["numpy", "openmp"])
 def test_a_fit_that_no_machine_holds_is_refused(backend, monkeypatch):
-    from hpf_gpu.model import variational
-
-    monkeypatch.setattr(variational, "physical_memory", lambda: 10**9)
+    monkeypatch.setattr("hpf_gpu.model.start.physical_memory", lambda: 10**9)
     model = HPF(k=10**8, verbose=False, backend=backend)
     try:
         with pytest.raises(
@@ -461,7 +460,7 @@ def test_a_fit_that_no_machine_holds_is_refused(backend, monkeypatch):
 
 
 def test_memory_of_this_machine():
-    from hpf_gpu.model.variational import physical_memory
+    from hpf_gpu.model.start import physical_memory
 
     have = physical_memory()
     assert have is None or 2**28 < have < 2**60

@@ -14,6 +14,7 @@ from hpf_gpu.data.blocks import in_memory
 from hpf_gpu.fitting.training import schedule_of, start_sides
 from hpf_gpu.model.biases import warm_up
 from hpf_gpu.model.inference import iterate
+from hpf_gpu.model.settings import Settings
 
 PRIORS = oracle.Priors(0.4, 0.5, 1.3, 0.2, 0.7, 0.6)
 K, SEED = 3, 2
@@ -228,7 +229,7 @@ def test_biases_leave_tastes_to_the_factors(seed, schedule, backend_name, monkey
 
     model = fitted()
     assert share_of_biases(model) < 0.4
-    monkeypatch.setattr("hpf_gpu.fitting.training.pinned_near_zero", lambda prior, column: prior)
+    monkeypatch.setattr(Settings, "priors", lambda settings, *, of=Settings.priors, biases_wait: of(settings))
     monkeypatch.setattr("hpf_gpu.fitting.training.warm_up", lambda backend, model, columns, update: model)
     collapsed = fitted()
     assert share_of_biases(collapsed) > 0.8
@@ -275,6 +276,17 @@ def test_biases_begin_with_a_share_of_the_counts(backend):
         assert (backend.asnumpy(backend.mean(after.factor))[:, pin.column] == 1).all()
         mean = backend.asnumpy(backend.mean(after.factor)).astype(np.float64)
         np.testing.assert_allclose(backend.asnumpy(after.column_sums), mean.sum(axis=0), rtol=1e-5)
+
+
+def test_biases_of_batches_wait_for_ten(tmp_path):
+    """Through files, too."""
+    model, sizes = model_of("bias"), dict(zip(("nusers", "nitems"), Y.shape, strict=True))
+    for calls in range(1, 12):
+        model.partial_fit(sparse.csr_array(Y), **sizes)
+        model.save(tmp_path / "model")
+        model = HPF.load(tmp_path / "model")
+        biases = (model.Theta[:, K], model.Beta[:, K + 1])
+        assert all((bias < 1e-20).all() if calls < 10 else (bias > 1e-3).all() for bias in biases), calls
 
 
 def test_fold_in_beside_biases():

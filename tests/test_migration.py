@@ -13,7 +13,7 @@ import pytest
 from hpf_gpu import HPF, metrics
 
 PAGE = (Path(__file__).resolve().parents[1] / "MIGRATION.md").read_text(encoding="utf-8")
-VERDICTS = {"same", "better", "needless"}
+VERDICTS = {"same", "better", "ignored"}
 HPFREC_ONLY = {"input_df", "val_set"}  # attributes of its models
 
 

@@ -585,7 +585,7 @@ def test_every_field_and_array_is_checked(kind, tmp_path):
             assert error is not None, (place, value)
             assert str(path) in error
             # Some fields say what arrays are like.
-            places = (place[-1], "header.priors", *tensors)
+            places = (place[-1], "header.priors", "user.rate", "item.rate", *tensors)
             assert any(name in error for name in places), (place, value, error)
     for (name, change), others in altered.arrays(tensors):
         error = attempt(path, header, others)
@@ -650,7 +650,8 @@ def test_a_model_that_nobody_could_load_is_not_saved(tmp_path):
     for parameters, message in (
         ({"k": 4}, r"Theta is float32 \(60, 3\), not \(N, 4\)"),
         ({"use_float": False}, "Theta is float32 .*, not float64"),
-        ({"bias": True}, "header.priors.user.ones is None, not 4"),
+        ({"bias": True}, "bias=True and k=3 are not those of the fit"),
+        ({"bias": True, "k": 1}, "bias=True and k=1 are not those of the fit"),
         ({"a": -1.0}, "a=-1.0 must lie between"),
     ):
         with pytest.raises(ValueError, match=f"cannot be saved.*{message}"):

@@ -140,11 +140,11 @@ def test_threads(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)), raising=False)
-    assert openmp_diagnosis.describe_threads() == []
+    assert openmp_diagnosis.describe_machine() == []
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5}, raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
     monkeypatch.setenv("OMP_THREAD_LIMIT", "1")
-    assert openmp_diagnosis.describe_threads() == [
+    assert openmp_diagnosis.describe_machine() == [
         "this process may use 2 of 64 cores (CPU affinity)",
         "OMP_NUM_THREADS=4 is not heeded: HPF(ncores=...) is",
         "OMP_THREAD_LIMIT=1 limits HPF(ncores=...)",

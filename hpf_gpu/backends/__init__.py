@@ -124,7 +124,7 @@ def choose(
     threads: int | None = None,
     *,
     k: int = 1,
-    among: Sequence[str] = NAMES,
+    among: Sequence[str] | None = None,
     **options: Any,
 ) -> Backend:
     """Make the named backend, or for ``"auto"`` the best that works here with ``k`` factors, said once.
@@ -133,7 +133,7 @@ def choose(
     """
     if name != "auto":
         return create(name, dtype, threads, **options)
-    able = [other for other in among if set(options) <= set(REGISTRY[other].options)]
+    able = [other for other in among or REGISTRY if set(options) <= set(REGISTRY[other].options)]
     if options:
         return create(able[0], dtype, threads, **options)
     passed_over = {}

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from hpf_gpu import backends
 from hpf_gpu.backends.protocol import Full, RankOne, Rates
 from hpf_gpu.data.ids import Ids
+from hpf_gpu.model.biases import WARM_UP
 from hpf_gpu.model.convergence import Check
 from hpf_gpu.model.fitted import Fitted
 from hpf_gpu.model.posterior import Posterior
@@ -99,16 +100,27 @@ def save_model(path: str | bytes | os.PathLike[str], fitted: Fitted, values: Map
             tensors[f"{side}.ids"] = array
     if fitted.posteriors is not None:
         header["priors"] = encode_posteriors(fitted.posteriors, tensors)
+        header["biases_wait"] = fitted.posteriors[1].prior.biases_wait
     if fitted.seen is not None:
         tensors["seen.indptr"], tensors["seen.indices"] = fitted.seen
     tensors |= {f"history.{name}": column.to_numpy() for name, column in fitted.history.items()}
     header["history"] = list(fitted.history.columns)
     try:
-        header["parameters"] = plain_settings(Settings.of(values))
+        settings = Settings.of(values)
+        _check_pins(fitted, settings)
+        header["parameters"] = plain_settings(settings)
         check_model(json.loads(json.dumps(header)), tensors)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"this model cannot be saved, for it contradicts itself: {error}") from error
     MODEL.write(target, header, tensors)
+
+
+def _check_pins(fitted: Fitted, settings: Settings) -> None:
+    """Raise ValueError unless the model has the biases that its settings say."""
+    for posterior in fitted.posteriors or ():
+        priors = settings.priors(biases_wait=posterior.prior.biases_wait)
+        if posterior.prior.pins not in [prior.pins for prior in priors]:
+            raise ValueError(f"bias={settings.bias} and k={settings.k} are not those of the fit")
 
 
 def encode_posteriors(posteriors: tuple[Posterior, Posterior], tensors: Tensors) -> dict[str, Any]:
@@ -127,7 +139,7 @@ def encode_posteriors(posteriors: tuple[Posterior, Posterior], tensors: Tensors)
 
 
 def decode_posteriors(
-    priors: Mapping[str, Any], settings: Settings, tensors: Tensors
+    priors: Mapping[str, Any], settings: Settings, tensors: Tensors, *, biases_wait: bool = False
 ) -> tuple[Posterior, Posterior]:
     """Both sides, as :func:`encode_posteriors` has put them there; ``settings`` tell the pinned columns."""
     users, items = (
@@ -139,7 +151,7 @@ def decode_posteriors(
             tensors[f"{side}.column_sums"],
             priors[side]["fixed"],
         )
-        for side, prior in zip(_SIDES, settings.priors(), strict=True)
+        for side, prior in zip(_SIDES, settings.priors(biases_wait=biases_wait), strict=True)
     )
     return users, items
 
@@ -247,10 +259,10 @@ def check_model(header: Mapping[str, Any], tensors: Tensors) -> Settings:
     check_names("field of header", header, _fields(has_posteriors))
     settings = _check_parameters(header["parameters"])
     check_fields("header", header, _fields(has_posteriors))
+    _check_priors(header, settings)
     sizes = check_arrays(tensors, _layout(header, settings, tensors), {"K": settings.width})
     if has_posteriors:
-        _check_priors(*(header["priors"][side] for side in _SIDES))
-        posteriors = decode_posteriors(header["priors"], settings, tensors)
+        posteriors = _posteriors(header, settings, tensors)
         for mean, posterior in zip(("Theta", "Beta"), posteriors, strict=True):
             _check_mean(mean, tensors[mean], posterior)
     for side, rows in zip(_SIDES, (sizes["N"], sizes["M"]), strict=True):
@@ -290,17 +302,30 @@ def _fields(has_posteriors: bool) -> Fields:
     if has_posteriors:
         number = real(MIN_PRIOR, MAX_PRIOR)
         prior = dict.fromkeys(PRIOR[:3], number) | {"hierarchical": FLAG, "fixed": FLAG}
-        fields["priors"] = dict.fromkeys(_SIDES, prior)
+        fields |= {"priors": dict.fromkeys(_SIDES, prior), "biases_wait": FLAG}
     return fields
 
 
-def _check_priors(user: Mapping[str, Any], item: Mapping[str, Any]) -> None:
+def _posteriors(
+    header: Mapping[str, Any], settings: Settings, tensors: Tensors
+) -> tuple[Posterior, Posterior]:
+    return decode_posteriors(header["priors"], settings, tensors, biases_wait=header["biases_wait"])
+
+
+def _check_priors(header: Mapping[str, Any], settings: Settings) -> None:
+    if "priors" not in header:
+        return
+    user, item = (header["priors"][side] for side in _SIDES)
     if user["fixed"] and item["fixed"]:
         raise ValueError(
             "header.priors.user.fixed and header.priors.item.fixed are true, so nothing was fitted"
         )
     if user["hierarchical"] is not item["hierarchical"]:
         raise ValueError("header.priors.user.hierarchical is not header.priors.item.hierarchical")
+    # They wait during the first batches that a model is made of.
+    may_wait = settings.bias and not (user["fixed"] or item["fixed"]) and header["niter"] < WARM_UP
+    if header["biases_wait"] and not (may_wait and header["train_llk"] is None):
+        raise ValueError("header.biases_wait is true, and this model has no biases that could wait")
 
 
 def posterior_arrays(
@@ -314,7 +339,7 @@ def posterior_arrays(
         f"{side}.rate_rows": Array("float64", (rows,), *rate),
         f"{side}.rate_columns": Array("float64", ("K",), *columns),
     }
-    if full_rates and fixed is not True:
+    if full_rates:
         rates = {f"{side}.rates": Array(number, (rows, "K"), POSITIVE)}
     return rates | {
         f"{side}.shape": Array(number, (rows, "K"), POSITIVE),
@@ -341,7 +366,7 @@ def _layout(header: Mapping[str, Any], settings: Settings, tensors: Tensors) -> 
         layout |= {} if ids is None else {f"{side}.ids": ids}
         if "priors" in header:  # rates are full where rows were folded in
             fixed, full = header["priors"][side]["fixed"], f"{side}.rates" in tensors
-            layout |= posterior_arrays(side, rows, number, fixed=fixed, full_rates=full)
+            layout |= posterior_arrays(side, rows, number, fixed=fixed, full_rates=full and not fixed)
     if {"seen.indptr", "seen.indices"} & tensors.keys():
         layout["seen.indptr"] = Array(_INDICES, ("N + 1",), 0)
         layout["seen.indices"] = Array(_INDICES, ("seen",), 0)
@@ -435,7 +460,7 @@ def _fitted(header: Mapping[str, Any], settings: Settings, tensors: Tensors) -> 
         beta=beta,
         user_ids=users,
         item_ids=items,
-        posteriors=decode_posteriors(header["priors"], settings, tensors) if "priors" in header else None,
+        posteriors=_posteriors(header, settings, tensors) if "priors" in header else None,
         seen=(tensors["seen.indptr"], tensors["seen.indices"]) if "seen.indptr" in tensors else None,
         history=pd.DataFrame(columns, columns=header["history"]),
         **{field: header[name] for name, field in _SCALARS.items()},

@@ -14,7 +14,7 @@ from hpf_gpu.data.counts import BatchSide, batch_sides
 from hpf_gpu.data.ids import Ids
 from hpf_gpu.data.seen import UserItems, with_items, with_more_items
 from hpf_gpu.data.triplets import Triplets
-from hpf_gpu.model.biases import warm_up
+from hpf_gpu.model.biases import WARM_UP, with_free_biases
 from hpf_gpu.model.convergence import history_frame
 from hpf_gpu.model.fitted import Fitted
 from hpf_gpu.model.settings import Settings, checked_step, seed_or_fresh, step_at, whole_number
@@ -144,8 +144,6 @@ def _moved(
         model = Model(
             (average_start_rates(backend, model.users[0]),), average_start_rates(backend, model.items)
         )
-        if settings.bias_columns is not None:
-            model = warm_up(backend, model, settings.bias_columns, update)
     else:
         rng, (of_users, of_items) = np.random.default_rng(step.seed), fitted.require_posteriors()
         users, items = (
@@ -154,6 +152,8 @@ def _moved(
         )
         model = Model((side_from_posterior(backend, users),), side_from_posterior(backend, items))
     model = update(model)
+    if model.items.prior.biases_wait and fitted is not None and fitted.niter + 1 == WARM_UP:
+        model = with_free_biases(backend, model, (fitted.k - 2, fitted.k - 1))
     return model.users[0], model.items
 
 

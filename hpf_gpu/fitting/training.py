@@ -19,7 +19,7 @@ from hpf_gpu.data.counts import TrainingData, held_out_pairs, training_data
 from hpf_gpu.data.factors import given_factors
 from hpf_gpu.data.triplets import read
 from hpf_gpu.files.checkpoint import Checkpoint, Identity
-from hpf_gpu.model.biases import pinned_near_zero, warm_up
+from hpf_gpu.model.biases import warm_up
 from hpf_gpu.model.convergence import Check, history_frame
 from hpf_gpu.model.fitted import Fitted
 from hpf_gpu.model.inference import Fit, Schedule, State, fit, iterate
@@ -152,11 +152,7 @@ def start_sides(
     the factors differ.
     """
     fixed = fixed or {}
-    of_users, of_items = settings.priors()
-    columns = settings.bias_columns
-    if columns is not None and not fixed:
-        of_users = pinned_near_zero(of_users, columns[0])
-        of_items = pinned_near_zero(of_items, columns[1])
+    of_users, of_items = settings.priors(biases_wait=not fixed)
     values = StartValues(*shape, settings.width, seed, backend.dtype)
 
     def users(rows: slice) -> Side:

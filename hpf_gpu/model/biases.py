@@ -9,45 +9,38 @@ get a share of each row's counts.  CONTRIBUTING.md has the figures.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 
 from hpf_gpu.backends.protocol import Array, Backend, RankOne
 
-from .priors import POINT_MASS_RATE, Pin, Prior
 from .sides import Model, Side
 
 #: Updates for which biases are pinned near zero, and the share of a row's counts that they have afterwards.
 WARM_UP, SHARE = 10, 0.1
 
 
-def pinned_near_zero(prior: Prior, column: int) -> Prior:
-    """The prior while the biases in a column wait, so near zero that they take no counts."""
-    return replace(prior, pins=(*prior.pins, Pin(column, prior.shape, POINT_MASS_RATE)))
-
-
 def warm_up(
     backend: Backend, model: Model, columns: tuple[int, int], update: Callable[[Model], Model]
 ) -> Model:
-    """Run ``update`` while the biases of users and items, in these columns, wait; then set them free.
-
-    Both sides have :func:`pinned_near_zero` priors and come back with their own.
-    """
+    """Run ``update`` while the biases of users and items, in these columns, wait; then set them free."""
     for _ in range(WARM_UP):
         model = update(model)
+    return with_free_biases(backend, model, columns)
+
+
+def with_free_biases(backend: Backend, model: Model, columns: tuple[int, int]) -> Model:
+    """The model after its biases have waited, with a share of each row's counts for its bias."""
     users, items = columns
     item_sums, user_sums = model.items.column_sums, model.user_sums
     return Model(
-        tuple(_with_free_biases(backend, side, users, item_sums) for side in model.users),
-        _with_free_biases(backend, model.items, items, user_sums),
+        tuple(_with_share(backend, side, users, item_sums) for side in model.users),
+        _with_share(backend, model.items, items, user_sums),
     )
 
 
-def _with_free_biases(backend: Backend, side: Side, column: int, other_sums: Array) -> Side:
-    """The side with a share of each row's counts moved from all factors to its bias."""
-    prior = replace(side.prior, pins=tuple(pin for pin in side.prior.pins if pin.column != column))
-    k = side.factor.shape.shape[1]
+def _with_share(backend: Backend, side: Side, column: int, other_sums: Array) -> Side:
+    prior, k = side.prior.with_free_biases(), side.factor.shape.shape[1]
     taken = [pin.column for pin in side.prior.pins]
     shape = backend.select_rows(side.factor.shape, np.arange(len(side.hyper_rate)))
     factors = backend.select_columns(shape, np.setdiff1d(np.arange(k), taken))

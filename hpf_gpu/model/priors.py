@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -47,6 +47,19 @@ class Prior:
     hyper_mean: float
     hierarchical: bool = True
     pins: tuple[Pin, ...] = ()
+
+    @property
+    def biases_wait(self) -> bool:
+        """Whether a column is pinned near zero, see :mod:`hpf_gpu.model.biases`."""
+        return any(pin.rate == POINT_MASS_RATE for pin in self.pins)
+
+    def with_waiting_biases(self, column: int) -> Prior:
+        """The prior while the biases in a column wait, so near zero that they take no counts."""
+        return replace(self, pins=(*self.pins, Pin(column, self.shape, POINT_MASS_RATE)))
+
+    def with_free_biases(self) -> Prior:
+        """The prior once they no longer wait."""
+        return replace(self, pins=tuple(pin for pin in self.pins if pin.rate != POINT_MASS_RATE))
 
     @property
     def hyper_rate(self) -> float:

@@ -6,7 +6,7 @@ import math
 import numbers
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -235,14 +235,17 @@ class Settings:
         values = {name: getattr(self, name) for name in _BACKEND_OPTIONS}
         return {name: value for name, value in values.items() if value != _DEFAULTS[name]}
 
-    def priors(self) -> tuple[Prior, Prior]:
-        """Of users and of items."""
-        columns = self.bias_columns
-        users, items = ((), ()) if columns is None else ((unit(columns[1]),), (unit(columns[0]),))
-        return (
-            Prior(self.a, self.a_prime, self.b_prime, self.hierarchical, users),
-            Prior(self.c, self.c_prime, self.d_prime, self.hierarchical, items),
-        )
+    def priors(self, *, biases_wait: bool = False) -> tuple[Prior, Prior]:
+        """Of users and of items; biases, if there are any, wait at the beginning of a fit."""
+        users = Prior(self.a, self.a_prime, self.b_prime, self.hierarchical)
+        items = Prior(self.c, self.c_prime, self.d_prime, self.hierarchical)
+        if self.bias_columns is None:
+            return users, items
+        of_users, of_items = self.bias_columns
+        users, items = replace(users, pins=(unit(of_items),)), replace(items, pins=(unit(of_users),))
+        if biases_wait:
+            return users.with_waiting_biases(of_users), items.with_waiting_biases(of_items)
+        return users, items
 
     def _check_together(self) -> None:
         """Raise ValueError for values that contradict each other."""
