@@ -27,12 +27,12 @@ ROOMS = {
     "app": {"top", "backends"},
 }
 
-#: Within a room modules may import those that stand before them; of other rooms of the backends all may import
-#: the registry and the protocol.
+#: Within a room modules may import those that stand before them.  Of the backends all others may import the
+#: registry and the protocol alone.
 ORDER = {
     "backends": (
-        "protocol", "openmp_diagnosis", "cuda_diagnosis", "cuda_source", "cuda_layout", "cuda_launch", "cuda_input",
-        "cuda_counts", "numpy_backend", "openmp_backend", "cuda_backend", "__init__",
+        "protocol", "openmp_diagnosis", "cuda_diagnosis", "cuda_source", "cuda_layout", "cuda_launch",
+        "cuda_input", "cuda_counts", "numpy_backend", "openmp_backend", "cuda_backend", "__init__",
     ),
     "data": ("__init__", "messages", "ids", "seen", "blocks", "triplets", "factors", "counts"),
     "model": (
