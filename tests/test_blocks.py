@@ -76,7 +76,9 @@ def test_the_same_numbers(way: str, backend_name: str, monkeypatch: pytest.Monke
         assert_close(fitted(way, backend_name), whole)
 
 
-@pytest.mark.parametrize("way", ["change of Theta", "alternating", "biases", "batches of both", "items fixed"])
+@pytest.mark.parametrize(
+    "way", ["change of Theta", "alternating", "biases", "batches of both", "items fixed"]
+)
 def test_checkpoints(way: str, backend_name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     """A fit goes on from its checkpoint with the same bits; and in other blocks with the same numbers."""
 
