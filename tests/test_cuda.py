@@ -423,14 +423,14 @@ def test_a_forked_child_is_told(cuda32: Any) -> None:
 
 
 def test_many_users_are_ranked_on_the_device(cuda32: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hpf_gpu.answers import recommending
+    from hpf_gpu.answers import recommendations
     from hpf_gpu.backends.cuda_backend import CudaBackend
 
     model, called = fit(random_counts()), []
     one_by_one = [model.topN(user, 5) for user in range(60)]
     rank = CudaBackend.top_items
     monkeypatch.setattr(CudaBackend, "top_items", lambda *a: called.append(1) or rank(*a))
-    monkeypatch.setattr(recommending, "_WORTH_A_GPU", 60)
+    monkeypatch.setattr(recommendations, "_MIN_USERS_FOR_GPU", 60)
     np.testing.assert_array_equal(model.topN(np.arange(60), 5), one_by_one)
     assert called
 
@@ -482,10 +482,10 @@ def test_memory_that_others_took_meanwhile(cuda32: Any, monkeypatch: pytest.Monk
     """Where CuPy finds no memory in an operation, the user hears which, and what to do."""
     import cupy as cp
 
-    from hpf_gpu.answers import recommending
+    from hpf_gpu.answers import recommendations
 
     model = fit(random_counts())
-    monkeypatch.setattr(recommending, "_WORTH_A_GPU", 1)
+    monkeypatch.setattr(recommendations, "_MIN_USERS_FOR_GPU", 1)
 
     def allocate(size: int) -> Any:
         raise cp.cuda.memory.OutOfMemoryError(size, 1 << 30, 1 << 31)

@@ -456,7 +456,7 @@ def test_new_rows_beside_biases_begin_like_the_others(frame: pd.DataFrame, hiera
     model.partial_fit(frame, **sizes(frame))
     for posterior in model._fitted.posteriors:
         longer = posterior.with_start_rows(3, np.random.default_rng(1))
-        mean, (pin,) = longer.shape / longer.exact_rate, posterior.prior.pins
+        mean, pin = longer.shape / longer.exact_rate, posterior.prior.pins[0]
         np.testing.assert_allclose(mean[:, pin.column], 1.0, rtol=1e-15)
         assert (np.delete(mean[-3:], pin.column, axis=1) > 0).all()
     backend = create("numpy", np.dtype(np.float64))
