@@ -552,6 +552,17 @@ def test_gamma_update(
             assert_same(backend.asnumpy(alone.exp_log), exp_log)
 
 
+@pytest.mark.parametrize("k", [1, 3])
+def test_one_row_of_start_values(backend: Backend, k: int) -> None:
+    """A matrix (1, 1) of rates is one, though it looks like a vector."""
+    shape, rate = np.full((1, k), 0.5), np.full((1, k), 0.25)
+    arrays = (shape, rate, np.full(k, 0.5))
+    statistic, rate_matrix, rate_columns = map(backend.asarray, arrays)
+    factor, row_sums, _ = backend.gamma_update(statistic, 0.25, rate_matrix, rate_columns)
+    assert_same(backend.asnumpy(row_sums), np.full(1, k * 1.0))
+    assert_same(backend.asnumpy(backend.mean(factor)), np.ones((1, k)))
+
+
 def test_gamma_update_leaves_rates_alone(backend: Backend, case: Case) -> None:
     """Only the statistic is consumed."""
     for side in both_sides(case):
