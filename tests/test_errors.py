@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 import subprocess
 import sys
@@ -106,12 +107,20 @@ def test_the_compiled_module_trusts_no_caller():
     openmp.Counts64(3, *good, 4, 1)
     for indptr, indices in (
         ([0, 1, 2], [0, 3]), ([0, 1, 2], [0, -1]), ([0, 3, 2], [0, 1]), ([0, 2], [1, 0]), ([1, 1, 2], [0, 1]),
+        ([0, 2], [1, 1]), ([0, 1, 1], [0, 1]), ([0, 1, 3], [0, 1]), ([0, -1, 2], [0, 1]), ([0], [0, 1]),
     ):  # fmt: skip
-        with pytest.raises(ValueError, match="CSR"):
-            openmp.Counts64(3, np.array(indptr), np.array(indices), np.ones(2), 4, 1)
+        for index, counts in itertools.product((np.int32, np.int64), (openmp.Counts32, openmp.Counts64)):
+            values = np.ones(2, np.float32 if counts is openmp.Counts32 else np.float64)
+            with pytest.raises(ValueError, match="CSR"):
+                counts(3, np.array(indptr, index), np.array(indices, index), values, 4, 1)
     ones, pair = np.ones((2, 3), np.float32), np.zeros(1, np.int64)
     with pytest.raises(TypeError, match="incompatible function arguments"):  # never a silent copy
         openmp.predict_pairs(ones, ones, pair, pair, np.empty(1), 1)
+    out = np.empty(1, np.float32)
+    openmp.predict_pairs(ones, ones, pair + 1, pair + 1, out, 1)
+    for row, column in ((-1, 0), (2, 0), (0, -1), (0, 2)):
+        with pytest.raises(IndexError, match="a pair lies outside the matrices"):
+            openmp.predict_pairs(ones, ones, pair + row, pair + column, out, 1)
 
 
 def test_the_compiled_ranking_trusts_no_caller():
@@ -299,6 +308,11 @@ def test_hardware_that_is_not_there_is_no_reason_to_warn(monkeypatch, caplog):
     with caplog.at_level("INFO", logger="hpf_gpu"):
         assert backends.choose("auto", np.float32).name == "numpy"  # a warning would be an error here
     assert "backend absent is not for this machine: no such card" in caplog.messages
+    assert f"backend numpy: numpy {np.__version__}, float32" in caplog.messages
+    caplog.clear()
+    with caplog.at_level("INFO", logger="hpf_gpu"):
+        backends.choose("auto", np.float32)
+    assert not caplog.messages  # said once
     monkeypatch.setattr(backends, "_announced", set())
     monkeypatch.setattr(backends, "NAMES", ("absent", "broken", "numpy"))
     with pytest.warns(RuntimeWarning) as warned:
@@ -325,6 +339,58 @@ def test_auto_passes_over_a_backend_that_takes_fewer_factors(monkeypatch):
     backends.choose("auto", np.float32, k=1024)
     backends.choose("auto", np.float32, k=1025)
     assert tried == ["cuda", "openmp"]
+
+
+def test_the_choice_of_a_backend(monkeypatch):
+    """By name or, for 'auto', the first that works among those allowed; options are the cuda backend's."""
+    made = []
+
+    class Made:
+        def __init__(self, name, dtype, **settings):
+            if name in broken:
+                raise BackendUnavailable("no", expected=True)
+            self.name = name
+            made.append((name, dtype, settings))
+
+        def describe(self):
+            return self.name
+
+    def load(name):
+        return lambda *arguments, **settings: Made(name, *arguments, **settings)
+
+    broken, double = set(), np.dtype(np.float64)
+    monkeypatch.setattr(backends, "_load", load)
+    monkeypatch.setattr(backends, "_announced", set(backends.NAMES))
+    for name in ("auto", "cuda", "openmp", "numpy"):
+        backends.choose(name, np.float64, 3, k=2000)
+    backends.choose("auto", "float32", 5)
+    openmp, numpy = ("openmp", double, {"threads": 3}), ("numpy", double, {})
+    assert made == [openmp, ("cuda", double, {}), openmp, numpy, ("cuda", np.dtype("f4"), {})]
+    made.clear()
+    broken.add("cuda")
+    backends.choose("auto", np.float64, 3)
+    backends.choose("auto", np.float64, 3, among=("numpy", "openmp"))
+    backends.choose("auto", np.float64, among=backends.ON_HOST)
+    assert made == [openmp, numpy, ("openmp", double, {"threads": None})]
+    with pytest.raises(BackendUnavailable):
+        backends.choose("auto", np.float64, among=("cuda",))
+    with pytest.raises(BackendUnavailable):
+        backends.choose("cuda", np.float64)
+    with pytest.raises(BackendUnavailable):  # who asks for an option asks for the backend that has it
+        backends.choose("auto", np.float64, precision="mixed")
+    broken.clear()
+    made.clear()
+    backends.choose("auto", np.float64, 3, precision="mixed")
+    backends.create("cuda", np.float64, 3, allocate="cusparse")
+    assert made == [("cuda", double, {"precision": "mixed"}), ("cuda", double, {"allocate": "cusparse"})]
+    for name in backends.ON_HOST:
+        for make in (backends.create, backends.choose):
+            with pytest.raises(
+                ValueError, match=f"^allocate, x: options of the cuda backend, which '{name}'"
+            ):
+                make(name, np.float64, allocate="fused", x=1)
+    with pytest.raises(ValueError, match=r"backend='auto' is unknown; .*'cuda', 'openmp', 'numpy'$"):
+        backends.create("auto", np.float64)
 
 
 def test_an_unavailable_backend_travels_between_processes():
@@ -375,11 +441,11 @@ def test_auto_in_threads():
 
 
 def test_a_backend_that_does_not_load_is_tried_once(monkeypatch):
-    tried = []
+    tried, reason = [], OSError("no file")
 
     def fails(name, package):
         tried.append(name)
-        raise BackendUnavailable("no GPU", remedy="buy one", expected=True)
+        raise BackendUnavailable("no GPU", remedy="buy one", expected=True) from reason
 
     monkeypatch.setattr(backends, "_loaded", {})
     monkeypatch.setattr(backends, "import_module", fails)
@@ -388,6 +454,7 @@ def test_a_backend_that_does_not_load_is_tried_once(monkeypatch):
         with pytest.raises(BackendUnavailable, match=r"^no GPU; to mend it: buy one$") as caught:
             backends.create("cuda", np.float32)
         raised.append(caught.value)
+        assert caught.value.__cause__ is reason
     assert tried == [".cuda_backend"]
     assert len(set(map(id, raised))) == 3
     assert all(error.expected for error in raised)
