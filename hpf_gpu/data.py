@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,10 +13,10 @@ from scipy import sparse
 
 from .backends.protocol import Backend
 from .ids import Ids, encode, narrow, native, shown
+from .user_warnings import warn
 from .variational import Pairs
 
 COLUMNS = ("UserId", "ItemId", "Count")
-_PACKAGE = Path(__file__).parent
 _MOST_KNOWN = 1e9  # of a factor that is given: what float32 has room for, and sums of many
 
 
@@ -429,11 +426,3 @@ def _canonical(csr: sparse.csr_array, drop_zeros: bool = False) -> sparse.csr_ar
 
 def _warn_zeros(how_many: int, what: str) -> None:
     warn(f"{how_many} counts of zero were {what}: pairs that are absent count as zero")
-
-
-def warn(message: str) -> None:
-    """Warn about user data, at the line of the user's that has led here."""
-    level, frame = 1, sys._getframe()
-    while frame.f_back is not None and Path(frame.f_code.co_filename).is_relative_to(_PACKAGE):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, stacklevel=level)

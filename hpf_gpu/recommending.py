@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 
 from . import backends
 from .backends.protocol import Backend
-from .data import held_out_pairs, warn
+from .data import held_out_pairs
 from .fitted import Fitted
 from .ids import shown
 from .likelihood import pair_llk
 from .model_file import load_model, save_model
 from .parameters import cuda_options, default_step_size, thread_count, whole_number
 from .ranking import UserItems, items_of, recommend
+from .user_warnings import warn
 from .variational import Posterior
 
 _WORTH_A_GPU = 1000  # users to rank for, before the model is copied there

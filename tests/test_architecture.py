@@ -19,7 +19,7 @@ ALLOWED = {
     "__init__": {"backends.protocol", "estimator", "tensor_file"},
     "backends.__init__": {
         "backends.protocol", "backends.cuda_backend", "backends.cuda_source", "backends.openmp_backend",
-        "backends.numpy_backend",
+        "backends.numpy_backend", "user_warnings",
     },
     "backends.numpy_backend": {"backends.protocol"},
     "backends.openmp_backend": {"backends.protocol", "backends.openmp_diagnosis", "_openmp"},
@@ -39,7 +39,7 @@ ALLOWED = {
     "likelihood": {"backends.protocol", "convergence", "variational"},
     "inference": {"backends.protocol", "convergence", "likelihood", "variational"},
     "stochastic": {"backends.protocol", "variational"},
-    "data": {"backends.protocol", "ids", "variational"},
+    "data": {"backends.protocol", "ids", "user_warnings", "variational"},
     "parameters": {"convergence"},
     "progress": {"convergence"},
     "ranking": {"backends.protocol"},
@@ -48,7 +48,7 @@ ALLOWED = {
     "fitted": {"ids", "ranking", "variational"},
     "recommending": {
         "backends", "backends.protocol", "data", "fitted", "ids", "likelihood", "model_file", "parameters",
-        "ranking", "variational",
+        "ranking", "user_warnings", "variational",
     },
     "folding": {
         "backends.protocol", "data", "fitted", "ids", "inference", "parameters", "partial", "ranking",

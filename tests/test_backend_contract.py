@@ -598,7 +598,8 @@ def test_gamma_elbo(
 
 def test_distance(backend: Backend, case: Case, tolerance: Tolerance) -> None:
     a = case.users.shape
-    b = _float32_exact(a * np.linspace(0.5, 2.0, a.size).reshape(a.shape))
+    # Not all within a factor of two, where a difference of floats would be exact.
+    b = _float32_exact(a * np.linspace(0.01, 20.0, a.size).reshape(a.shape))
     want = float(np.sqrt(((a - b) ** 2).sum()))
     assert_near(backend.distance(backend.asarray(a), backend.asarray(b)), want, tolerance.distance, want)
     assert backend.distance(backend.asarray(a), backend.asarray(a)) == 0
@@ -832,6 +833,12 @@ def test_top_items_of_any_sign_and_order(backend: Backend) -> None:
     columns, scores = backend.top_items(backend.asarray(theta), backend.asarray(beta), 4)
     assert columns.tolist() == [[999, 998, 997, 996], [0, 1, 2, 3], [0, 1, 2, 3]]
     assert scores.tolist() == [[499, 498, 497, 496], [500, 499, 498, 497], [0, 0, 0, 0]]
+    for length in (999, 1000, 1001, 1002):  # of all but one, all, and more than there are
+        columns, _ = backend.top_items(backend.asarray(theta), backend.asarray(beta), length)
+        want = np.full((3, 1002), -1)
+        want[:, :1000] = np.arange(1000)
+        want[0, :1000] = want[0, 999::-1]
+        assert_same(columns, want[:, :length])
     below, _ = backend.top_items(backend.asarray(theta), backend.asarray(beta[:70] - 500), 2)
     assert below.tolist() == [[69, 68], [0, 1], [0, 1]]
 

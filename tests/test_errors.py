@@ -288,8 +288,9 @@ def test_explicit_backends_never_fall_back(monkeypatch):
     monkeypatch.setattr("hpf_gpu.backends.NAMES", ("openmp", "numpy"))  # whatever GPU is here
     with pytest.warns(
         RuntimeWarning, match="'auto' took 'numpy', not openmp: the compiled module is missing"
-    ):
+    ) as warned:
         model = HPF(verbose=False, k=2).fit(frame())
+    assert [warning.filename for warning in warned] == [__file__]
     assert model.backend_ == "numpy"
     HPF(verbose=False, k=2).fit(frame())  # said once: a second warning would be an error here
 

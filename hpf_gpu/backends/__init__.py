@@ -6,13 +6,13 @@ import copy
 import logging
 import os
 import threading
-import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 
+from hpf_gpu.user_warnings import warn
 from .cuda_source import MOST_FACTORS
 from .protocol import Backend, BackendUnavailable
 
@@ -123,6 +123,4 @@ def _announce(backend: Backend, passed_over: dict[str, BackendUnavailable]) -> N
         else:
             broken.append(f"{name}: {error}")
     if broken:
-        warnings.warn(
-            f"backend 'auto' took {backend.name!r}, not {'; '.join(broken)}", RuntimeWarning, stacklevel=4
-        )
+        warn(f"backend 'auto' took {backend.name!r}, not {'; '.join(broken)}", RuntimeWarning)
