@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from hpf_gpu.user_warnings import warn
+
 from .cuda_source import MOST_FACTORS
 from .protocol import Backend, BackendUnavailable
 
