@@ -728,7 +728,21 @@ def test_a_mean_far_down_is_found_and_named(tmp_path):
     matrix = sparse.csr_array((np.ones(rows), np.arange(rows) % 7, np.arange(rows + 1)), shape=(rows, 7))
     quick(maxiter=2).fit(matrix).save(tmp_path / "model")
     header, tensors = altered.read(tmp_path / "model", "hpf_gpu")
-    tensors["Theta"][2500, 1] *= 1.5
+    tensors["Theta"][2500, 1] *= 1.01
     altered.write(tmp_path / "model", "hpf_gpu", header, tensors)
     with pytest.raises(ModelFileError, match=r"Theta\[2500, 1\] is .* off the mean of its posterior"):
         HPF.load(tmp_path / "model")
+
+
+def test_arrays_begin_where_their_numbers_may(tmp_path):
+    """At whole numbers of their size from the beginning of the file, so that it can be mapped."""
+    for size in range(1, 9):  # header and ids of any length
+        users = pd.Series(["u" * size * (1 + user % 3) + str(user) for user in COUNTS.UserId])
+        quick(k=3).fit(COUNTS.assign(UserId=users.to_numpy())).save(tmp_path / "model")
+        content = (tmp_path / "model").read_bytes()
+        length = int.from_bytes(content[:8], "little")
+        layout = json.loads(content[8 : 8 + length])
+        del layout["__metadata__"]
+        for name, array in layout.items():
+            itemsize = np.dtype(load_file(tmp_path / "model")[name].dtype).itemsize
+            assert (8 + length + array["data_offsets"][0]) % itemsize == 0, name
