@@ -579,3 +579,59 @@ def test_lists_are_no_ids():
     lists = pd.Series([[1], [2], [3]], dtype=pd.ArrowDtype(pa.list_(pa.int64())))
     with pytest.raises(TypeError, match="user ids must be hashable"):
         HPF(k=2, verbose=False).fit(frame(UserId=lists))
+
+
+def test_a_count_that_is_finite_is_only_too_large():
+    """What float32 makes infinite is not: the sum is what it cannot hold."""
+    with pytest.raises(
+        ValueError, match=r"the counts add up to 1e\+60, and float32 holds 1\.84e\+19 at most"
+    ):
+        HPF(k=2, verbose=False).fit(frame(Count=[1, 2, 1e60]))
+
+
+@pytest.mark.parametrize("column", ["UserId", "ItemId", "Count"])
+def test_columns_that_are_missing_or_doubled(column):
+    have = ", ".join(map(repr, frame().columns.drop(column)))
+    with pytest.raises(ValueError, match=f"counts_df has no column '{column}'; it needs .* and has {have}"):
+        HPF(k=2, verbose=False).fit(frame().drop(columns=column))
+    with pytest.raises(ValueError, match=f"counts_df has several columns '{column}'"):
+        HPF(k=2, verbose=False).fit(pd.concat([frame(), frame()[[column]]], axis=1))
+    model = HPF(k=2, verbose=False, maxiter=2).fit(frame())
+    if column != "UserId":
+        with pytest.raises(ValueError, match=f"counts_df has no column '{column}'; it needs ItemId, Count"):
+            model.predict_factors(frame().drop(columns=["UserId", column]))
+    with pytest.raises(ValueError, match=f"input_df has no column '{column}'"):
+        model.eval_llk(frame().drop(columns=column))
+    with pytest.raises(ValueError, match=f"val_set has no column '{column}'"):
+        model.fit(frame(), val_set=frame().drop(columns=column))
+
+
+TEXTS = np.array([["1", "2"], ["3", "4"]])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [np.ones((2, 2), bool), TEXTS, pd.DataFrame(TEXTS), pd.DataFrame({"a": [1.0, 2.0], "b": TEXTS[0]})],
+    ids=["truths", "texts", "frame", "column"],
+)
+def test_known_factors_are_numbers(given):
+    with pytest.raises(TypeError, match="fixed_items must have numbers, not"):
+        HPF(k=2, verbose=False, reindex=False).fit(numbered(), fixed_items=given)
+
+
+@pytest.mark.parametrize(
+    ("own", "name"), [({"a": 1e10, "b_prime": 1e-30}, "Theta"), ({"c": 1e10, "d_prime": 1e-30}, "Beta")]
+)
+def test_either_side_may_be_too_large(own, name):
+    model = HPF(k=2, maxiter=5, random_seed=1, verbose=False, hierarchical=False, **own)
+    with pytest.raises(ValueError, match=f"^{name} is too large for float32"):
+        model.fit(sparse.eye_array(3, format="csr") * 2)
+
+
+def test_zeros_are_no_held_out_counts():
+    model = HPF(k=2, verbose=False, maxiter=2).fit(frame())
+    with pytest.warns(UserWarning, match="1 counts of zero were left out of input_df"):
+        got = model.eval_llk(pd.concat([frame(), frame(UserId=["b", "b", "b"], Count=0)[:1]]))
+    assert got == model.eval_llk(frame())
+    with pytest.warns(UserWarning, match="1 of the 3 counts of input_df were left out"):
+        assert model.eval_llk(frame(UserId=["a", "zoe", "c"]))["nobs"] == 2

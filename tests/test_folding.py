@@ -513,3 +513,13 @@ def test_seeds_without_effect_are_checked(wrong):
         with pytest.raises((TypeError, ValueError), match="random_seed"):
             call()
     assert model.Theta is before
+
+
+def test_rows_of_a_matrix_that_are_empty_keep_their_places(model):
+    rows = sparse.csr_array(([2.0, 1.0], ([1, 2], [0, 3])), shape=(5, 40))
+    fitted = quick(use_float=False).fit(sparse.csr_array(np.ones((4, 40))))
+    with pytest.warns(UserWarning, match="3 new users have no count that can be used"):
+        users = fitted.transform(rows)
+    assert users.index.tolist() == [0, 1, 2, 3, 4]
+    assert (users.loc[0] == users.loc[4]).all()
+    assert (users.loc[1] != users.loc[0]).any()

@@ -246,12 +246,30 @@ def test_priors_lie_between_the_bounds(name: str) -> None:
         ({"maxiter": np.bool_(True)}, TypeError, "maxiter must be a whole number"),
         ({"k": 2**31}, ValueError, "k=2147483648 must be at most 2147483647"),
         ({"items_per_batch": 0}, ValueError, "items_per_batch=0 must be at least 1"),
+        ({"precision": "mixed", "use_float": False}, ValueError, "precision='mixed' .* needs use_float=True"),
+        (
+            {"precision": "mixed", "allocate": "cusparse"},
+            ValueError,
+            "precision='mixed' needs allocate='fused'",
+        ),
+        ({"precision": "mixed", "backend": "openmp"}, ValueError, "needs backend='cuda', not 'openmp'"),
+        ({"allocate": "cusparse", "backend": "numpy"}, ValueError, "needs backend='cuda', not 'numpy'"),
+        ({"bias": True, "a_prime": 1e-20}, ValueError, r"needs b_prime·\(1 \+ k·a/a_prime\) up to 1e\+19"),
+        ({"bias": True, "d_prime": 1e20}, ValueError, r"needs d_prime·\(1 \+ k·c/c_prime\) up to 1e\+19"),
         ({"step_size": lambda epoch: 0.5 + epoch}, ValueError, r"step_size\(1\) is 1.5"),
     ],
 )
 def test_parameters_at_their_bounds(given: Any, kind: Any, message: str) -> None:
     with pytest.raises(kind, match=message):
         HPF(**given)
+
+
+def test_what_just_can_be() -> None:
+    assert HPF(k=2**31 - 1).k == 2**31 - 1
+    assert HPF(bias=True, d_prime=1e10, use_float=False).bias
+    for step in (0, 1, 1.0, np.float32(0.5)):
+        HPF(step_size=lambda epoch, step=step: step)
+        quick(users_per_batch=4, step_size=lambda epoch, step=step: step).fit(PLAYS)
 
 
 def test_steps_unless_given() -> None:

@@ -522,3 +522,25 @@ def test_what_a_call_leaves(frame: pd.DataFrame) -> None:
     assert model.history_.dtypes.astype(str).to_dict() == {
         "iteration": "int64", "llk": "float64", "elbo": "float64", "val_llk": "float64", "seconds": "float64"
     }  # fmt: skip
+
+
+def test_a_batch_of_row_numbers_has_those_with_counts(numbers: pd.DataFrame) -> None:
+    batch = numbers[numbers.UserId.isin([0, 5])]
+    few, same, more = (model_of(use_float=False, reindex=False).fit(numbers) for _ in range(3))
+    few.partial_fit(batch)
+    same.partial_fit(batch, users_in_batch=[5, 0, 5])
+    more.partial_fit(batch[:1], users_in_batch=range(6))
+    assert_same_model(few, same)
+    first, *others = more.Gamma_shp[:6]
+    np.testing.assert_allclose(first.sum() - 5 * 0.3, batch.Count.iloc[0], rtol=1e-12)
+    np.testing.assert_allclose(others, 0.3, rtol=1e-12)  # without any count: the prior's shape
+
+
+@pytest.mark.filterwarnings("ignore:3 counts of zero")
+def test_zeros_of_a_batch_are_nothing_that_users_have_had(frame: pd.DataFrame) -> None:
+    zeros = frame[:3].assign(ItemId=frame.ItemId.iloc[::-1].to_numpy()[:3], Count=0.0)
+    plain, told = (model_of(backend="numpy").partial_fit(frame[:40], **sizes(frame)) for _ in range(2))
+    plain.partial_fit(frame[40:80])
+    told.partial_fit(pd.concat([frame[40:80], zeros.assign(UserId=frame.UserId.iloc[40])]), new_items=True)
+    assert set(seen_pairs(told)) == pairs(frame[:80]) == set(seen_pairs(plain))
+    assert told.backend_ == "numpy"
