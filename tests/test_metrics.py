@@ -243,3 +243,10 @@ def test_entries_below_zero_are_no_items():
     got = evaluate_ranking(lambda users: np.array([[3.0, 2.0, 1.0]])[users], train, held_out, 2)
     assert (got.n_users, got.recall) == (1, 0.0)
     np.testing.assert_array_equal(popularity_scores(train)(np.arange(1)), [[0, 0, 0]])
+
+
+def test_one_vector_is_no_factors():
+    with pytest.raises(ValueError, match=r"theta \(3,\) and beta \(2, 3\) must have the shapes"):
+        factor_scores(np.ones(3), np.ones((2, 3)))
+    with pytest.raises(ValueError, match=r"theta \(2, 3\) and beta \(4, 3, 1\) must have the shapes"):
+        factor_scores(np.ones((2, 3)), np.ones((4, 3, 1)))

@@ -352,3 +352,52 @@ def test_only_steps_of_your_own_are_warned_of(fitted: HPF, tmp_path: Any, recwar
     model.step_size = lambda epoch: 0.1
     model.save(tmp_path / "model")
     assert [warning.filename for warning in recwarn] == [__file__]
+
+
+@pytest.mark.parametrize("way", FROM_A_FIT)
+def test_backends_are_asked_for_the_width_of_the_fit(way: str, monkeypatch: Any) -> None:
+    model, asked, choose = fresh().set(k=5, bias=True), [], backends.choose
+
+    def spy(*arguments: Any, k: int, **options: Any) -> Any:
+        asked.append(k)
+        return choose(*arguments, k=k, **options)
+
+    monkeypatch.setattr(backends, "choose", spy)
+    ALLOCATING[way](model)
+    assert asked == [3]
+
+
+def test_a_model_knows_who_computed_it_last(backend_name: str) -> None:
+    model = quick(backend=backend_name).fit(PLAYS)
+    assert model.backend_ == backend_name
+    model.backend = "numpy"
+    assert model.partial_fit(PLAYS).backend_ == "numpy"
+    model.backend = backend_name
+    assert model.partial_fit(PLAYS).backend_ == backend_name
+
+
+def test_what_was_read_of_a_model_stays_as_it_was() -> None:
+    """Whatever replaces rows makes new arrays: others may be reading the old ones."""
+    model = fresh()
+    names = ("Theta", "Beta", "Gamma_shp", "Lambda_shp", "seen", "user_mapping_")
+    before = {name: getattr(model, name) for name in names}
+    copies = copy.deepcopy(before)
+    model.add_users(PLAYS[:9].assign(Count=9.0), update_existing=True).partial_fit(PLAYS)
+    model.add_user(PLAYS.UserId[0], NEW[:2], update_existing=True, update_all_params=True)
+    for name in names:
+        np.testing.assert_array_equal(before[name], copies[name], err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["theta", "beta"])
+def test_one_factor_that_is_too_large_is_one_too_many(name: str, fitted: HPF) -> None:
+    matrix = getattr(fitted._fitted, name).copy()
+    matrix[-1, -1] = np.inf
+    with pytest.raises(ValueError, match=f"^{name.title()} is too large for float32"):
+        dataclasses.replace(fitted._fitted, **{name: matrix})
+
+
+def test_rates_that_vanish_have_a_likelihood(fitted: HPF) -> None:
+    model = copy.copy(fitted)
+    model._fitted = dataclasses.replace(fitted._fitted, theta=np.zeros_like(fitted.Theta))
+    llk = model.eval_llk(PLAYS)["llk"]
+    np.testing.assert_allclose(llk, PLAYS.Count.sum() * np.log(np.finfo(np.float64).tiny), rtol=1e-12)
