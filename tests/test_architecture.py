@@ -17,11 +17,12 @@ PACKAGE = Path(hpf_gpu.__file__).parent
 #: The rooms of the package, each with those that its modules may import from beside their own.  Modules that
 #: stand alone at the top are the public ones: HPF, and what is imported by name.
 ROOMS = {
-    "backends": set(),
-    "data": {"backends"},
+    "messages": set(),
+    "backends": {"messages"},
+    "data": {"messages", "backends"},
     "model": {"backends", "data"},
     "files": {"backends", "data", "model"},
-    "answers": {"backends", "data", "model"},
+    "answers": {"messages", "backends", "data", "model"},
     "fitting": {"backends", "data", "model", "files"},
     "top": {"backends", "data", "model", "files", "answers", "fitting"},
     "app": {"top", "backends"},
@@ -30,11 +31,12 @@ ROOMS = {
 #: Within a room modules may import those that stand before them.  Of the backends all others may import the
 #: registry and the protocol alone.
 ORDER = {
+    "messages": ("__init__",),
     "backends": (
         "protocol", "openmp_diagnosis", "cuda_diagnosis", "cuda_source", "cuda_layout", "cuda_launch",
         "cuda_input", "cuda_counts", "numpy_backend", "openmp_backend", "cuda_backend", "__init__",
     ),
-    "data": ("__init__", "messages", "ids", "seen", "blocks", "triplets", "factors", "counts"),
+    "data": ("__init__", "ids", "seen", "blocks", "triplets", "factors", "counts"),
     "model": (
         "__init__", "priors", "start", "posterior", "sides", "biases", "convergence", "settings", "fitted",
         "likelihood", "inference", "stochastic",

@@ -340,14 +340,14 @@ def test_every_field_and_array_is_checked(name, tmp_path, monkeypatch):
         fit(model_of(name), checkpoint=path, checkpoint_every=6, callback=kill_at(7), **options)
 
     def error_of(header, tensors):
-        altered.write(path, "hpf_gpu.checkpoint", header, tensors)
+        altered.write(path, "hpf_gpu.files.checkpoint", header, tensors)
         try:
             files[0].read(None)
         except ValueError as error:
             return error
         return None
 
-    header, tensors = altered.read(path, "hpf_gpu.checkpoint")
+    header, tensors = altered.read(path, "hpf_gpu.files.checkpoint")
     assert header["iteration"] == 6
     wrong = 0
     for place, value, other in altered.headers(header):
@@ -467,3 +467,79 @@ def test_a_checkpoint_that_cannot_be_written(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space left"):
         fit(model, checkpoint=path, checkpoint_every=4)
     assert_same_fit(model, fit(model_of("maxiter", maxiter=4)))
+
+
+#: Another value of every parameter.  Of what is not here, none does.
+OTHER_VALUES = {
+    "k": 4, "a": 0.5, "a_prime": 0.5, "b_prime": 0.5, "c": 0.5, "c_prime": 0.5, "d_prime": 0.5, "ncores": 1,
+    "stop_crit": "maxiter", "check_every": 3, "stop_thr": 1e-5, "users_per_batch": 9, "items_per_batch": 9,
+    "step_size": lambda epoch: 0.5, "maxiter": 8, "random_seed": 6, "backend": "numpy",
+    "schedule": "alternating",
+}  # fmt: skip
+OTHER_VALUES |= dict.fromkeys(("verbose", "allow_inconsistent_math", "full_llk", "alloc_full_phi"), True)
+OTHER_VALUES |= dict.fromkeys(("use_float", "keep_data", "produce_dicts", "keep_all_objs"), False)
+OTHER_VALUES |= {"sum_exp_trick": True, "hierarchical": False, "binary": True, "bias": True, "reindex": False}
+#: "Where it runs, how far, and what is shown, written and kept"; a step that nobody takes; and names of rows.
+MAY_DIFFER = {
+    "ncores", "maxiter", "backend", "verbose", "save_folder", "keep_data", "produce_dicts", "keep_all_objs",
+    "allow_inconsistent_math", "alloc_full_phi", "step_size", "reindex",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*sorted(OTHER_VALUES), "save_folder"])
+def test_what_may_differ_from_a_checkpoint(name, tmp_path, capsys):
+    data = COUNTS.assign(UserId=COUNTS.UserId - 100, ItemId=COUNTS.ItemId - 500).sort_values("UserId")
+    data["ItemId"] = pd.factorize(data.ItemId)[0]
+    given = {"k": 3, "random_seed": 5, "verbose": False, "maxiter": 6, "stop_thr": 1e-9}
+    HPF(**given).fit(data, checkpoint=tmp_path / "state", checkpoint_every=5)
+    other = tmp_path if name == "save_folder" else OTHER_VALUES[name]
+    model, heard = HPF(**given | {name: other}), []
+    if name in MAY_DIFFER:
+        model.fit(data, checkpoint=tmp_path / "state", callback=heard.append)
+        assert heard[0].iteration == 6
+    else:
+        with pytest.raises(ValueError, match=f"checkpoint of a fit with {name}=|another counts_df"):
+            model.fit(data, checkpoint=tmp_path / "state")
+
+
+def test_where_counts_and_held_out_counts_are(tmp_path):
+    """The same items in the same order, but of other users; the same counts, but of another pair."""
+    first, other = (
+        sparse.csr_array(np.array(rows)) for rows in ([[1, 1, 0], [0, 0, 1]], [[1, 0, 0], [0, 1, 1]])
+    )
+    held, moved = (sparse.coo_array(([1.0], ([0], [item])), shape=(2, 3)) for item in (1, 2))
+    given = {"k": 2, "random_seed": 1, "verbose": False, "maxiter": 3, "stop_thr": 1e-9}
+    HPF(**given).fit(first, held, checkpoint=tmp_path / "state", checkpoint_every=2)
+    for data, validation, name in (
+        (other, held, "counts_df"),
+        (first, moved, "val_set"),
+        (first, None, "val_set"),
+    ):
+        with pytest.raises(ValueError, match=f"checkpoint of a fit to another {name}"):
+            HPF(**given).fit(data, validation, checkpoint=tmp_path / "state")
+    HPF(**given).fit(first, held, checkpoint=tmp_path / "state")
+
+
+@pytest.mark.parametrize("side", ["users", "items"])
+def test_known_factors_of_any_type_are_the_same(side, tmp_path):
+    data = sparse.csr_array(np.ones((4, 4)))
+    factors = np.arange(1, 9).reshape(4, 2)
+    given = {"k": 2, "random_seed": 1, "verbose": False, "maxiter": 3, "stop_thr": 1e-9}
+    path = tmp_path / "state"
+    HPF(**given).fit(data, checkpoint=path, checkpoint_every=2, **{f"fixed_{side}": factors})
+    for dtype in (np.float32, np.float64, ">f8", np.uint8):
+        for order in "CF":
+            same = np.array(factors, dtype, order=order)
+            HPF(**given).fit(data, checkpoint=path, **{f"fixed_{side}": same})
+    for fixed in ({f"fixed_{side}": factors[::-1]}, {}):
+        with pytest.raises(ValueError, match=f"to another fixed_{side}"):
+            HPF(**given).fit(data, checkpoint=path, **fixed)
+
+
+@pytest.mark.parametrize("batches", [{"users_per_batch": 60}, {"items_per_batch": 20}])
+def test_biases_that_rest_go_on_resting(batches, tmp_path):
+    """One batch or two an epoch: the biases wake after the checkpoint."""
+    given = {"k": 2, "random_seed": 1, "verbose": False, "bias": True, "stop_crit": "maxiter"} | batches
+    want = fit(HPF(**given, maxiter=14))
+    fit(HPF(**given, maxiter=4), checkpoint=tmp_path / "state", checkpoint_every=3)
+    assert_same_fit(fit(HPF(**given, maxiter=14), checkpoint=tmp_path / "state"), want)

@@ -45,6 +45,49 @@ def cuda32() -> Any:
     return create("cuda", np.dtype(np.float32))
 
 
+def test_devices_are_told(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Name, compute capability and memory of each; one that does not answer has a line that says so."""
+    import cupy as cp
+
+    from hpf_gpu.backends import cuda_backend
+
+    runtime, properties = cp.cuda.runtime, cp.cuda.runtime.getDeviceProperties(0)
+    capability = f"sm {properties['major']}.{properties['minor']}"
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime, "memGetInfo", lambda: (3 << 29, 5 << 30))
+        line = f"{properties['name'].decode()}, {capability}, 1.50 GiB of 5.00 GiB free"
+        assert cuda_backend.devices()[0] == line
+        assert cuda.describe() == f"{line}, CuPy {cp.__version__}, {cuda.dtype}"
+        mixed = create("cuda", np.dtype(np.float32), precision="mixed")
+        assert mixed.describe().endswith(", half precision in float32")
+
+    def fails() -> Any:
+        raise runtime.CUDARuntimeError(2)
+
+    monkeypatch.setattr(runtime, "memGetInfo", fails)
+    monkeypatch.setattr(runtime, "getDeviceCount", lambda: 1)
+    (line,) = cuda_backend.devices()
+    assert line.startswith("GPU 0: cudaError")
+
+
+def test_a_compiler_that_does_not_work_is_explained(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import cupy as cp
+
+    from hpf_gpu.backends import cuda_backend
+
+    class Module:
+        def __init__(self, **_: Any) -> None:
+            pass
+
+        def get_function(self, name: str) -> Any:
+            raise RuntimeError("libnvrtc.so.13: cannot open shared object file")
+
+    monkeypatch.setattr(cp, "RawModule", Module)
+    monkeypatch.setattr(cuda_backend, "find_fault", lambda error: BackendUnavailable(f"told: {error}"))
+    with pytest.raises(BackendUnavailable, match="told: libnvrtc"):
+        cuda_backend._compiled.__wrapped__(("counts.cu",), Variant(1, cuda.dtype), 0)
+
+
 def random_counts(n: int = 60, m: int = 45, nnz: int = 700, seed: int = 0) -> sparse.csr_array:
     rng = np.random.default_rng(seed)
     pairs = rng.choice(n * m, nnz, replace=False)
@@ -252,20 +295,6 @@ def test_products_of_exactly_the_threshold_are_counted_once(cuda: Any) -> None:
         np.testing.assert_allclose(cuda.asnumpy(statistic)[:, 0], want, rtol=1e-5)
 
 
-def test_log_rate_sum_of_sums_that_underflow_in_part(cuda: Any) -> None:
-    """Where some of a rate's terms are below the smallest normal number and others are not."""
-    case, tolerance = contract.make_case("K=30"), contract.TOLERANCE[cuda.dtype.name]
-    counts = cuda.counts(case.csr(cuda.dtype), case.k)
-    for power in {"float32": (-17, -18, -19, -20), "float64": (-152, -153, -154, -155)}[cuda.dtype.name]:
-        theta, beta = (side.gamma.mean * 10.0**power for side in (case.users, case.items))
-        theta, beta = (x.astype(cuda.dtype).astype(np.float64) for x in (theta, beta))
-        # The oracle's own products are normal: each factor is scaled by a power of two.
-        up = 2.0**500 if cuda.dtype == np.float64 else 1.0
-        want = oracle.log_rate_sum(case.y, theta * up, beta) - case.y.sum() * np.log(up)
-        got = cuda.log_rate_sum(counts, cuda.asarray(theta), cuda.asarray(beta))
-        contract.assert_near(got, want, tolerance.log_sums, abs(want))
-
-
 def far(array: Any, rows: int) -> Any:
     """A view of a matrix or vector as the last rows of one with so many more, which are not there."""
     import cupy as cp
@@ -275,13 +304,20 @@ def far(array: Any, rows: int) -> Any:
     return cp.ndarray(shape, array.dtype, cp.cuda.MemoryPointer(begin, 0), array.strides)
 
 
+@pytest.mark.parametrize("k", [3, 40])
+def test_one_product_underflows_in_the_composed_form(cuda: Any, k: int) -> None:
+    composed = create("cuda", cuda.dtype, allocate="cusparse")
+    contract.test_one_product_underflows(composed, contract.TOLERANCE[cuda.dtype.name], k, 13)
+
+
+@pytest.mark.parametrize("name", ["nearly disjoint", "start values, K=1"])
 @pytest.mark.parametrize("exact", [False, True], ids=["", "exact"])
 def test_allocate_in_matrices_of_more_than_32_bits(
-    cuda: Any, exact: bool, monkeypatch: pytest.MonkeyPatch
+    cuda: Any, exact: bool, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows beyond 2^31 numbers are found: of matrices whose last rows alone are in memory."""
-    monkeypatch.setattr(cuda_layout, "SEGMENT", 16)
-    case, rows = contract.make_case("nearly disjoint"), 2**29 + 6  # 2^32 numbers, and some: width is 8
+    monkeypatch.setattr(cuda_layout, "SEGMENT", 8)
+    case, rows = contract.make_case(name), 2**30 + 6  # 2^32 numbers, and more: width is 4 or 8
     factors, counts = contract.make_factors(cuda, case), cuda.counts(case.csr(cuda.dtype), case.k)
     assert counts.users.slots
     wanted = cuda.allocate(counts, *factors, exact=exact)
@@ -475,7 +511,62 @@ def test_memory_that_cupy_keeps_is_free(cuda32: Any, monkeypatch: pytest.MonkeyP
 
     pool = SimpleNamespace(free_bytes=lambda: 1 << 50)
     monkeypatch.setattr(cp, "get_default_memory_pool", lambda: pool)
-    assert cuda_backend.free_bytes() > 1 << 50
+    monkeypatch.setattr(cp.cuda.runtime, "memGetInfo", lambda: (3 << 30, 5 << 30))
+    assert cuda_backend.free_bytes() == (1 << 50) + (3 << 30)
+
+
+@pytest.mark.parametrize("options", [{}, {"precision": "mixed"}, {"allocate": "cusparse"}], ids=str)
+def test_counts_are_refused_by_what_was_predicted(
+    cuda: Any, options: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the byte, for this number of factors, precision and form."""
+    from hpf_gpu.backends import cuda_backend
+
+    if "precision" in options and cuda.dtype != np.float32:
+        pytest.skip("half precision goes with float32")
+    backend, csr, k = create("cuda", cuda.dtype, **options), random_counts(), 70
+    variant = Variant(k, cuda.dtype, "precision" in options)
+    needed = cuda_layout.bytes_of_fit(variant, csr.shape, csr.nnz, composed="allocate" in options)
+    monkeypatch.setattr(cuda_backend, "free_bytes", lambda: needed)
+    assert backend.counts(csr, k).nnz == 700
+    monkeypatch.setattr(cuda_backend, "free_bytes", lambda: needed - 1)
+    with pytest.raises(NotEnoughMemory, match="with k=70"):
+        backend.counts(csr, k)
+
+
+def test_every_operation_tells_what_needs_memory(cuda32: Any) -> None:
+    import cupy as cp
+
+    case = contract.make_case("K=5")
+    csr, (users, items) = case.csr(cuda32.dtype), contract.make_factors(cuda32, case)
+    counts, (theta, beta) = cuda32.counts(csr, 5), map(cuda32.mean, (users, items))
+    some, none = np.array([0, 1]), cuda32.asarray(np.ones((2, 5)))
+    work = {
+        "asarray": (np.ones((2, 5)),),
+        "select_rows": (theta, some),
+        "select_columns": (theta, some),
+        "assign_rows": (theta, some, none),
+        "counts": (csr, 5),
+        "adopt": (cp.asarray([[0, 0, 1]]),),
+        "gamma_update": (users.shape, 0.3, users.rate_rows, users.rate_columns),
+        "mean": (users,),
+        "gamma_elbo": (users, cuda32.asarray(np.ones(23)), 0.3, 0.3, 0.3),
+        "distance": (theta, theta),
+        "allocate": (counts, users, items),
+        "log_rate_sum": (counts, theta, beta),
+        "log_normalizer_sum": (counts, users, items),
+        "log_factorial_sum": (counts,),
+        "predict_pairs": (theta, beta, some, some),
+        "top_items": (theta, beta, 3),
+    }
+
+    def allocate(size: int) -> Any:
+        raise cp.cuda.memory.OutOfMemoryError(size, 1 << 30, 1 << 31)
+
+    for name, arguments in work.items():
+        options = {"reindex": False} if name == "adopt" else {}
+        with cp.cuda.using_allocator(allocate), pytest.raises(NotEnoughMemory, match=f"for {name}: Out of"):
+            getattr(cuda32, name)(*arguments, **options)
 
 
 def test_memory_that_others_took_meanwhile(cuda32: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -513,10 +604,14 @@ def test_parts_on_their_way_to_the_host(cuda: Any, monkeypatch: pytest.MonkeyPat
     rows, columns = rng.integers(0, 60, 500), rng.integers(0, 45, 500)
     csr = random_counts()
     seen = (csr.indptr, csr.indices)
-    whole = cuda.predict_pairs(theta, beta, rows, columns), *cuda.top_items(theta, beta, 7, seen)
+
+    def asked() -> tuple[Any, ...]:
+        lists = (cuda.top_items(theta, beta, n, seen) for n in (7, 65))
+        return (cuda.predict_pairs(theta, beta, rows, columns), *(part for both in lists for part in both))
+
+    whole = asked()
     monkeypatch.setattr(cuda_backend, "_AT_ONCE", 64)
-    parts = cuda.predict_pairs(theta, beta, rows, columns), *cuda.top_items(theta, beta, 7, seen)
-    for part, want in zip(parts, whole, strict=True):
+    for part, want in zip(asked(), whole, strict=True):
         np.testing.assert_array_equal(part, want)
 
 
@@ -706,6 +801,20 @@ def test_device_array(cuda32: Any, reindex: bool, dtype: type) -> None:
     if reindex:
         np.testing.assert_array_equal(got.user_mapping_, want.user_mapping_)
         np.testing.assert_array_equal(got.item_mapping_, want.item_mapping_)
+
+
+def test_zeros_in_a_device_array(cuda32: Any) -> None:
+    """They are dropped and counted, and who has nothing else is no user."""
+    import cupy as cp
+
+    table = np.array([[7, 1, 0], [5, 2, 3], [6, 1, 2], [9, 3, 0], [5, 1, 1]])
+    with pytest.warns(UserWarning, match="2 counts of zero were dropped"):
+        got = fit(cp.asarray(table), k=2)
+    with pytest.warns(UserWarning, match="2 counts of zero were dropped"):
+        want = fit(table, k=2)
+    np.testing.assert_array_equal(got.user_mapping_, [5, 6])
+    np.testing.assert_array_equal(got.item_mapping_, want.item_mapping_)
+    np.testing.assert_array_equal(got.Theta, want.Theta)
 
 
 @pytest.mark.parametrize("dtype", [np.int8] if conftest.SIMULATED else [np.int8, np.int16])

@@ -96,7 +96,7 @@ def test_the_driver_has_no_gpu(sandbox):
     assert diagnosis(sandbox) == (problem, NVIDIA_SMI, False)
 
 
-@pytest.mark.parametrize("visible", ["", "-1"])
+@pytest.mark.parametrize("visible", ["", " ", "-1", "-1,0"])
 def test_gpus_that_are_hidden_on_purpose(sandbox, visible):
     sandbox.driver(init=100)
     sandbox.environment["CUDA_VISIBLE_DEVICES"] = visible
@@ -134,11 +134,30 @@ def test_an_old_gpu(sandbox):
 
 
 @pytest.mark.parametrize(
-    ("cuda", "capability", "extra"), [(12000, 86, "cuda12"), (13000, 86, "cuda13"), (13000, 70, "cuda12")]
+    ("cuda", "capability", "extra"),
+    [
+        *((12000, 86, "cuda12"), (12090, 100, "cuda12"), (13000, 86, "cuda13"), (14010, 75, "cuda13")),
+        *((13000, 70, "cuda12"), (13000, 75, "cuda13")),
+    ],
 )
 def test_no_cupy(sandbox, cuda, capability, extra):
     sandbox.driver(cuda=cuda, capability=capability)
     assert diagnosis(sandbox) == ("CuPy is not installed", f"pip install 'hpf_gpu[{extra}]'", False)
+
+
+@pytest.mark.parametrize(
+    ("package", "cuda", "capability"),
+    [
+        *(("cupy-cuda12x", 12000, 70), ("cupy-cuda12x", 13000, 86), ("cupy-cuda12x", 13000, 70)),
+        *(("cupy-cuda13x", 13000, 75), ("cupy-cuda13x", 14000, 100), ("cupy", 12000, 70)),
+    ],
+)
+def test_a_cupy_that_suits(sandbox, package, cuda, capability):
+    """For this driver or an older one, and for this GPU; one from source is not judged by its name."""
+    sandbox.driver(cuda=cuda, capability=capability)
+    sandbox.install(package, "14.2.0")
+    sandbox.module("cupy", WORKS)
+    assert diagnosis(sandbox) == ("", "", False)
 
 
 def test_other_packages_are_no_cupy(sandbox):
@@ -195,6 +214,7 @@ def test_a_cupy_for_newer_gpus(sandbox):
     ("text", "told"),
     [
         ("raise ImportError('libcublas.so.13: no such file')", "ImportError: libcublas.so.13: no such file"),
+        ("raise OSError('=' * 250)", "OSError: " + "=" * 200),
         ("raise ValueError('numpy.dtype size\\n changed')", "ValueError: numpy.dtype size changed"),
         (
             "try:\n    import no_such_part\nexcept ImportError as error:\n"
@@ -202,7 +222,7 @@ def test_a_cupy_for_newer_gpus(sandbox):
             "ImportError: No module named 'no_such_part'",
         ),
     ],
-    ids=["ImportError", "ValueError", "banner"],
+    ids=["ImportError", "long", "ValueError", "banner"],
 )
 def test_a_cupy_that_fails_on_import(sandbox, text, told):
     sandbox.driver()
@@ -222,6 +242,7 @@ def test_a_cupy_that_fails_on_import(sandbox, text, told):
         "Failed to find CUDA headers. Please install CUDA toolkit headers via",  # CuPy 14
         "CuPy failed to load nvrtc64_120_0.dll: FileNotFoundError: Could not find module",
         'f.cu(1): catastrophic error: could not open source file "cuda_fp16.h" (no directories)',  # NVRTC 13
+        "nvrtc: error: failed to open nvrtc-builtins64_130.dll.",
         'x.cuh(3): catastrophic error: cannot open source file "vector_types.h"',  # NVRTC 12
     ],
 )

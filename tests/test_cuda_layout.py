@@ -1,4 +1,4 @@
-"""How the CUDA backend lays out counts, reads its sources and holds launches against them: no CUDA needed."""
+"""How the CUDA backend lays out counts, reads sources and a user's arrays, checks launches; no CUDA here."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import sparse
 
 from hpf_gpu import HPF
-from hpf_gpu.backends import cuda_layout
+from hpf_gpu.backends import cuda_input, cuda_layout
 from hpf_gpu.backends.cuda_launch import Kernel
 from hpf_gpu.backends.cuda_source import MAX_FACTORS, THREADS, TOP_PLACES, Parameter, Variant
 
@@ -34,6 +35,14 @@ def test_segmentation(lengths: list[int]) -> None:
             place = int(np.flatnonzero(cut.long_row == row)[0])
             assert slots.tolist() == list(range(cut.long_begin[place], cut.long_begin[place + 1]))
     assert cut.slots == (cut.slot >= 0).sum()
+
+
+def test_segments_beyond_32_bits_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_layout, "MAX_NUMBER", 5)
+    size = cuda_layout.SEGMENT
+    assert len(cuda_layout.segmentation(np.array([0, 1, 1 + 4 * size])).row) == 5
+    with pytest.raises(ValueError, match=f"6 segments of {size} counts are more than 32 bits"):
+        cuda_layout.segmentation(np.array([0, 1, 2 + 4 * size]))
 
 
 @pytest.mark.parametrize(
@@ -163,3 +172,145 @@ def _never(*_: Any) -> None:
 def test_options_are_checked(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         HPF(**arguments)
+
+
+# -- data that lies on a GPU, with NumPy in place of CuPy ------------------------------------------
+
+
+def array_of_another_library(device: int | None, interface: bool = False) -> Any:
+    """An object whose type says, by DLPack or by CUDA's interface, where it lies."""
+    methods: dict[str, Any] = {}
+    if device is not None:
+        methods["__dlpack_device__"] = lambda self: (device, 0)
+    if interface:
+        methods["__cuda_array_interface__"] = {}
+    return type("Tensor", (), methods)()
+
+
+@pytest.mark.parametrize(
+    ("array", "is_there"),
+    [
+        (array_of_another_library(2), True),  # kDLCUDA
+        (array_of_another_library(13), True),  # kDLCUDAManaged
+        (array_of_another_library(1), False),  # kDLCPU
+        (array_of_another_library(3), False),  # kDLCUDAHost
+        (array_of_another_library(10), False),  # kDLROCM
+        (array_of_another_library(1, interface=True), False),
+        (array_of_another_library(None, interface=True), True),
+        (np.zeros(3), False),
+        (object(), False),
+    ],
+)
+def test_where_arrays_lie(array: Any, is_there: bool) -> None:
+    assert cuda_input.is_device_array(array) is is_there
+
+
+@pytest.mark.parametrize("kind", ["i1", "i2", "i4", "i8", "u1", "u4", "u8", "f4", "f8"])
+def test_ids_are_numbered_in_order_of_appearance(kind: str) -> None:
+    ids = np.array([100, 7, 100, 0, 90, 7, 127]).astype(kind)
+    row, names, rows = cuda_input._numbered(np, ids, "user", True)
+    assert (row.tolist(), row.dtype) == ([0, 1, 0, 2, 3, 1, 4], np.int32)
+    assert names is not None
+    assert (names.tolist(), names.dtype, rows) == ([100, 7, 0, 90, 127], ids.dtype, 5)
+    row, names, rows = cuda_input._numbered(np, ids, "user", False)
+    assert (row.tolist(), row.dtype, names, rows) == (ids.tolist(), np.int32, None, 128)
+
+
+@pytest.mark.parametrize("ids", [[-128, 127, -128], [2**63 - 3, 2**63 - 1, 2**63 - 2], [-(2**63), 5 - 2**63]])
+def test_ids_at_the_ends_of_their_type(ids: list[int]) -> None:
+    """No difference wraps and no bit is lost."""
+    given = np.array(ids, np.int8 if ids[0] == -128 else np.int64)
+    row, names, rows = cuda_input._numbered(np, given, "user", True)
+    assert names is not None
+    assert names[row].tolist() == ids
+    assert rows == len(names) == len(set(ids))
+
+
+@pytest.mark.parametrize(("reindex", "most"), [(False, 1_000_300), (True, 1_000_048)])
+def test_how_far_ids_may_lie_apart(reindex: bool, most: int) -> None:
+    """By the number of counts, here three."""
+    row, _, rows = cuda_input._numbered(np, np.array([0, most, 1]), "user", reindex)
+    assert (row.tolist(), rows) == (([0, 1, 2], 3) if reindex else ([0, most, 1], most + 1))
+    with pytest.raises(ValueError, match="too far apart" if reindex else f"user id {most + 1} is not a row"):
+        cuda_input._numbered(np, np.array([0, most + 1, 1]), "user", reindex)
+
+
+def test_row_numbers_have_32_bits() -> None:
+    """However many counts there are to go with them."""
+    ids = np.lib.stride_tricks.as_strided(np.zeros(1, np.int64), (2**26,), (0,))
+    high = np.array([2**31 - 1])
+
+    class Many(np.ndarray[Any, Any]):
+        def max(self, *_: Any, **__: Any) -> Any:
+            return high[0]
+
+    with pytest.raises(ValueError, match="user id 2147483647 is not a row number"):
+        cuda_input._numbered(np, ids.view(Many), "user", False)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([1, 0.5, 2], None),
+        ([True, False, True], None),
+        ([1, 2, -1], "count -1 at position 2"),
+        ([np.inf, np.nan, 1], "count inf at position 0"),
+        ([1.0e19, 1.0e19, 1.0], r"add up to 2e\+19, and float32 holds 1\.84e\+19"),
+        ([9.0e18, 9.0e18, 1.0], None),
+        (np.array(["1", "2", "3"]), "counts of type <U1 are not numbers"),
+    ],
+)
+def test_counts_are_checked_and_copied(given: Any, message: str | None) -> None:
+    given = np.asarray(given)
+    if message is not None:
+        with pytest.raises(ValueError, match=message):
+            cuda_input._checked(np, given, np.dtype("f4"))
+        return
+    taken = cuda_input._checked(np, given, np.dtype("f4"))
+    assert taken.dtype == np.float32
+    np.testing.assert_array_equal(taken, given.astype(np.float32))
+    already = given.astype(np.float32)
+    assert not np.shares_memory(cuda_input._checked(np, already, np.dtype("f4")), already)
+
+
+@pytest.mark.parametrize("form", ["csr", "csc", "coo"])
+def test_matrices_become_triplets(form: str) -> None:
+    """With empty rows at both ends and a stored zero, which is dropped and counted."""
+    dense = np.array([[0, 0, 0, 0], [5, 0, 0, 2], [0, 0, 3, 0], [0, 1, 0, 0], [0, 0, 0, 0]], np.float64)
+    matrix = getattr(sparse, f"{form}_array")(dense)
+    matrix.data[np.flatnonzero(matrix.data == 3)] = 0
+    taken = cuda_input.from_matrix(np, matrix, np.dtype("f4"))
+    got = sparse.coo_array((taken.value, (taken.row, taken.column)), shape=taken.shape)
+    np.testing.assert_array_equal(got.toarray(), np.where(dense == 3, 0, dense))
+    assert (taken.dropped, taken.row.dtype, taken.column.dtype) == (1, np.int32, np.int32)
+    assert (taken.value > 0).all()
+
+
+@pytest.mark.parametrize("shape", [(2**31, 3), (3, 2**31)])
+def test_matrices_beyond_32_bits(shape: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="in 32 bits, too few for"):
+        cuda_input.from_matrix(np, SimpleNamespace(shape=shape), np.dtype("f4"))
+
+
+def test_arrays_become_triplets() -> None:
+    """Whoever has only counts of zero is no user, and no item."""
+    table = np.array([[9, 1, 0], [7, 3, 2], [8, 1, 4], [7, 2, 0], [7, 1, 1]], np.float64)
+    taken = cuda_input.from_array(np, table, np.dtype("f4"), True)
+    assert (taken.shape, taken.dropped) == ((2, 2), 2)
+    assert (taken.row.tolist(), taken.column.tolist(), taken.value.tolist()) == (
+        [0, 1, 0],
+        [0, 1, 1],
+        [2, 4, 1],
+    )
+    assert taken.user_ids is not None
+    assert taken.item_ids is not None
+    assert (taken.user_ids.tolist(), taken.item_ids.tolist()) == ([7, 8], [3, 1])
+    for bad in (table[:0], table[:, :2], table[0]):
+        with pytest.raises(ValueError, match=r"must be \(n, 3\)"):
+            cuda_input.from_array(np, bad, np.dtype("f4"), True)
+    with pytest.raises(ValueError, match="no count is above zero"):
+        cuda_input.from_array(np, table * [1, 1, 0], np.dtype("f4"), True)
+    for number, told in ((0.5, "user id 0.5 is not one"), (-1, "user id -1 is not a row number")):
+        table[1, 0] = number
+        with pytest.raises(ValueError, match=told):
+            cuda_input.from_array(np, table, np.dtype("f4"), False)

@@ -8,9 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+from scipy import sparse
+from scipy.special import gammaln
 
-from hpf_gpu import __version__
+from hpf_gpu import __version__, plot
 from hpf_gpu.app import demo
 from hpf_gpu.app.cli import main
 from hpf_gpu.datasets import load_online_retail, split_by_user
@@ -108,6 +112,79 @@ def test_an_odd_number_of_factors_is_printed_and_drawn(small_run):
     assert text.count("\n  factor ") + text.count("   factor ") == 3
     assert result.qualities["HPF"].precision > result.qualities["most popular"].precision
     assert result.qualities["HPF"].n_users == result.qualities["most popular"].n_users
+
+
+def test_the_text_is_of_this_run(small_run):
+    """Every figure and every name is that of the model, the seed and the split."""
+    output, text, result = small_run
+    model = result.model
+    assert (model.k, model.random_seed_, model.backend_, model.full_llk) == (3, 3, "numpy", True)
+    retail = load_online_retail()
+    orders = retail.purchases.assign(Count=retail.purchases.Orders)
+    train, held_out = split_by_user(orders, seed=3)
+    name_of = retail.product_names.str.split().str.join(" ").str.capitalize()
+    last = model.history_.iloc[-1]
+    told = (
+        f"{orders.UserId.nunique():,} customers, {orders.ItemId.nunique():,} products, {len(orders):,} pairs",
+        f"of which {len(held_out):,} are held out",
+        "HPF with 3 factors on backend numpy",
+        f"{model.niter} iterations in {last.seconds:.2f} s",
+        f"log-likelihood {last.llk:,.0f}, ELBO {last.elbo:,.0f}",
+        f"mean of {result.qualities['HPF'].n_users:,} customers",
+        f"Customer {result.customer}: ",
+        f"Picture: {output}",
+    )
+    for line in told:
+        assert line in text
+    counts = sparse.coo_array(
+        (train.Count, (pd.factorize(train.UserId)[0], pd.factorize(train.ItemId)[0])), dtype=float
+    )
+    expected = model.Theta.sum(axis=0, dtype=float) @ model.Beta.sum(axis=0, dtype=float)
+    rates = (model.Theta[counts.row].astype(float) * model.Beta[counts.col]).sum(axis=1)
+    llk = counts.data @ np.log(rates) - gammaln(counts.data + 1).sum() - expected
+    assert last.llk == pytest.approx(llk, rel=1e-5)  # float32: orders, and with the factorials
+    for method, quality in result.qualities.items():
+        row = next(line for line in text.splitlines() if line.startswith(f"  {method:14}"))
+        assert row.split()[-3:] == [f"{x:.3f}" for x in (quality.precision, quality.recall, quality.ndcg)]
+
+    history = train[train.UserId == result.customer]
+    assert 40 <= len(history) <= 80
+    sizes = train.groupby("UserId").size()
+    drawn = np.random.default_rng(3).choice(sizes.index[(sizes >= 40) & (sizes <= 80)])
+    assert result.customer == drawn
+    assert result.recommended == model.topN(result.customer, n=10).tolist()
+    part = text.split(f"Customer {result.customer}")[1].split("\nThe largest factors")[0].splitlines()[1:]
+    assert part[0].split("  ")[1] == f"{len(history)} products ordered"
+    most = history.sort_values("Count", ascending=False, kind="stable").ItemId[:10]
+    assert [line[2:40].strip() for line in part[1:] if line] == [name_of[item] for item in most]
+    later = set(held_out[held_out.UserId == result.customer].ItemId)
+    starred = [("* " if item in later else "  ") + name_of[item] for item in result.recommended]
+    assert [line[40:] for line in part[1:] if line] == starred
+
+    factors = text.split("The largest factors by their first products\n")[1].split("Picture")[0]
+    for factor, items in plot.leading_items(model.Theta, model.Beta, 6, 5).items():
+        assert f"factor {factor}" in factors
+        for item in model.item_mapping_[items]:
+            assert name_of[item] in factors
+
+
+def test_the_command_hands_its_options_on(monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(demo, "run", lambda *arguments: asked.append(arguments[:4]))
+    assert main(["demo"]) == 0
+    assert main(["demo", "--output", "o.png", "--backend", "numpy", "--seed", "7", "--k", "5"]) == 0
+    assert asked == [(Path("hpf_gpu_demo.png"), "auto", 1, 30), (Path("o.png"), "numpy", 7, 5)]
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+
+
+def test_the_reader_of_the_output_has_gone(monkeypatch, capsys):
+    def closed(*_):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(demo, "run", closed)
+    assert main(["demo"]) == 141
+    assert capsys.readouterr() == ("", "")
 
 
 def test_importing_does_not_load_matplotlib():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
+import re
 import subprocess
 import sys
 
@@ -107,12 +109,20 @@ def test_the_compiled_module_trusts_no_caller():
     openmp.Counts64(3, *good, 4, 1)
     for indptr, indices in (
         ([0, 1, 2], [0, 3]), ([0, 1, 2], [0, -1]), ([0, 3, 2], [0, 1]), ([0, 2], [1, 0]), ([1, 1, 2], [0, 1]),
+        ([0, 2], [1, 1]), ([0, 1, 1], [0, 1]), ([0, 1, 3], [0, 1]), ([0, -1, 2], [0, 1]), ([0], [0, 1]),
     ):  # fmt: skip
-        with pytest.raises(ValueError, match="CSR"):
-            openmp.Counts64(3, np.array(indptr), np.array(indices), np.ones(2), 4, 1)
+        for index, counts in itertools.product((np.int32, np.int64), (openmp.Counts32, openmp.Counts64)):
+            values = np.ones(2, np.float32 if counts is openmp.Counts32 else np.float64)
+            with pytest.raises(ValueError, match="CSR"):
+                counts(3, np.array(indptr, index), np.array(indices, index), values, 4, 1)
     ones, pair = np.ones((2, 3), np.float32), np.zeros(1, np.int64)
     with pytest.raises(TypeError, match="incompatible function arguments"):  # never a silent copy
         openmp.predict_pairs(ones, ones, pair, pair, np.empty(1), 1)
+    out = np.empty(1, np.float32)
+    openmp.predict_pairs(ones, ones, pair + 1, pair + 1, out, 1)
+    for row, column in ((-1, 0), (2, 0), (0, -1), (0, 2)):
+        with pytest.raises(IndexError, match="a pair lies outside the matrices"):
+            openmp.predict_pairs(ones, ones, pair + row, pair + column, out, 1)
 
 
 def test_the_compiled_ranking_trusts_no_caller():
@@ -280,8 +290,9 @@ def test_explicit_backends_never_fall_back(monkeypatch):
     conftest.only_backends(monkeypatch, "openmp", "numpy")  # whatever GPU is here
     with pytest.warns(
         RuntimeWarning, match="'auto' took 'numpy', not openmp: the compiled module is missing"
-    ):
+    ) as warned:
         model = HPF(verbose=False, k=2).fit(frame())
+    assert [warning.filename for warning in warned] == [__file__]
     assert model.backend_ == "numpy"
     HPF(verbose=False, k=2).fit(frame())  # said once: a second warning would be an error here
 
@@ -300,6 +311,11 @@ def test_hardware_that_is_not_there_is_no_reason_to_warn(monkeypatch, caplog):
     with caplog.at_level("INFO", logger="hpf_gpu"):
         assert backends.choose("auto", np.float32).name == "numpy"  # a warning would be an error here
     assert "backend absent is not for this machine: no such card" in caplog.messages
+    assert f"backend numpy: numpy {np.__version__}, float32" in caplog.messages
+    caplog.clear()
+    with caplog.at_level("INFO", logger="hpf_gpu"):
+        backends.choose("auto", np.float32)
+    assert not caplog.messages  # said once
     monkeypatch.setattr(backends, "_announced", set())
     conftest.only_backends(monkeypatch, "absent", "broken", "numpy")
     with pytest.warns(RuntimeWarning) as warned:
@@ -324,6 +340,58 @@ def test_auto_passes_over_a_backend_that_takes_fewer_factors(monkeypatch):
     backends.choose("auto", np.float32, k=1024)
     backends.choose("auto", np.float32, k=1025)
     assert tried == ["cuda", "openmp"]
+
+
+def test_the_choice_of_a_backend(monkeypatch):
+    """By name or, for 'auto', the first that works among those allowed; options are the cuda backend's."""
+    made = []
+
+    class Made:
+        def __init__(self, name, dtype, **settings):
+            if name in broken:
+                raise BackendUnavailable("no", expected=True)
+            self.name = name
+            made.append((name, dtype, settings))
+
+        def describe(self):
+            return self.name
+
+    def load(name):
+        return lambda *arguments, **settings: Made(name, *arguments, **settings)
+
+    broken, double = set(), np.dtype(np.float64)
+    monkeypatch.setattr(backends, "_load", load)
+    monkeypatch.setattr(backends, "_announced", set(backends.NAMES))
+    for name in ("auto", "cuda", "openmp", "numpy"):
+        backends.choose(name, np.float64, 3, k=2000)
+    backends.choose("auto", "float32", 5)
+    openmp, numpy = ("openmp", double, {"threads": 3}), ("numpy", double, {})
+    assert made == [openmp, ("cuda", double, {}), openmp, numpy, ("cuda", np.dtype("f4"), {})]
+    made.clear()
+    broken.add("cuda")
+    backends.choose("auto", np.float64, 3)
+    backends.choose("auto", np.float64, 3, among=("numpy", "openmp"))
+    backends.choose("auto", np.float64, among=backends.ON_HOST)
+    assert made == [openmp, numpy, ("openmp", double, {"threads": None})]
+    with pytest.raises(BackendUnavailable):
+        backends.choose("auto", np.float64, among=("cuda",))
+    with pytest.raises(BackendUnavailable):
+        backends.choose("cuda", np.float64)
+    with pytest.raises(BackendUnavailable):  # who asks for an option asks for the backend that has it
+        backends.choose("auto", np.float64, precision="mixed")
+    broken.clear()
+    made.clear()
+    backends.choose("auto", np.float64, 3, precision="mixed")
+    backends.create("cuda", np.float64, 3, allocate="cusparse")
+    assert made == [("cuda", double, {"precision": "mixed"}), ("cuda", double, {"allocate": "cusparse"})]
+    for name in backends.ON_HOST:
+        for make in (backends.create, backends.choose):
+            with pytest.raises(
+                ValueError, match=f"^allocate, x: options of the cuda backend, which '{name}'"
+            ):
+                make(name, np.float64, allocate="fused", x=1)
+    with pytest.raises(ValueError, match=r"backend='auto' is unknown; .*'cuda', 'openmp', 'numpy'$"):
+        backends.create("auto", np.float64)
 
 
 def test_an_unavailable_backend_travels_between_processes():
@@ -374,11 +442,11 @@ def test_auto_in_threads():
 
 
 def test_a_backend_that_does_not_load_is_tried_once(monkeypatch):
-    tried = []
+    tried, reason = [], OSError("no file")
 
     def fails(name, package):
         tried.append(name)
-        raise BackendUnavailable("no GPU", remedy="buy one", expected=True)
+        raise BackendUnavailable("no GPU", remedy="buy one", expected=True) from reason
 
     monkeypatch.setattr(backends, "_loaded", {})
     monkeypatch.setattr(backends, "import_module", fails)
@@ -387,6 +455,7 @@ def test_a_backend_that_does_not_load_is_tried_once(monkeypatch):
         with pytest.raises(BackendUnavailable, match=r"^no GPU; to fix it: buy one$") as caught:
             backends.create("cuda", np.float32)
         raised.append(caught.value)
+        assert caught.value.__cause__ is reason
     assert tried == [".cuda_backend"]
     assert len(set(map(id, raised))) == 3
     assert all(error.expected for error in raised)
@@ -464,3 +533,170 @@ def test_memory_of_this_machine():
 
     have = physical_memory()
     assert have is None or 2**28 < have < 2**60
+
+
+@pytest.mark.parametrize("index", [[10, 20, 30], ["p", "q", "r"]])
+@pytest.mark.parametrize("kind", [None, "category"])
+def test_rows_are_named_as_the_frame_names_them(index, kind):
+    given = frame(Count=[1, -2, 3]).astype({} if kind is None else {"Count": kind}).set_index(pd.Index(index))
+    with pytest.raises(ValueError, match=rf"count -2.* in row {index[1]!r} cannot be used"):
+        HPF(k=2, verbose=False).fit(given)
+    for column, side in (("UserId", "user"), ("ItemId", "item")):
+        given = frame(**{column: ["a", None, None]}).set_index(pd.Index(index))
+        with pytest.raises(ValueError, match=f"2 {side} ids are missing, the first in row {index[1]!r}"):
+            HPF(k=2, verbose=False).fit(given)
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 2, 3), (0, 2), (3, 4)])
+def test_arrays_have_two_dimensions_and_three_columns(shape):
+    with pytest.raises(
+        ValueError, match=rf"counts_df has shape {re.escape(str(shape))}; an array must be \(n, 3\)"
+    ):
+        HPF(k=2, verbose=False).fit(np.ones(shape))
+
+
+def test_a_matrix_of_numpy_is_an_array():
+    array = np.array([[1, 2, 3], [2, 1, 1], [4, 2, 5]], dtype=float)
+    fits = [HPF(k=2, verbose=False, random_seed=1, maxiter=3).fit(a) for a in (array, np.asmatrix(array))]
+    assert np.array_equal(fits[0].Theta, fits[1].Theta)
+
+
+@pytest.mark.parametrize("format", ["coo", "csr", "csc"])
+def test_big_endian_matrices(format):
+    matrix = sparse.coo_array(np.arange(1.0, 7.0).reshape(2, 3)).asformat(format)
+    given = matrix.copy()
+    given.data = given.data.astype(">f8")
+    fits = [HPF(k=2, verbose=False, random_seed=1, maxiter=3).fit(a) for a in (matrix, given)]
+    assert np.array_equal(fits[0].Theta, fits[1].Theta)
+
+
+@pytest.mark.parametrize(("axis", "place"), [(0, 2), (0, -1), (1, 3), (1, -1)])
+def test_triplets_of_a_matrix_end_at_its_shape(axis, place):
+    matrix = sparse.coo_array(np.ones((2, 3)))
+    (matrix.row if axis == 0 else matrix.col)[1] = place
+    with pytest.raises(ValueError, match=r"sparse matrix of shape \(2, 3\) has an index outside its shape"):
+        HPF(k=2, verbose=False).fit(matrix)
+
+
+def test_row_numbers_in_arrays():
+    model = HPF(k=2, verbose=False, reindex=False, maxiter=2).fit(numbered())
+    for users, unknown in (
+        (np.array([0.0, 0.5, 2.0, 3.0, np.nan, -1.0, np.inf]), [0, 1, 0, 1, 1, 1, 1]),
+        (np.array([True, False]), [0, 0]),
+        (np.array([2, 3, -1], np.int8), [0, 1, 1]),
+        (np.array(["0", "1"]), [1, 1]),
+        (np.array(["2020-01-01"], "M8[D]"), [1]),
+        ([0.0, 0.5, True, "0", None, 3], [0, 1, 0, 1, 1, 1]),
+    ):
+        assert np.isnan(model.predict(users, 0)).tolist() == [bool(one) for one in unknown]
+
+
+def test_one_id_is_a_scalar_and_many_are_an_array():
+    model = HPF(k=2, verbose=False, maxiter=2).fit(numbered())
+    for one in (0, np.int64(0), np.array(0), 0.0):
+        assert np.isscalar(model.predict(one, 1))
+        assert model.predict(one, [1]).shape == (1,)
+    for many in ([0], (0,), np.array([0]), range(1), iter([0]), {0: 1}.keys(), pd.Series([0])):
+        assert np.shape(model.predict(many, 1)) == (1,)
+
+
+@pytest.mark.parametrize(
+    ("unknown", "told"),
+    [
+        ([7], "user 7 was not"),
+        ([7, 8, 7], "users 7, 8 were not"),
+        ([7, 8, 9], "users 7, 8, 9 were not"),
+        ([7, 8, 9, 5, 6], "users 7, 8, 9 and 2 more were not"),
+    ],
+)
+def test_unknown_ids_are_named(unknown, told):
+    model = HPF(k=2, verbose=False, maxiter=2).fit(numbered())
+    with pytest.raises(ValueError, match=f"^{told} in the training data"):
+        model.topN(unknown)
+
+
+def test_known_factors_go_up_to_a_bound():
+    factors = pd.DataFrame([[1e9, 0.0], [0.0, 1.0]], index=["x", "y"])
+    model = HPF(k=2, verbose=False, maxiter=2).fit(frame(), fixed_items=factors)
+    np.testing.assert_allclose(model.Beta, factors, rtol=1e-6, atol=1e-20)
+    with pytest.raises(ValueError, match=r"fixed_items has 1000000001\.0; factors lie between 0 and 1e\+09"):
+        HPF(k=2, verbose=False).fit(frame(), fixed_items=factors.replace(1e9, 1e9 + 1))
+
+
+def test_a_device_is_asked_for_a_copy_on_the_host():
+    class Elsewhere:
+        def __init__(self, array):
+            self._array = array
+
+        def __dlpack_device__(self):
+            return (2, 0) if self._array is None else (1, 0)
+
+        def __dlpack__(self, **keywords):
+            assert keywords["dl_device"] == (1, 0)
+            return self._array.__dlpack__(**keywords)
+
+    array = np.array([[1, 2, 3], [2, 1, 1], [4, 2, 5]], dtype=float)
+    fits = [HPF(k=2, verbose=False, random_seed=1, maxiter=3).fit(a) for a in (array, Elsewhere(array))]
+    assert np.array_equal(fits[0].Theta, fits[1].Theta)
+
+
+def test_lists_are_no_ids():
+    lists = pd.Series([[1], [2], [3]], dtype=pd.ArrowDtype(pa.list_(pa.int64())))
+    with pytest.raises(TypeError, match="user ids must be hashable"):
+        HPF(k=2, verbose=False).fit(frame(UserId=lists))
+
+
+def test_a_count_that_is_finite_is_only_too_large():
+    """What float32 makes infinite is not: the sum is what it cannot hold."""
+    with pytest.raises(
+        ValueError, match=r"the counts add up to 1e\+60, and float32 holds 1\.84e\+19 at most"
+    ):
+        HPF(k=2, verbose=False).fit(frame(Count=[1, 2, 1e60]))
+
+
+@pytest.mark.parametrize("column", ["UserId", "ItemId", "Count"])
+def test_columns_that_are_missing_or_doubled(column):
+    have = ", ".join(map(repr, frame().columns.drop(column)))
+    with pytest.raises(ValueError, match=f"counts_df has no column '{column}'; it needs .* and has {have}"):
+        HPF(k=2, verbose=False).fit(frame().drop(columns=column))
+    with pytest.raises(ValueError, match=f"counts_df has several columns '{column}'"):
+        HPF(k=2, verbose=False).fit(pd.concat([frame(), frame()[[column]]], axis=1))
+    model = HPF(k=2, verbose=False, maxiter=2).fit(frame())
+    if column != "UserId":
+        with pytest.raises(ValueError, match=f"counts_df has no column '{column}'; it needs ItemId, Count"):
+            model.predict_factors(frame().drop(columns=["UserId", column]))
+    with pytest.raises(ValueError, match=f"input_df has no column '{column}'"):
+        model.eval_llk(frame().drop(columns=column))
+    with pytest.raises(ValueError, match=f"val_set has no column '{column}'"):
+        model.fit(frame(), val_set=frame().drop(columns=column))
+
+
+TEXTS = np.array([["1", "2"], ["3", "4"]])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [np.ones((2, 2), bool), TEXTS, pd.DataFrame(TEXTS), pd.DataFrame({"a": [1.0, 2.0], "b": TEXTS[0]})],
+    ids=["truths", "texts", "frame", "column"],
+)
+def test_known_factors_are_numbers(given):
+    with pytest.raises(TypeError, match="fixed_items must have numbers, not"):
+        HPF(k=2, verbose=False, reindex=False).fit(numbered(), fixed_items=given)
+
+
+@pytest.mark.parametrize(
+    ("own", "name"), [({"a": 1e10, "b_prime": 1e-30}, "Theta"), ({"c": 1e10, "d_prime": 1e-30}, "Beta")]
+)
+def test_either_side_may_be_too_large(own, name):
+    model = HPF(k=2, maxiter=5, random_seed=1, verbose=False, hierarchical=False, **own)
+    with pytest.raises(ValueError, match=f"^{name} is too large for float32"):
+        model.fit(sparse.eye_array(3, format="csr") * 2)
+
+
+def test_zeros_are_no_held_out_counts():
+    model = HPF(k=2, verbose=False, maxiter=2).fit(frame())
+    with pytest.warns(UserWarning, match="1 counts of zero were left out of input_df"):
+        got = model.eval_llk(pd.concat([frame(), frame(UserId=["b", "b", "b"], Count=0)[:1]]))
+    assert got == model.eval_llk(frame())
+    with pytest.warns(UserWarning, match="1 of the 3 counts of input_df were left out"):
+        assert model.eval_llk(frame(UserId=["a", "zoe", "c"]))["nobs"] == 2

@@ -434,3 +434,30 @@ def test_known_factors_of_nullable_types() -> None:
     model = HPF(k=2, maxiter=3, random_seed=1, verbose=False, backend="numpy")
     plain = model.fit(counts, fixed_items=factors).Theta
     np.testing.assert_array_equal(model.fit(counts, fixed_items=factors.astype("Float64")).Theta, plain)
+
+
+@pytest.mark.parametrize("side", ["users", "items"])
+def test_others_than_the_fixed_ones_are_folded_in(side: str) -> None:
+    """Their own factors follow their counts, whether or not those of the fit were given."""
+    rng = np.random.default_rng(4)
+    counts = sparse.csr_array(rng.poisson(2.0, (9, 8)).astype(float))
+    known = rng.gamma(2.0, 1.0, (9 if side == "users" else 8, 3))
+    model = HPF(k=3, maxiter=5, random_seed=1, verbose=False, use_float=False, a=0.25, c=0.25)
+    model.fit(counts, **{f"fixed_{side}": known})
+    for others, total in ((model.transform, counts.sum(axis=1)), (model.transform_items, counts.sum(axis=0))):
+        twice, once = others(counts * 2), others(counts)
+        assert (twice.sum(axis=1) > 1.1 * once.sum(axis=1))[total > 0].all()
+    one = pd.DataFrame({"ItemId": [0, 3], "Count": [4.0, 2.0]})
+    theta, shape, rate, _ = model.predict_factors(one, return_all=True)
+    np.testing.assert_allclose((shape - 0.25).sum(), 6, rtol=1e-12)
+    np.testing.assert_allclose(theta, shape / rate, rtol=1e-12)
+
+
+def test_who_is_folded_in_has_a_bias_though_those_of_the_fit_rest() -> None:
+    frame = pd.DataFrame({"UserId": [0, 0, 1, 2], "ItemId": [0, 1, 1, 0], "Count": [3.0, 1.0, 2.0, 5.0]})
+    model = HPF(k=2, random_seed=1, verbose=False, use_float=False, bias=True)
+    model.partial_fit(frame, nusers=3, nitems=2)  # the first of the batches for which biases rest
+    theta, shape, _, _ = model.predict_factors(frame[:2][["ItemId", "Count"]], return_all=True)
+    assert theta[3] == pytest.approx(1)
+    assert shape[2] >= 0.3
+    assert 1e-3 < theta[2] < 10

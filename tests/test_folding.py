@@ -481,3 +481,48 @@ def test_changed_parameters_do_not_change_the_fitted_prior(backend_name):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model.transform(COUNTS)
+
+
+def test_frames_of_factors_are_named_by_their_ids(model):
+    users = model.transform(COUNTS.assign(UserId=COUNTS.UserId.map("u{}".format)))
+    assert users.index.name == "UserId"
+    assert users.index.tolist() == list(dict.fromkeys(COUNTS.UserId.map("u{}".format)))
+    items = model.transform_items(COUNTS.assign(ItemId=COUNTS.ItemId.map("i{}".format)))
+    assert items.index.name == "ItemId"
+    assert items.index.tolist() == list(dict.fromkeys(COUNTS.ItemId.map("i{}".format)))
+    assert users.columns.tolist() == items.columns.tolist() == [0, 1, 2]
+
+
+@pytest.mark.filterwarnings("ignore:1 counts of")
+def test_shares_of_what_was_left_out_are_nan(model):
+    given = pd.DataFrame({"ItemId": [503, 501, 12345, 503], "Count": [2.0, 0.0, 1.0, 4.0]})
+    theta, shape, rate, phi = model.predict_factors(given, return_all=True)
+    assert np.isnan(phi).all(axis=1).tolist() == [False, True, True, False]
+    np.testing.assert_allclose(phi[[0, 3]].sum(axis=1), 1, rtol=1e-12)
+    np.testing.assert_array_equal(phi[0], phi[3])
+    np.testing.assert_allclose(theta, shape / rate, rtol=1e-12)
+    assert {one.dtype for one in (theta, shape, rate, phi)} == {np.dtype(float)}
+
+
+@pytest.mark.parametrize("wrong", [-1, 1.5, "x"])
+def test_seeds_without_effect_are_checked(wrong):
+    model = quick().fit(COUNTS)
+    before = model.Theta
+    for call in (
+        lambda: model.predict_factors(of_user(100), random_seed=wrong),
+        lambda: model.add_user(7, of_user(100), random_seed=wrong),
+        lambda: model.add_user(7, of_user(100), random_seed=wrong, update_all_params=True),
+    ):
+        with pytest.raises((TypeError, ValueError), match="random_seed"):
+            call()
+    assert model.Theta is before
+
+
+def test_rows_of_a_matrix_that_are_empty_keep_their_places(model):
+    rows = sparse.csr_array(([2.0, 1.0], ([1, 2], [0, 3])), shape=(5, 40))
+    fitted = quick(use_float=False).fit(sparse.csr_array(np.ones((4, 40))))
+    with pytest.warns(UserWarning, match="3 new users have no count that can be used"):
+        users = fitted.transform(rows)
+    assert users.index.tolist() == [0, 1, 2, 3, 4]
+    assert (users.loc[0] == users.loc[4]).all()
+    assert (users.loc[1] != users.loc[0]).any()

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpf_gpu.data import ids as hpf_ids
+from hpf_gpu.data.counts import ids as hpf_ids
+from hpf_gpu.data.ids import Ids
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.int32, np.int64, np.uint8, np.uint64])
@@ -164,3 +165,30 @@ def test_ids_are_of_one_dimension():
         ids.codes(frame)
     with pytest.raises(ValueError, match=r"of one dimension, not of shape \(1, 2\)"):
         ids.codes(np.array([["a", "b"]]))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_integers_that_floats_cannot_hold_are_told_apart(sign: int) -> None:
+    """2**53 and 2**53 + 1 are one number in float64."""
+    known = Ids(np.array([sign * (2**53 + 1), 5]), 2, "user")
+    assert known.codes(np.array([sign * 2.0**53, 5.0])).tolist() == [-1, 1]
+    known = Ids(np.array([sign * 2.0**53, 5.0]), 2, "user")
+    assert known.codes(np.array([sign * (2**53 + 1), 5])).tolist() == [-1, 1]
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint8", "float32", "float64"])
+@pytest.mark.parametrize(
+    "new", [[50], [50.0], [np.int8(50)], [np.float64(50)], pd.Series([50], dtype="Int16")]
+)
+def test_new_numbers_get_the_type_of_those_that_are_there(dtype: str, new: object) -> None:
+    known = Ids(np.array([7, 9], dtype), 2, "user")
+    rows, both = known.with_new(pd.Index(new))
+    assert rows.tolist() == [2]
+    assert both.values.dtype == dtype
+    assert both.values.tolist() == [7, 9, 50]
+
+
+def test_no_labels_have_the_type_of_labels() -> None:
+    known = Ids(np.array([7, 9], np.int16), 2, "user")
+    assert known.labels(np.empty((0, 4), np.int64)).dtype == np.int16
+    assert known.labels(np.empty((0, 4), np.int64)).shape == (0, 4)

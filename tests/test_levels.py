@@ -68,7 +68,9 @@ CASES = (
     "power law",
     "huge counts",
     "start values",
+    "start values, K=20",
     "small shapes",
+    "tiny rows",
     "disjoint",
     "nearly disjoint",
 )
@@ -95,6 +97,16 @@ def test_every_level_keeps_the_contract(level, name, dtype):
     contract.test_log_factorial_sum(backend, case, tolerance)
     contract.test_predict_pairs(backend, case, tolerance, np.int64)
     contract.test_top_items(backend, case, tolerance, 10)
+
+
+@DTYPES
+@pytest.mark.parametrize("k", [3, 30, 200])
+@LEVELS
+def test_every_level_finds_what_underflows(level, k, dtype):
+    backend, tolerance = create("openmp", dtype), contract.TOLERANCE[dtype.name]
+    for size in (*range(1, 10), 13, 70):
+        contract.test_one_product_underflows(backend, tolerance, k, size)
+    contract.test_log_rate_sum_of_small_products(backend, dtype, tolerance, k)
 
 
 @cache

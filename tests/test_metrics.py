@@ -199,3 +199,54 @@ def test_split_follows_the_seed():
 def test_split_refuses(name, value):
     with pytest.raises(ValueError, match=f"{name}={value}"):
         split_by_user(pd.DataFrame({"UserId": [1]}), **{name: value})
+
+
+def test_users_with_just_enough_items_give_some():
+    counts = pd.DataFrame({"UserId": np.repeat([1, 2], [9, 10]), "Count": 1}, index=np.arange(19)[::-1] * 2)
+    before = counts.copy()
+    train, held_out = split_by_user(counts)  # a fifth of those with ten items or more
+    assert held_out.UserId.tolist() == [2, 2]
+    assert sorted([*train.index, *held_out.index]) == sorted(counts.index)
+    pd.testing.assert_frame_equal(counts, before)
+    assert len(split_by_user(counts[9:], fraction=0.27)[1]) == 3  # 2.7, rounded
+    assert len(split_by_user(counts[9:], fraction=0.24)[1]) == 2
+    assert len(split_by_user(counts[9:], fraction=0.01)[1]) == 0
+    assert len(split_by_user(counts[:1], fraction=0.5, min_items=1)[1]) == 0  # half a row, to the even
+
+
+def test_scores_keep_their_precision():
+    """Scores that float32 would make equal are told apart, and integers are scores."""
+    held_out = sparse.csr_array([[0, 0, 1.0]])
+    train = sparse.csr_array((1, 3))
+    close = np.array([[1.0, 0.0, 1.0 + 1e-12]])
+    assert evaluate_ranking(lambda users: close[users], train, held_out, 1).recall == 1
+    assert evaluate_ranking(lambda users: np.array([[1, 0, 2]])[users], train, held_out, 1).recall == 1
+    assert evaluate_ranking(lambda users: np.array([[5, 5, 5]])[users], train, held_out, 1).recall == 0
+    whole = evaluate_ranking(lambda users: np.array([[1, 2, 3]])[users], train, held_out, 3)
+    assert (whole.n, whole.n_users, whole.precision, whole.recall) == (3, 1, 1.0, 1.0)
+    with pytest.raises(TypeError):
+        evaluate_ranking(lambda users: close[users], train, held_out, 1.5)
+
+
+def test_more_items_than_are_ranked_at_once(monkeypatch):
+    monkeypatch.setattr("hpf_gpu.metrics._BLOCK_SCORES", 2)
+    held_out = sparse.csr_array(np.eye(4))
+    scores = np.eye(4)[::-1]
+    got = evaluate_ranking(lambda users: scores[users], sparse.csr_array((4, 4)), held_out, 1)
+    assert (got.n_users, got.recall) == (4, 0.0)
+    got = evaluate_ranking(lambda users: scores[::-1][users], sparse.csr_array((4, 4)), held_out, 1)
+    assert (got.n_users, got.recall) == (4, 1.0)
+
+
+def test_entries_below_zero_are_no_items():
+    held_out, train = sparse.csr_array([[0, -1.0, 1.0]]), sparse.csr_array([[-2.0, 0, 0]])
+    got = evaluate_ranking(lambda users: np.array([[3.0, 2.0, 1.0]])[users], train, held_out, 2)
+    assert (got.n_users, got.recall) == (1, 0.0)
+    np.testing.assert_array_equal(popularity_scores(train)(np.arange(1)), [[0, 0, 0]])
+
+
+def test_one_vector_is_no_factors():
+    with pytest.raises(ValueError, match=r"theta \(3,\) and beta \(2, 3\) must have the shapes"):
+        factor_scores(np.ones(3), np.ones((2, 3)))
+    with pytest.raises(ValueError, match=r"theta \(2, 3\) and beta \(4, 3, 1\) must have the shapes"):
+        factor_scores(np.ones((2, 3)), np.ones((4, 3, 1)))

@@ -699,3 +699,46 @@ def test_ids_of_decimals_are_told_from_floats(tmp_path):
     frame = pd.DataFrame({"UserId": [Decimal("0.5"), 2.5], "ItemId": ["x", "y"], "Count": 1})
     with pytest.raises(TypeError, match="Decimal"):
         quick().fit(frame).save(tmp_path / "model")
+
+
+def test_folders_stay_on_their_machine(tmp_path):
+    """However they were given."""
+    for folder in (tmp_path, str(tmp_path)):
+        quick(save_folder=folder).fit(COUNTS).save(tmp_path / "model")
+        assert HPF.load(tmp_path / "model").save_folder is None
+
+
+def test_texts_and_bytes_of_numpy_are_ids(tmp_path):
+    users = np.array([np.str_("ann"), np.bytes_(b"\xff"), np.int8(3), np.bool_(False)], dtype=object)
+    model = quick().fit(pd.DataFrame({"UserId": users, "ItemId": list("xyxy"), "Count": 1}))
+    model.save(tmp_path / "model")
+    loaded = HPF.load(tmp_path / "model")
+    assert loaded.user_mapping_.tolist() == ["ann", b"\xff", 3, False]
+    assert {type(one) for one in loaded.user_mapping_} == {str, bytes, int, bool}
+    for one in users:
+        assert loaded.predict(one, "x") == model.predict(one, "x")
+
+
+def test_a_mean_far_down_is_found_and_named(tmp_path):
+    rows = 3000
+    matrix = sparse.csr_array((np.ones(rows), np.arange(rows) % 7, np.arange(rows + 1)), shape=(rows, 7))
+    quick(maxiter=2).fit(matrix).save(tmp_path / "model")
+    header, tensors = altered.read(tmp_path / "model", "hpf_gpu")
+    tensors["Theta"][2500, 1] *= 1.01
+    altered.write(tmp_path / "model", "hpf_gpu", header, tensors)
+    with pytest.raises(ModelFileError, match=r"Theta\[2500, 1\] is .* off the mean of its posterior"):
+        HPF.load(tmp_path / "model")
+
+
+def test_arrays_begin_where_their_numbers_may(tmp_path):
+    """At whole numbers of their size from the beginning of the file, so that it can be mapped."""
+    for size in range(1, 9):  # header and ids of any length
+        users = pd.Series(["u" * size * (1 + user % 3) + str(user) for user in COUNTS.UserId])
+        quick(k=3).fit(COUNTS.assign(UserId=users.to_numpy())).save(tmp_path / "model")
+        content = (tmp_path / "model").read_bytes()
+        length = int.from_bytes(content[:8], "little")
+        layout = json.loads(content[8 : 8 + length])
+        del layout["__metadata__"]
+        for name, array in layout.items():
+            itemsize = np.dtype(load_file(tmp_path / "model")[name].dtype).itemsize
+            assert (8 + length + array["data_offsets"][0]) % itemsize == 0, name

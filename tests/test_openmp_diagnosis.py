@@ -118,12 +118,53 @@ def test_it_cannot_be_loaded(sandbox):
     assert remedy == f"{COMPILE} hpf_gpu"
 
 
-def test_what_openmp_needs(monkeypatch):
-    monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setattr(platform, "freedesktop_os_release", lambda: {"ID": "debian"})
-    assert openmp_diagnosis.install_openmp().startswith(f"sudo apt-get install libomp-dev && {COMPILE} ")
-    monkeypatch.setattr(sys, "platform", "darwin")
-    assert openmp_diagnosis.install_openmp().startswith("brew install libomp && ")
+@pytest.mark.parametrize(
+    ("system", "release", "compiler", "headers", "openmp"),
+    [
+        (
+            "linux",
+            {"ID": "debian"},
+            "apt-get install g++",
+            "install python3-dev",
+            "apt-get install libomp-dev",
+        ),
+        (
+            "linux",
+            {"ID": "fedora"},
+            "dnf install gcc-c++",
+            "install python3-devel",
+            "dnf install libomp-devel",
+        ),
+        (
+            "darwin",
+            {},
+            "xcode-select --install",
+            "install Python from python.org",
+            "brew install libomp && exp",
+        ),
+        (
+            "linux",
+            {"ID": "arch"},
+            "install GCC or Clang",
+            "install Python's headers",
+            "install OpenMP for your",
+        ),
+    ],
+    ids=["debian", "fedora", "macos", "elsewhere"],
+)
+def test_what_each_system_installs(monkeypatch, system, release, compiler, headers, openmp):
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(platform, "freedesktop_os_release", lambda: release)
+    monkeypatch.setattr(openmp_diagnosis.shutil, "which", lambda name: None)
+    monkeypatch.setattr(openmp_diagnosis.sysconfig, "get_path", lambda name: "/nowhere")
+    told, *_, last = openmp_diagnosis.install_openmp().rpartition(" && ")
+    assert openmp in told
+    assert last.startswith(COMPILE)
+    fault = openmp_diagnosis.find_fault(ModuleNotFoundError("gone"))
+    first, second, *_, last = fault.remedy.split(" && ")
+    assert compiler in first
+    assert headers in second
+    assert last.startswith(COMPILE)
 
 
 def test_a_system_that_does_not_tell_its_name(monkeypatch):
@@ -192,3 +233,27 @@ except BackendUnavailable as error:
     there = ", ".join(openmp.levels())
     assert problem == f"HPF_GPU_LEVEL='x86-64-v9' is no instruction set of this machine: it has {there}"
     assert remedy == "unset HPF_GPU_LEVEL: the best one is then taken"
+
+
+@pytest.mark.parametrize("policy", [None, "active"])
+def test_how_threads_wait(policy):
+    """They sleep unless the user has them spin, and nobody else's OpenMP learns of it."""
+    openmp = pytest.importorskip("hpf_gpu._openmp", reason="the compiled module is missing")
+    code = """
+import os
+from hpf_gpu.backends import create
+backend = create("openmp", "float32", 2)
+print(os.environ.get("OMP_WAIT_POLICY"))
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_DISPLAY_ENV": "true", "PYTHONSAFEPATH": "1"}
+    environment |= {} if policy is None else {"OMP_WAIT_POLICY": policy}
+    environment["PYTHONPATH"] = str(Path(openmp_diagnosis.__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == str(policy)
+    if "OMP_WAIT_POLICY" not in done.stderr:
+        pytest.skip(f"this OpenMP does not show its settings (has_openmp={openmp.has_openmp})")
+    (line,) = (line for line in done.stderr.splitlines() if "OMP_WAIT_POLICY" in line)
+    assert (policy or "passive").upper() in line.upper()

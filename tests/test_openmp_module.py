@@ -191,6 +191,25 @@ def test_wrong_arguments_are_errors(operation: str) -> None:
     assert done.returncode == 0, f"exit status {done.returncode}: {done.stderr[-2000:]}"
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_of_the_callers_own_at_any_distance(dtype: type) -> None:
+    """Of users and of items, which need not have the same."""
+    rng = np.random.default_rng(0)
+    theta, beta = (
+        rng.integers(0, 9, (40, 11)).astype(dtype)[::2, 1:6],
+        rng.integers(0, 9, (30, 7)).astype(dtype)[:, :5],
+    )
+    for users, items in ((theta, beta), (beta, theta), (theta.copy(), beta), (theta, beta.copy())):
+        rates = users.astype(float) @ items.T
+        rows, columns = map(np.ravel, np.indices(rates.shape))
+        out = np.empty(rates.size, dtype)
+        openmp.predict_pairs(users, items, rows, columns, out, 1)
+        np.testing.assert_array_equal(out, rates.ravel())
+        best, scores = np.empty((len(users), 4), np.int64), np.empty((len(users), 4), dtype)
+        openmp.top_items(users, items, None, None, best, scores, 1)
+        np.testing.assert_array_equal(scores, -np.sort(-rates, axis=1)[:, :4])
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [

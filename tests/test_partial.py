@@ -231,10 +231,13 @@ def test_row_numbers_before_any_fit(numbers: pd.DataFrame) -> None:
         assert (model.Theta.shape, model.Beta.shape) == ((400, 5), (250, 5))
     assert model.user_mapping_ is None
     assert_whole(model)
-    far = pd.DataFrame({"UserId": [4_999_999], "ItemId": [3], "Count": [1]})
-    with pytest.raises(ValueError, match="would make a factor matrix of 5000000 rows"):
+    far = pd.DataFrame({"UserId": [1_199_999], "ItemId": [3], "Count": [1]})
+    with pytest.raises(ValueError, match="would make a factor matrix of 1200000 rows"):
         model.partial_fit(far, new_users=True)
-    assert len(model_of(k=1, reindex=False).partial_fit(far, nusers=5_000_000, nitems=4).Theta) == 5_000_000
+    for members in (None, [1_199_999, 5]):
+        lonely = model_of(k=1, reindex=False)
+        lonely.partial_fit(far, nusers=1_200_000, nitems=4, users_in_batch=members)
+        assert len(lonely.Theta) == 1_200_000
 
 
 def test_a_sparse_matrix_is_a_batch_of_its_rows(numbers: pd.DataFrame) -> None:
@@ -467,3 +470,80 @@ def test_new_rows_beside_biases_begin_like_the_others(frame: pd.DataFrame, hiera
         free = np.delete(side.factor.rates.matrix, pinned, axis=1)
         got = average_start_rates(backend, side).factor.rates.rows
         np.testing.assert_allclose(got, free.mean(axis=1), rtol=1e-14)
+
+
+# -- what a call leaves as it was ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "argument"), [("users", "items_in_batch"), ("items", "users_in_batch")])
+def test_only_members_of_the_own_side_count(frame: pd.DataFrame, kind: str, argument: str) -> None:
+    plain, told = (model_of().fit(frame) for _ in range(2))
+    plain.partial_fit(frame, kind)
+    told.partial_fit(frame, kind, **{argument: ["nobody"]})
+    assert_same_model(plain, told)
+
+
+def test_a_seed_of_new_rows_is_not_that_of_the_model(frame: pd.DataFrame) -> None:
+    model = model_of().fit(frame)
+    model.partial_fit(frame, random_seed=99)
+    assert model.random_seed_ == 3
+    first = model_of(random_seed=None).partial_fit(frame, **sizes(frame), random_seed=99)
+    assert first.random_seed_ == 99
+    assert_same_model(first, model_of(random_seed=99).partial_fit(frame, **sizes(frame)))
+
+
+def test_rows_that_come_with_one_batch_begin_unlike_those_of_the_next(frame: pd.DataFrame) -> None:
+    model = model_of(use_float=False).fit(frame)
+    one = frame[:1]
+    for name in ("new", "newer"):  # a step of zero leaves items where they begin
+        model.partial_fit(one.assign(ItemId=name), step_size=0.0, new_items=True)
+    begun = model.Lambda_shp[-2:]
+    assert np.ptp(begun) < 0.0101
+    assert (begun[0] != begun[1]).all()
+
+
+def test_what_was_not_kept_does_not_come_back(frame: pd.DataFrame) -> None:
+    model = model_of(keep_data=False).fit(frame)
+    model.keep_data = True
+    model.partial_fit(frame)
+    assert not hasattr(model, "seen")
+
+
+def test_what_a_call_leaves(frame: pd.DataFrame) -> None:
+    model = model_of(maxiter=3, stop_crit="maxiter").fit(frame)
+    history, mapping = model.history_.copy(), model.user_mapping_.copy()
+    before = frame.copy()
+    assert model.partial_fit(frame) is model
+    assert model.niter == 4
+    assert model.train_llk is None
+    pd.testing.assert_frame_equal(model.history_, history)
+    pd.testing.assert_frame_equal(frame, before)
+    assert model.user_mapping_.tolist() == mapping.tolist()
+    model = model_of().partial_fit(frame, **sizes(frame))
+    assert model.niter == 1
+    assert len(model.history_) == 0
+    assert model.history_.dtypes.astype(str).to_dict() == {
+        "iteration": "int64", "llk": "float64", "elbo": "float64", "val_llk": "float64", "seconds": "float64"
+    }  # fmt: skip
+
+
+def test_a_batch_of_row_numbers_has_those_with_counts(numbers: pd.DataFrame) -> None:
+    batch = numbers[numbers.UserId.isin([0, 5])]
+    few, same, more = (model_of(use_float=False, reindex=False).fit(numbers) for _ in range(3))
+    few.partial_fit(batch)
+    same.partial_fit(batch, users_in_batch=[5, 0, 5])
+    more.partial_fit(batch[:1], users_in_batch=range(6))
+    assert_same_model(few, same)
+    first, *others = more.Gamma_shp[:6]
+    np.testing.assert_allclose(first.sum() - 5 * 0.3, batch.Count.iloc[0], rtol=1e-12)
+    np.testing.assert_allclose(others, 0.3, rtol=1e-12)  # without any count: the prior's shape
+
+
+@pytest.mark.filterwarnings("ignore:3 counts of zero")
+def test_zeros_of_a_batch_are_nothing_that_users_have_had(frame: pd.DataFrame) -> None:
+    zeros = frame[:3].assign(ItemId=frame.ItemId.iloc[::-1].to_numpy()[:3], Count=0.0)
+    plain, told = (model_of(backend="numpy").partial_fit(frame[:40], **sizes(frame)) for _ in range(2))
+    plain.partial_fit(frame[40:80])
+    told.partial_fit(pd.concat([frame[40:80], zeros.assign(UserId=frame.UserId.iloc[40])]), new_items=True)
+    assert set(seen_pairs(told)) == pairs(frame[:80]) == set(seen_pairs(plain))
+    assert told.backend_ == "numpy"

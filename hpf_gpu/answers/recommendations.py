@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from hpf_gpu import backends
 from hpf_gpu.backends.protocol import Backend
-from hpf_gpu.data.messages import shown, warn
 from hpf_gpu.data.seen import UserItems, items_of, places_in
+from hpf_gpu.messages import shown, warn
 from hpf_gpu.model.fitted import Fitted
 
 from .predictions import backend_for

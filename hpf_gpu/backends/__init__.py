@@ -7,13 +7,14 @@ import logging
 import math
 import os
 import threading
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 import numpy as np
+
+from hpf_gpu.messages import warn
 
 from .cuda_source import MAX_FACTORS
 from .protocol import Backend, BackendUnavailable
@@ -160,9 +161,7 @@ def _announce(backend: Backend, passed_over: dict[str, BackendUnavailable]) -> N
         else:
             broken.append(f"{name}: {error}")
     if broken:
-        warnings.warn(
-            f"backend 'auto' took {backend.name!r}, not {'; '.join(broken)}", RuntimeWarning, stacklevel=4
-        )
+        warn(f"backend 'auto' took {backend.name!r}, not {'; '.join(broken)}", RuntimeWarning)
 
 
 def module_of(name: str) -> Any:

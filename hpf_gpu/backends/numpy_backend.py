@@ -212,7 +212,7 @@ class NumpyBackend:
         return columns, scores
 
     def distance(self, a: Array, b: Array) -> float:
-        return float(np.sqrt(sum(((a[z] - b[z]).astype(np.float64) ** 2).sum() for z in _blocks(*a.shape))))
+        return float(np.sqrt(sum(((a[z].astype(np.float64) - b[z]) ** 2).sum() for z in _blocks(*a.shape))))
 
     def _products(self, counts: NumpyCounts, a: Array, b: Array) -> Host:
         """The sampled dense-dense product: a_u·b_i for every nonzero (Z,)."""

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from hpf_gpu.backends.protocol import Backend, DeviceData
+from hpf_gpu.messages import shown, warn, warn_of_zeros
 
 from .blocks import Pairs
 from .ids import Ids, encode
-from .messages import shown, warn, warn_of_zeros
 from .triplets import Triplets, canonical, on_host, read, read_matrix, row_of_each
 
 

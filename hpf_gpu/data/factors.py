@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from hpf_gpu.messages import shown
+
 from .ids import Ids
-from .messages import shown
 from .triplets import on_host
 
 _MAX_FACTOR = 1e9  # what float32 has room for, and sums of many

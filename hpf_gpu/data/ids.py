@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from .messages import shown
+from hpf_gpu.messages import shown
 
 _NAMED = 3  # of many unknown ids in a message
 _NUMERIC = {"i", "u", "f"}  # kinds of dtypes

@@ -14,8 +14,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
+from hpf_gpu.messages import shown
+
 from .ids import narrow, native
-from .messages import shown
 
 COLUMNS = ("UserId", "ItemId", "Count")
 

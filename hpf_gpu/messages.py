@@ -1,4 +1,4 @@
-"""How values and warnings about user data are put into words."""
+"""How values are put into words, and warnings that point at the user's own line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-_PACKAGE = Path(__file__).parents[1]
+_PACKAGE = Path(__file__).parent
 
 
 def shown(value: Any) -> str:
@@ -17,12 +17,12 @@ def shown(value: Any) -> str:
     return repr(value.item() if isinstance(value, np.generic) else value)
 
 
-def warn(message: str) -> None:
-    """Warn about user data, at the user's own line that has led here."""
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn, at the user's own line that has led here."""
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and Path(frame.f_code.co_filename).is_relative_to(_PACKAGE):
         level, frame = level + 1, frame.f_back
-    warnings.warn(message, stacklevel=level)
+    warnings.warn(message, category, stacklevel=level)
 
 
 def warn_of_zeros(how_many: int, what: str) -> None:
