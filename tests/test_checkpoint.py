@@ -340,14 +340,14 @@ def test_every_field_and_array_is_checked(name, tmp_path, monkeypatch):
         fit(model_of(name), checkpoint=path, checkpoint_every=6, callback=kill_at(7), **options)
 
     def error_of(header, tensors):
-        altered.write(path, "hpf_gpu.files.checkpoint", header, tensors)
+        altered.write(path, "hpf_gpu.checkpoint", header, tensors)
         try:
             files[0].read(None)
         except ValueError as error:
             return error
         return None
 
-    header, tensors = altered.read(path, "hpf_gpu.files.checkpoint")
+    header, tensors = altered.read(path, "hpf_gpu.checkpoint")
     assert header["iteration"] == 6
     wrong = 0
     for place, value, other in altered.headers(header):
@@ -537,8 +537,8 @@ def test_known_factors_of_any_type_are_the_same(side, tmp_path):
 
 
 @pytest.mark.parametrize("batches", [{"users_per_batch": 60}, {"items_per_batch": 20}])
-def test_biases_that_rest_go_on_resting(batches, tmp_path):
-    """One batch or two an epoch: the biases wake after the checkpoint."""
+def test_biases_of_a_stochastic_fit_go_on(batches, tmp_path):
+    """They wait before the first epoch, and not after a checkpoint again."""
     given = {"k": 2, "random_seed": 1, "verbose": False, "bias": True, "stop_crit": "maxiter"} | batches
     want = fit(HPF(**given, maxiter=14))
     fit(HPF(**given, maxiter=4), checkpoint=tmp_path / "state", checkpoint_every=3)

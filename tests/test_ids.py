@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpf_gpu.data.counts import ids as hpf_ids
+from hpf_gpu.data import ids as hpf_ids
 from hpf_gpu.data.ids import Ids
 
 

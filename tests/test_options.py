@@ -41,7 +41,7 @@ def fitted() -> HPF:
 #: Whatever computes φ of counts.
 ALLOCATING = {
     "fit": lambda model: model.fit(PLAYS),
-    "epoch": lambda model: model.set(users_per_batch=5).fit(PLAYS),
+    "epoch": lambda model: model.set_params(users_per_batch=5).fit(PLAYS),
     "partial_fit": lambda model: model.partial_fit(PLAYS, nusers=12, nitems=9),
     "transform": lambda model: model.transform(NEW),
     "transform_items": lambda model: model.transform_items(PLAYS[:5].assign(ItemId=99)),
@@ -53,21 +53,9 @@ ALLOCATING = {
 FROM_A_FIT = [name for name in ALLOCATING if name not in ("fit", "epoch")]
 
 
-class Settable(HPF):
-    """So that the parameters of a model can be changed in an expression."""
-
-    def set(self, **parameters: Any) -> HPF:
-        for name, value in parameters.items():
-            setattr(self, name, value)
-        return self
-
-
-Settable._parameter_names = HPF._parameter_names
-
-
 def fresh(**arguments: Any) -> Any:
     given = {"k": 3, "maxiter": 4, "random_seed": 1, "verbose": False, "backend": "numpy"}
-    return Settable(**given | arguments).fit(PLAYS)
+    return HPF(**given | arguments).fit(PLAYS)
 
 
 @pytest.mark.parametrize("way", sorted(ALLOCATING))
@@ -95,7 +83,7 @@ def test_a_batch_takes_five_updates_before_the_items_move(monkeypatch: Any) -> N
     model.partial_fit(PLAYS)
     assert sides == [*["users"] * 4, "both"]
     sides.clear()
-    model.set(schedule="alternating").partial_fit(PLAYS)
+    model.set_params(schedule="alternating").partial_fit(PLAYS)
     assert sides == [*["users"] * 5, "items"]
 
 
@@ -297,7 +285,7 @@ def test_parameters_that_broke_after_a_fit_move_nothing() -> None:
 @pytest.mark.parametrize("way", FROM_A_FIT)
 def test_a_model_keeps_width_and_precision_of_its_fit(way: str) -> None:
     """Whatever was set since: these belong to the next fit."""
-    model, changed = fresh(), fresh().set(k=5, use_float=False, bias=True)
+    model, changed = fresh(), fresh().set_params(k=5, use_float=False, bias=True)
     answers = [(ALLOCATING[way](one), one.Theta, one.Beta) for one in (model, changed)]
     for want, got in zip(*answers, strict=True):
         if isinstance(want, (np.ndarray, pd.DataFrame)):
@@ -356,7 +344,7 @@ def test_only_steps_of_your_own_are_warned_of(fitted: HPF, tmp_path: Any, recwar
 
 @pytest.mark.parametrize("way", FROM_A_FIT)
 def test_backends_are_asked_for_the_width_of_the_fit(way: str, monkeypatch: Any) -> None:
-    model, asked, choose = fresh().set(k=5, bias=True), [], backends.choose
+    model, asked, choose = fresh().set_params(k=5, bias=True), [], backends.choose
 
     def spy(*arguments: Any, k: int, **options: Any) -> Any:
         asked.append(k)

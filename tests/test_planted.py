@@ -97,7 +97,7 @@ found_by = ["tests/test_convergence.py -k no_such_test"]
 
 def test_what_is_found_and_what_is_not(tmp_path):
     """Planted in the package itself: tests import the copy, however hpf_gpu is installed."""
-    bugs, file = tmp_path / "bugs.toml", ROOT / "hpf_gpu" / "convergence.py"
+    bugs, file = tmp_path / "bugs.toml", ROOT / "hpf_gpu" / "model" / "convergence.py"
     bugs.write_text(LIST, encoding="utf-8")
     before = file.read_bytes()
     command = [sys.executable, str(ROOT / "tests" / "planted"), "--list", str(bugs), "-j", "2"]
@@ -106,7 +106,7 @@ def test_what_is_found_and_what_is_not(tmp_path):
         "2 selections of tests, without any bug first",
         r"turned-around  found +\d+ s  tests/test_convergence\.py::test_a_gain_is_relative.*",
         r"in-a-comment   NOT FOUND +\d+ s",
-        r"gone           does not apply +\d+ s  its old string occurs 0 times in hpf_gpu/convergence\.py",
+        r"gone           does not apply +\d+ s  its old string occurs 0 times in .*convergence\.py",
         r"untested       fails without the bug +0 s  .*deselected.*",
         "1 found, 1 NOT FOUND, 1 does not apply, 1 fails without the bug",
     ]

@@ -15,7 +15,7 @@ import pytest
 from scipy import sparse
 
 from hpf_gpu.backends import create
-from hpf_gpu.backends.protocol import BackendUnavailable, Factor, Full
+from hpf_gpu.backends.protocol import BackendUnavailable, Factor, Full, RankOne
 
 SHAPES = np.concatenate(
     [np.geomspace(1e-30, 1e-4, 60), np.geomspace(1e-4, 1e18, 500), np.arange(1, 30) / 2, [9.999999, 10.0]]
@@ -121,8 +121,10 @@ def test_expected_log_where_products_underflow(openmp, rates):
     rate = np.ones(len(shapes)) if rates == "one" else np.geomspace(1e15, 1e-12, len(shapes))
 
     def without_product(shape, rate):
-        arrays = ([[shape]], [[rate]], [0.0], [[0.0]], [0.0])
-        return Factor(*map(openmp.asarray, map(np.array, arrays)))
+        shape, rate, zero, scale = (
+            openmp.asarray(np.array(x)) for x in ([[shape]], [[rate]], [[0.0]], [0.0])
+        )
+        return Factor(shape, Full(rate), zero, scale)
 
     one, item = counts_of(openmp, 1.0), without_product(1.0, float(mpmath.exp(mpmath.digamma(1))))
     pairs = zip(shapes, rate, strict=True)
@@ -154,7 +156,7 @@ def test_moments_in_the_precision_of_float(rates):
     shapes = np.concatenate([SHAPES, BRANCH, np.linspace(0.4, 9, 200)]).astype(np.float32).astype(float)
     rate = np.ones(len(shapes)) if rates == "one" else np.geomspace(1e15, 1e-12, len(shapes))
     factor, row_sums, _ = backend.gamma_update(
-        backend.asarray(shapes[:, None]), 0.0, backend.asarray(rate)[:, None], backend.asarray(np.zeros(1))
+        backend.asarray(shapes[:, None]), 0.0, RankOne(backend.asarray(rate), backend.asarray(np.zeros(1)))
     )
     expected = exact(lambda s, r: mpmath.digamma(s) - mpmath.log(r), shapes, rate)
     assert (np.abs(factor.log_scale - expected) / np.maximum(1, 1 / shapes)).max() < 1e-9  # 3.9e-10

@@ -110,7 +110,7 @@ def create(name: str, dtype: np.dtype[Any] | type, threads: int | None = None, *
     entry = REGISTRY[name]
     foreign = [option for option in options if option not in entry.options]
     if foreign:
-        homes = [other.name for other in REGISTRY.values() if set(foreign) <= set(other.options)]
+        homes = [other.name for other in REGISTRY.values() if set(foreign) & set(other.options)]
         owner = f"options of the {homes[0]} backend" if homes else "unknown options"
         raise ValueError(f"{', '.join(foreign)}: {owner}, which {name!r} does not have")
     if "threads" in entry.options:

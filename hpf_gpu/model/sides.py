@@ -84,10 +84,10 @@ def noise_free_side(backend: Backend, prior: Prior, n: int, k: int) -> Side:
     """A side at the start values of a fit without their noise, for rows that are folded in.
 
     The other side, which stays as it is, makes the factors differ.  All rows start alike, so a row's result
-    does not depend on its place among the others.
+    does not depend on its place among the others.  Their biases do not wait.
     """
     level = np.broadcast_to(backend.dtype.type(prior.hyper_shape), (n, k))
-    return start_side(backend, prior, level, level)
+    return start_side(backend, prior.with_free_biases(), level, level)
 
 
 def side_from_posterior(backend: Backend, posterior: Posterior) -> Side:
