@@ -406,7 +406,7 @@ def fit_family(
 ) -> list[tuple[Part, Part, float, float]]:
     """Both sides, the ELBO and its magnitude after each iteration, without constants for known sides.
 
-    Ten updates for which biases wait are not among them.
+    Eleven updates for which biases wait are not among them.
     """
     n, m = y.shape
     width = k + 2 * bias
@@ -432,7 +432,7 @@ def fit_family(
     users = part(drawn[2], drawn[0], k + 1, (p.a, p.a_prime, p.b_prime), known_users)
     items = part(drawn[3], drawn[1], k, (p.c, p.c_prime, p.d_prime), known_items)
     states = []
-    waiting = 10 * waits
+    waiting = 11 * waits
     for iteration in range(waiting + iterations):
         if waits and iteration == waiting:
             item_sums, user_sums = items.mean.sum(axis=0), users.mean.sum(axis=0)

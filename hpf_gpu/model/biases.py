@@ -17,7 +17,7 @@ from hpf_gpu.backends.protocol import Array, Backend, RankOne
 from .sides import Model, Side
 
 #: Updates for which biases are pinned near zero, and the share of a row's counts that they have afterwards.
-WARM_UP, SHARE = 10, 0.1
+WARM_UP, SHARE = 11, 0.1
 
 
 def warm_up(

@@ -43,10 +43,14 @@ class StartValues:
         _check_memory(n_users + n_items, k, dtype)
         self._k, self._seed, self._dtype = k, seed, dtype
         self._sizes = {"users": n_users, "items": n_items}
-        first = {("users", "rate"): 0, ("items", "rate"): n_users}
-        first |= {("users", "shape"): n_users + n_items, ("items", "shape"): 2 * n_users + n_items}
-        self._first = first  # row of the whole sequence that each matrix begins with
-        self._generators: dict[tuple[str, str], tuple[int, np.random.Generator]] = {}  # and its next row
+        #: Row of the whole sequence that each matrix begins with.
+        self._first = {
+            ("users", "rate"): 0,
+            ("items", "rate"): n_users,
+            ("users", "shape"): n_users + n_items,
+            ("items", "shape"): 2 * n_users + n_items,
+        }
+        self._generators: dict[int, np.random.Generator] = {}  # by the row of their next draw
 
     def users(self, prior: Prior, rows: slice | None = None) -> tuple[Host, Host]:
         """Shapes and rates (B, K) of some users, of all unless given."""
@@ -58,25 +62,32 @@ class StartValues:
 
     def _drawn(self, side: str, prior: Prior, rows: slice | None) -> tuple[Host, Host]:
         start, stop, _ = (rows or slice(None)).indices(self._sizes[side])
-        shape, rate = (
-            self._noisy((side, which), prior.hyper_shape, start, stop) for which in ("shape", "rate")
+        rate, shape = (
+            self._noisy((side, which), prior.hyper_shape, start, stop) for which in ("rate", "shape")
         )
         return shape, rate
 
     def _noisy(self, matrix: tuple[str, str], level: float, start: int, stop: int) -> Host:
         first = self._first[matrix]
-        rng = self._generator_at(matrix, first + start)
+        rng = self._generator_at(first + start)
         values: Host = rng.random((stop - start, self._k), dtype=self._dtype)
-        self._generators[matrix] = (first + stop, rng)
+        self._generators[first + stop] = rng
         values *= self._dtype.type(NOISE)
         values += self._dtype.type(level)
         return values
 
-    def _generator_at(self, matrix: tuple[str, str], row: int) -> np.random.Generator:
-        """A generator whose next draws are those of this row; blocks in order never draw a row twice."""
-        at, rng = self._generators.pop(matrix, (None, None))
-        if at is None or rng is None or at > row:
-            at, rng = 0, np.random.Generator(np.random.MT19937(self._seed))
+    def _generator_at(self, row: int) -> np.random.Generator:
+        """A generator whose next draws are those of this row.
+
+        One that has come to an earlier row is copied: rows between the two may be asked for later.  So of
+        blocks that are asked for in order no row is drawn or skipped twice.
+        """
+        if row in self._generators:
+            return self._generators.pop(row)
+        rng = np.random.Generator(np.random.MT19937(self._seed))
+        at = max((at for at in self._generators if at < row), default=0)
+        if at:
+            rng.bit_generator.state = self._generators[at].bit_generator.state
         words = 1 if self._dtype == np.float32 else 2  # of the generator's 32 bits, for a number
         left = (row - at) * self._k * words
         while left > 0:
