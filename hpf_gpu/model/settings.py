@@ -36,6 +36,9 @@ class Kind(Protocol):
     def checked(self, name: str, value: Any) -> Any:
         """The value in its own type; TypeError or ValueError if it cannot be used."""
 
+    def describe(self) -> str:
+        """What is taken, for documentation."""
+
 
 @dataclass(frozen=True)
 class Whole:
@@ -59,6 +62,12 @@ class Whole:
             raise ValueError(f"{name}={value!r} must be at most {self.most}")
         return int(value)
 
+    def describe(self) -> str:
+        """What is taken, for documentation."""
+        least = "" if self.least is None else f" from {self.least}"
+        most = "" if self.most == _MAX_WHOLE else f" to {self.most}"
+        return f"integer{least}{most}{' or None' * self.optional}"
+
 
 @dataclass(frozen=True)
 class Real:
@@ -77,6 +86,10 @@ class Real:
             raise ValueError(f"{name}={value!r} must be above zero and finite")
         return float(value)
 
+    def describe(self) -> str:
+        """What is taken, for documentation."""
+        return f"number from {self.least:g} to {self.most:g}" if self.least > 0 else "number above zero"
+
 
 @dataclass(frozen=True)
 class Flag:
@@ -87,6 +100,10 @@ class Flag:
         if not isinstance(value, (bool, np.bool_, int)):
             raise TypeError(f"{name} must be True or False, not {value!r}")
         return bool(value)
+
+    def describe(self) -> str:
+        """What is taken, for documentation."""
+        return "True or False"
 
 
 @dataclass(frozen=True)
@@ -103,6 +120,10 @@ class Choice:
             raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(map(repr, self.names))}")
         return str(value)
 
+    def describe(self) -> str:
+        """What is taken, for documentation."""
+        return ", ".join(map(repr, self.names))
+
 
 @dataclass(frozen=True)
 class BackendName:
@@ -113,6 +134,10 @@ class BackendName:
         if not isinstance(value, str):
             raise TypeError(f"{name} must be a name such as 'auto', not {value!r}")
         return str(value)
+
+    def describe(self) -> str:
+        """What is taken, for documentation."""
+        return ", ".join(map(repr, ("auto", *REGISTRY)))
 
 
 @dataclass(frozen=True)
@@ -129,6 +154,10 @@ class StepSize:
             step_at(value, iteration)
         return value
 
+    def describe(self) -> str:
+        """What is taken, for documentation."""
+        return "function of the iteration number, or None"
+
 
 @dataclass(frozen=True)
 class Folder:
@@ -139,6 +168,10 @@ class Folder:
         if value is not None and not isinstance(value, (str, os.PathLike)):
             raise TypeError(f"{name} must be a path, not {value!r}")
         return value
+
+    def describe(self) -> str:
+        """What is taken, for documentation."""
+        return "folder that exists, or None"
 
 
 # -- the table -----------------------------------------------------------------------------------
@@ -287,6 +320,16 @@ TABLE: tuple[Field[Any], ...] = fields(Settings)
 NAMES = tuple(row.name for row in TABLE)
 _DEFAULTS = {row.name: row.default for row in TABLE}
 _BACKEND_OPTIONS = tuple(name for name in NAMES if any(name in entry.options for entry in REGISTRY.values()))
+
+
+def markdown() -> str:
+    """The table for documentation; ``tests/test_migration.py`` holds the page to it."""
+    lines = ["| parameter | default | takes | a resumed fit may change it |", "| --- | --- | --- | --- |"]
+    for row in TABLE:
+        default = "1/√(epoch + 2)" if row.default is default_step_size else repr(row.default)
+        resume = "yes" if row.metadata["resume"] else "no"
+        lines.append(f"| `{row.name}` | {default} | {row.metadata['kind'].describe()} | {resume} |")
+    return "\n".join(lines) + "\n"
 
 
 def is_default(name: str, value: Any) -> bool:
