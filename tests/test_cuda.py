@@ -281,6 +281,39 @@ def test_mixed_factors_come_to_the_host_unscaled(cuda32: Any) -> None:
     assert (exp_log.max(axis=1) == 1).all()
 
 
+def test_rows_and_columns_of_mixed_factors(cuda32: Any) -> None:
+    """Copies of half-precision factors are in half precision, which is what kernels take."""
+    mixed = create("cuda", np.dtype(np.float32), precision="mixed")
+    factor, some = contract.make_factor(mixed, triangle(40).users), np.array([5, 0, 2])
+    whole = mixed.asnumpy(factor.exp_log)
+    rows, columns = mixed.select_rows(factor.exp_log, some), mixed.select_columns(factor.exp_log, some)
+    assert rows.dtype == columns.dtype == factor.exp_log.dtype == np.float16
+    np.testing.assert_array_equal(mixed.asnumpy(rows), whole[some])
+    np.testing.assert_array_equal(mixed.asnumpy(columns), whole[:, some])
+
+
+@pytest.mark.parametrize(
+    ("options", "limit"),
+    [
+        ({"precision": "mixed"}, 0.1),  # 0.016: 2^-11 of each factor, while factors that were alike part
+        ({"allocate": "cusparse"}, 1e-4),
+        ({"bias": True}, 1e-4),
+    ],
+    ids=str,
+)
+def test_options_in_batches(cuda32: Any, options: dict[str, Any], limit: float) -> None:
+    """Epochs and batches from outside take them too, to nearly the same numbers as without."""
+    data, sizes = random_counts(), {"users_per_batch": 25, "items_per_batch": 20}
+    bias = {name: value for name, value in options.items() if name == "bias"}
+    plain = fit(data, **sizes, **bias | {"backend": "openmp" if bias else "cuda"})
+    model = fit(data, **sizes, **options)
+    for _ in range(2):
+        assert relative_error(model.Theta, plain.Theta) < limit
+        assert relative_error(model.Beta, plain.Beta) < limit
+        model.partial_fit(data[:30])
+        plain.partial_fit(data[:30])
+
+
 def test_products_of_exactly_the_threshold_are_counted_once(cuda: Any) -> None:
     """One of the two passes takes a product, also the smallest that is not left to the log-sum-exp."""
     threshold = cuda.dtype.type({"float32": 1e-18, "float64": 1e-150}[cuda.dtype.name])
