@@ -1,8 +1,9 @@
 """Hierarchical Poisson factorization of sparse counts on CUDA, OpenMP and NumPy."""
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
+
+from .version import __version__
 
 if TYPE_CHECKING:
     from .backends.protocol import BackendUnavailable, NotEnoughMemory
@@ -22,10 +23,5 @@ else:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return getattr(import_module(_HOMES[name], __name__), name)
 
-
-try:
-    __version__ = version("hpf_gpu")
-except PackageNotFoundError:  # running from a source tree that was never installed
-    __version__ = "0+unknown"
 
 __all__ = ["HPF", "BackendUnavailable", "ModelFileError", "NotEnoughMemory", "__version__"]

@@ -18,13 +18,14 @@ PACKAGE = Path(hpf_gpu.__file__).parent
 #: stand alone at the top are the public ones: HPF, and what is imported by name.
 ROOMS = {
     "messages": set(),
+    "version": set(),
     "backends": {"messages"},
     "data": {"messages", "backends"},
     "model": {"backends", "data"},
-    "files": {"backends", "data", "model"},
+    "files": {"version", "backends", "data", "model"},
     "answers": {"messages", "backends", "data", "model"},
     "fitting": {"backends", "data", "model", "files"},
-    "top": {"backends", "data", "model", "files", "answers", "fitting"},
+    "top": {"version", "backends", "data", "model", "files", "answers", "fitting"},
     "app": {"top", "backends"},
 }
 
@@ -32,6 +33,7 @@ ROOMS = {
 #: registry and the protocol alone.
 ORDER = {
     "messages": ("__init__",),
+    "version": ("__init__",),
     "backends": (
         "protocol", "openmp_diagnosis", "cuda_diagnosis", "cuda_source", "cuda_layout", "cuda_launch",
         "cuda_input", "cuda_counts", "numpy_backend", "openmp_backend", "cuda_backend", "__init__",
@@ -53,7 +55,6 @@ EXCEPTIONS = {
     ("metrics", "backends.numpy_backend"): "the selection of the best, which NumPy's backend has",
     ("backends.openmp_backend", "_openmp"): "the compiled module",
     ("__init__", "estimator"): "loaded when asked for",
-    ("files.tensor_file", ""): "the version",
 }
 
 

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from hpf_gpu import __version__
+from hpf_gpu.version import __version__
 
 from .schema import STRING, TABLE, check_names, whole
 from .whole_file import check_regular, replacing
