@@ -773,6 +773,14 @@ def test_device_matrix(cuda32: Any, form: str, dtype: type) -> None:
     np.testing.assert_array_equal(given.get().toarray(), before)
 
 
+def test_blocks_of_a_device_matrix(cuda32: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut on the device into blocks of users, of which the last is smaller: the same as on the host."""
+    cupy_sparse = pytest.importorskip("cupyx.scipy.sparse")
+    matrix = random_counts()
+    monkeypatch.setattr("hpf_gpu.fitting.training.USERS_PER_BLOCK", 17)
+    assert_same_fit(fit(cupy_sparse.csr_matrix(sparse.csr_matrix(matrix))), fit(matrix))
+
+
 def test_device_matrix_with_duplicates_and_zeros(cuda32: Any) -> None:
     import cupy as cp
 
