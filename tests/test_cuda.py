@@ -281,6 +281,15 @@ def test_mixed_factors_come_to_the_host_unscaled(cuda32: Any) -> None:
     assert (exp_log.max(axis=1) == 1).all()
 
 
+def test_top_items_of_any_sign_at_random(cuda: Any) -> None:
+    """Collections that are sorted several times: their worst places move in the last step of a sort, too."""
+    rng = np.random.default_rng(1)
+    theta, beta = np.array([[1.0], [-1.0]]), rng.permutation(700)[:, None] - 350.0
+    for length in (3, 10, 120):
+        columns, _ = cuda.top_items(cuda.asarray(theta), cuda.asarray(beta), length)
+        np.testing.assert_array_equal(columns, np.argsort(-theta @ beta.T, axis=1)[:, :length])
+
+
 def test_rows_and_columns_of_mixed_factors(cuda32: Any) -> None:
     """Copies of half-precision factors are in half precision, which is what kernels take."""
     mixed = create("cuda", np.dtype(np.float32), precision="mixed")
