@@ -1,4 +1,4 @@
-"""Start values: hpfrec's, for all rows or for some of them."""
+"""Start values of a fit, equal to those of hpfrec."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _SKIPPED_AT_ONCE = 1 << 22  # draws
 
 
 class StartValues:
-    """The shapes and rates that a fit begins with: near a' and c', with noise that makes the factors differ.
+    """Shapes and rates at the start of a fit: near a' and c', with noise that makes the factors differ.
 
-    The generator and the order of the draws are those of hpfrec 0.2.14, so that one seed gives the same model
-    there and here, and on every backend: rates of all users, rates of all items, shapes of all users, shapes
-    of all items, row after row.  Some rows can be drawn alone, and get what they have among all.
+    The generator and the order of the draws are those of hpfrec 0.2.14, so the same seed gives the same model
+    as hpfrec, on every backend: rates of all users, rates of all items, shapes of all users, shapes of all
+    items, row after row.  Rows that are drawn separately get the same values as when all rows are drawn.
 
     Parameters
     ----------
     n_users, n_items : int
-        N and M.
+        Numbers of rows N and M.
     k : int
-        Columns K.
+        Number of columns K.
     seed : int
         Seed of NumPy's MT19937.
     dtype : numpy.dtype
@@ -36,7 +36,7 @@ class StartValues:
     Raises
     ------
     NotEnoughMemory
-        If the machine could never hold the model.
+        If the model is larger than the memory of the machine.
     """
 
     def __init__(self, n_users: int, n_items: int, k: int, seed: int, dtype: np.dtype[Any]) -> None:
@@ -45,15 +45,15 @@ class StartValues:
         self._sizes = {"users": n_users, "items": n_items}
         first = {("users", "rate"): 0, ("items", "rate"): n_users}
         first |= {("users", "shape"): n_users + n_items, ("items", "shape"): 2 * n_users + n_items}
-        self._first = first  # row of the whole sequence that each matrix begins with
+        self._first = first  # first row of each matrix in the whole sequence of draws
         self._generators: dict[tuple[str, str], tuple[int, np.random.Generator]] = {}  # and its next row
 
     def users(self, prior: Prior, rows: slice | None = None) -> tuple[Host, Host]:
-        """Shapes and rates (B, K) of some users, of all unless given."""
+        """Shapes and rates (B, K) of some users, by default of all."""
         return self._drawn("users", prior, rows)
 
     def items(self, prior: Prior, rows: slice | None = None) -> tuple[Host, Host]:
-        """Shapes and rates (B, K) of some items, of all unless given."""
+        """Shapes and rates (B, K) of some items, by default of all."""
         return self._drawn("items", prior, rows)
 
     def _drawn(self, side: str, prior: Prior, rows: slice | None) -> tuple[Host, Host]:
@@ -73,11 +73,11 @@ class StartValues:
         return values
 
     def _generator_at(self, matrix: tuple[str, str], row: int) -> np.random.Generator:
-        """A generator whose next draws are those of this row; blocks in order never draw a row twice."""
+        """A generator positioned at this row; reading blocks in order never draws a row twice."""
         at, rng = self._generators.pop(matrix, (None, None))
         if at is None or rng is None or at > row:
             at, rng = 0, np.random.Generator(np.random.MT19937(self._seed))
-        words = 1 if self._dtype == np.float32 else 2  # of the generator's 32 bits, for a number
+        words = 1 if self._dtype == np.float32 else 2  # 32-bit words of the generator per number
         left = (row - at) * self._k * words
         while left > 0:
             rng.bit_generator.random_raw(min(left, _SKIPPED_AT_ONCE), output=False)
@@ -86,8 +86,8 @@ class StartValues:
 
 
 def _check_memory(rows: int, k: int, dtype: np.dtype[Any]) -> None:
-    """Refuse what this machine could never hold: some systems grant it, and end the process that uses it."""
-    least = 4 * rows * k * dtype.itemsize  # shapes and rates of the start, and two matrices made of them
+    """Refuse models larger than memory: some systems grant such memory, and kill the process that uses it."""
+    least = 4 * rows * k * dtype.itemsize  # shapes and rates, and two matrices computed from them
     have = physical_memory()
     if have is not None and least > have:
         raise NotEnoughMemory(
@@ -97,7 +97,7 @@ def _check_memory(rows: int, k: int, dtype: np.dtype[Any]) -> None:
 
 
 def physical_memory() -> int | None:
-    """Bytes of memory that this machine has; None where the system does not tell."""
+    """Physical memory of this machine in bytes; None if the system does not report it."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
