@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .estimator import HPF
     from .files.tensor_file import ModelFileError
 else:
-    # Imported when asked for: `hpf-gpu doctor` has to speak where NumPy or pandas is broken.
+    # Imported on first access, so that `hpf-gpu doctor` also runs where NumPy or pandas is broken.
     _HOMES = {
         "HPF": ".estimator",
         "BackendUnavailable": ".backends.protocol",

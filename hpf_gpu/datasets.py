@@ -1,4 +1,4 @@
-"""A real data set to try the model on, and a way to hold a part of it out."""
+"""The data set of the demo, and a split of counts into training and held-out data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pandas as pd
 
 @dataclass(frozen=True)
 class OnlineRetail:
-    """What 4,323 customers of a British gift shop bought within a year.
+    """Purchases of 4,323 customers of a British gift shop within a year.
 
     Attributes
     ----------
@@ -36,7 +36,7 @@ def load_online_retail() -> OnlineRetail:
 
     Notes
     -----
-    ``data_files/LICENSE-DATA.md`` gives the source, the licence and what was changed.
+    ``data_files/LICENSE-DATA.md`` names the source, the licence and the changes.
 
     Examples
     --------
@@ -56,23 +56,23 @@ def load_online_retail() -> OnlineRetail:
 def split_by_user(
     counts: pd.DataFrame, *, fraction: float = 0.2, min_items: int = 10, seed: int = 1
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Hold out a random part of every user's items.
+    """Split counts at random into training and held-out data, user by user.
 
     Parameters
     ----------
     counts : pandas.DataFrame
         One row per user and item, with a column ``UserId``.
     fraction : float
-        Share of a user's rows to hold out, rounded to whole rows.
+        Share of each user's rows to hold out, rounded to an integer number of rows.
     min_items : int
-        Users with fewer rows than this keep them all.
+        Nothing is held out of users with fewer rows than this.
     seed : int
         Seed of the random choice.
 
     Returns
     -------
     train, held_out : pandas.DataFrame
-        The rows of ``counts``, each in one of the two, in their old order and with their old index.
+        The rows of ``counts``, each in one of the two, in the original order and with the original index.
 
     Raises
     ------

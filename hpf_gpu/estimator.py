@@ -1,4 +1,4 @@
-"""HPF, the public class: parameters and data in, attributes and recommendations out."""
+"""HPF, the public class: its parameters, methods and attributes."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class HPF:
 
     The count of user u and item i is modelled as ``y_ui ~ Poisson(θ_u·β_i)`` with
     ``θ_uk ~ Gamma(a, ξ_u)``, ``ξ_u ~ Gamma(a', a'/b')``, ``β_ik ~ Gamma(c, η_i)`` and
-    ``η_i ~ Gamma(c', c'/d')`` [1]_.  Pairs that are absent count as zero.  Same seed, same data:
-    the numbers of hpfrec 0.2.14, on every backend.
+    ``η_i ~ Gamma(c', c'/d')`` [1]_, section 3; all Gamma(shape, rate).  Absent pairs count as zero.  For the
+    same seed and data, results agree with those of hpfrec 0.2.14 within rounding, on every backend.
 
     Parameters
     ----------
@@ -51,85 +51,85 @@ class HPF:
     c, c_prime, d_prime : float
         Prior of the items: shape of β, shape and mean of the popularity η.
     ncores : int
-        Threads of the ``openmp`` backend; −1 (and any number below 1) takes every core that
-        this process may use.  A process forked from one that has loaded the backend gets one
-        thread: OpenMP's do not survive a fork.
+        Threads of the ``openmp`` backend; −1 (or any number below 1) means every core that
+        this process may use.  A process forked from one that has loaded the backend uses one
+        thread, because OpenMP's threads do not survive a fork.
     stop_crit : {'train-llk', 'maxiter', 'val-llk', 'diff-norm', 'elbo'}
-        When to stop: by ``maxiter`` alone; when the training log-likelihood, the log-likelihood of
-        ``val_set`` or the evidence lower bound has gained no more than ``stop_thr``, relatively,
-        since the last check; or when the Frobenius norm of the change in Theta since the last
-        check is below ``stop_thr`` (an absolute figure).
+        When to stop.  'maxiter': after ``maxiter`` iterations.  'train-llk', 'val-llk', 'elbo': when the
+        training log-likelihood, the log-likelihood of ``val_set`` or the evidence lower bound (ELBO) has
+        improved by at most ``stop_thr`` since the last check, relative to its magnitude.  'diff-norm': when
+        the Frobenius norm of the change in Theta since the last check is below ``stop_thr``.
     check_every : int or None
-        Iterations between two checks.  With ``stop_crit='maxiter'`` checks only inform, and
-        happen only if ``verbose``.  The last iteration is always checked.
+        Iterations between two checks.  With ``stop_crit='maxiter'`` checks are made only if ``verbose``.
+        The last iteration is always checked.
     stop_thr : float
         Threshold of ``stop_crit``.
     users_per_batch, items_per_batch : int or None
-        With either, the fit is stochastic [2]_: an iteration is an epoch, in which the users, or the
-        items, are gone through in random batches of this size with all their counts.  Each batch is
-        brought to rest and then moves the other side by a step.  With both, epochs of items and of
-        users take turns, items first.  An epoch does more than a full iteration, and takes longer.
+        If either is set, the fit is stochastic [2]_ and an iteration is an epoch: a pass over random batches
+        of this many users (or items) with all their counts.  For each batch, five local updates are run;
+        then all items (or users) are moved by one step.  If both are set, epochs of items and of users
+        alternate, items first.  An epoch does more work than a full iteration, and takes longer.
     step_size : callable or None
-        Step size in [0, 1] of stochastic fits by epoch number from zero, for every batch of the epoch:
-        1/√(epoch + 2) unless given, or None.  With hundreds of batches smaller steps are better.
+        Function from the epoch number, counted from zero, to the step size in [0, 1] of every batch in that
+        epoch; the default, also for None, is 1/√(epoch + 2).  With hundreds of batches smaller steps are
+        better.
     maxiter : int or None
-        Most iterations, which are epochs in stochastic fits; None has no limit.
+        Maximum number of iterations (epochs in stochastic fits); None for no limit.
     use_float : bool
-        float32 if True, else float64.  Sums, likelihoods and the ELBO are float64 always.
+        float32 if True, else float64.  Sums, likelihoods and the ELBO are always float64.
     reindex : bool
-        Whether ids are names (of any hashable type) to be numbered in order of first appearance.
-        If False ids must be row and column numbers already, whole and from zero.  Sparse matrices
-        are numbered by their rows and columns, whatever is said here.
+        If True, ids are of any hashable type and are numbered in order of first appearance.  If False,
+        ids must be row and column numbers: integers from zero.  The ids of a sparse matrix are always its
+        row and column numbers.
     verbose : bool
         Whether to show a progress bar on standard error.
     random_seed : int or None
-        Seed of the start values, 0 included.  None draws a fresh one; either way the one used is
-        kept in ``random_seed_``.
+        Seed of the start values, at least 0.  None draws a new one.  The seed that was used is in
+        ``random_seed_``.
     allow_inconsistent_math : bool
-        Accepted, without effect: updates are parallel, and the same for the same number of threads.
+        Ignored: updates are parallel, and bit-identical for the same number of threads.
     full_llk : bool
         Whether log-likelihoods include −Σ ln y!, which does not depend on the model.
     alloc_full_phi : bool
-        Accepted, without effect: φ is never stored.
+        Ignored: φ is never stored.
     keep_data : bool
-        Whether to remember which items each user had, so that ``topN`` can leave them out.
+        Whether to keep the items that each user has in the data, so that ``topN`` can exclude them.
     save_folder : str or None
-        Folder (it must exist) to write all parameters to as CSV, as hpfrec does.  For a file to load
-        again see :meth:`save`.
+        Existing folder in which to write all parameters as CSV files, as hpfrec does.  For a file that
+        can be loaded again see :meth:`save`.
     produce_dicts : bool
-        Whether ``user_dict_`` and ``item_dict_`` are offered; they are built when first asked for.
+        Whether ``user_dict_`` and ``item_dict_`` are available; they are built on first access.
     keep_all_objs : bool
         Whether to keep shapes and rates (``Gamma_shp`` ... ``t_rte``) beside ``Theta`` and ``Beta``.
         Folding in new users or items needs them.
     sum_exp_trick : bool
-        Whether to compute φ of every count by the max-shifted log-sum-exp.  Those that need it
-        get it anyway; True is slower and at most a rounding error different.
+        Whether to compute φ of every count by the max-shifted log-sum-exp.  Counts whose product underflows
+        always use it; True is slower and changes results only by rounding.
     backend : {'auto', 'cuda', 'openmp', 'numpy'}
-        What computes.  A named backend is used or BackendUnavailable is raised; 'auto' takes the
-        fastest that works here.
+        Where to compute.  'auto' uses the fastest backend that works on this machine; a backend that is
+        named is used, or BackendUnavailable is raised.
     schedule : {'joint', 'alternating'}
-        'joint' updates both sides from one φ, as hpfrec does; 'alternating' computes φ anew in
-        between: more progress and more work per iteration.
+        'joint' updates both sides from the same φ, as hpfrec does.  'alternating' computes φ again after
+        the update of the users: more progress and more work per iteration.
     precision : {'full', 'mixed'}
-        'mixed' lets the cuda backend keep exp E[ln θ] and exp E[ln β] in half precision, half the
+        'mixed' stores exp E[ln θ] and exp E[ln β] in half precision on the cuda backend, which halves the
         bytes that an iteration reads; sums stay float32.
     allocate : {'fused', 'cusparse'}
-        How the cuda backend shares counts among factors: in one kernel, or in a kernel for the
-        weights and cuSPARSE products, for comparison.
+        How the cuda backend allocates counts to factors: 'fused' uses one kernel, 'cusparse' a kernel for
+        the weights and cuSPARSE products, for comparison.
     hierarchical : bool
-        If False there are no ξ and η, the model is Bayesian Poisson factorization [1]_:
-        ``θ_uk ~ Gamma(a, b')`` and ``β_ik ~ Gamma(c, d')`` with rates b' and d' that are fixed, at the
-        prior means of ξ and η.  a' and c' are then but the level that start values have.
+        If False, there are no ξ and η, and the model is Bayesian Poisson factorization [1]_:
+        ``θ_uk ~ Gamma(a, b')`` and ``β_ik ~ Gamma(c, d')``, with rates fixed at the prior means b' and d' of
+        ξ and η.  a' and c' then only determine the level of the start values.
     binary : bool
-        Whether counts above zero are taken as one: in ``fit``, ``val_set``, ``eval_llk`` and what is
-        folded in.
+        Whether counts above zero are replaced by one, in ``fit``, ``val_set``, ``eval_llk`` and fold-in.
     bias : bool
-        Whether rates have a bias of the user and one of the item, ``θ_u·β_i + b_u + c_i``, with the priors
-        of θ_uk and β_ik.  Theta and Beta then have k + 2 columns: the last two are b_u and one in Theta, one
-        and c_i in Beta, so that Theta @ Beta.T are the rates still.  Ten updates without biases, or batches
-        in stochastic fits, part the factors before biases begin; in full-batch fits they come before the
-        first iteration and are not counted.  The prior of so many biases costs ELBO: that with and that
-        without them do not tell which model recommends better.
+        Whether expected counts have a bias b_u of the user and c_i of the item, ``θ_u·β_i + b_u + c_i``, with
+        the priors of θ_uk and β_ik.  Theta and Beta then have k + 2 columns.  The last two are b_u and 1 in
+        Theta, 1 and c_i in Beta, so that Theta @ Beta.T are still the expected counts.  Biases are held near
+        zero for ten updates, until the factors differ, and then released.  In ``fit`` these updates precede
+        the first iteration and are not counted; in ``partial_fit`` they are the first ten batches.  The ELBO
+        with biases is lower because of their prior, so do not compare it with the ELBO without biases.
 
     Attributes
     ----------
@@ -140,24 +140,27 @@ class HPF:
     user_dict_, item_dict_ : dict or None
         Row of each id.  Also without the underscore.
     Gamma_shp, Gamma_rte, Lambda_shp, Lambda_rte : array (nusers, k) or (nitems, k)
-        Parameters of q(θ) and q(β).  Rates are built at each access.
+        Shapes and rates of q(θ) and q(β).  Rates are built at each access.  Fixed values (``fixed_users``,
+        ``fixed_items``, the columns of ones with ``bias=True``) have huge shapes and rates, which make q a
+        numerical point mass.
     k_rte, t_rte : array (nusers, 1), array (nitems, 1)
-        Rates of q(ξ) and q(η), where there are ξ and η.  Where θ or β is held (``bias``, ``fixed_items``),
-        q is a gamma distribution so narrow that it is a point, and the shapes and rates above are huge.
+        Rates of q(ξ) and q(η); AttributeError if the side is fixed or the model is not hierarchical.
     seen : array (Z,)
-        Item numbers that each user has had, user after user; with ``keep_data=True``.
+        Column numbers of the items of each user, user after user; only with ``keep_data=True``.
     is_fitted : bool
+        Whether the model has been fitted.
     niter : int
-        Iterations run.
-    train_llk : float
-        Training log-likelihood after the last iteration.
+        Iterations of the fit, plus calls of ``partial_fit``.
+    train_llk : float or None
+        Training log-likelihood after the last iteration; None after ``partial_fit``.
     history_ : DataFrame
         One row per check: iteration, llk, elbo, val_llk, seconds, and diff_norm with 'diff-norm'.
     nusers, nitems : int
+        Numbers of users and items, including those announced to ``partial_fit`` but not yet seen.
     random_seed_ : int
-        Seed that the start values were drawn with.
+        Seed of the start values.
     backend_ : str
-        Name of the backend that fitted.
+        Name of the backend that fitted the model.
 
     References
     ----------
@@ -262,31 +265,31 @@ class HPF:
         counts_df : DataFrame, array (n, 3) or scipy sparse matrix (nusers, nitems)
             A frame with columns UserId, ItemId and Count in any order, an array with these three
             columns, or a sparse matrix or array of any format, whose row and column numbers are
-            the ids.  CuPy's arrays and sparse matrices are taken too, and with the cuda backend
-            never leave the GPU; ids in such arrays are whole numbers.  The same (user, item) given
-            twice is summed; counts of zero are dropped with a warning; other counts, whole or not,
-            are used as they are.  Never modified.
+            the ids.  CuPy arrays and sparse matrices are also accepted, and with the cuda backend
+            never leave the GPU; ids in such arrays are integers.  Counts of the same user and item
+            are added up; counts of zero are dropped with a warning; all other counts, integers or
+            not, are used as they are.  Never modified.
         val_set : same forms, optional
             Held-out counts for the log-likelihood in ``history_`` and for ``stop_crit='val-llk'``.
             Users and items without training data are left out with a warning.
         callback : callable, optional
-            Called after every iteration with what ``history_`` would have in a row: an object with
-            ``iteration``, ``seconds`` and, where a check was due (NaN elsewhere), ``llk``, ``elbo``,
-            ``val_llk`` and ``diff_norm``.  The fit ends if it returns True.  An error that it raises is
-            passed on, after the iterations so far were kept as they are for Ctrl-C.
+            Called after every iteration with an object that has the attributes ``iteration``, ``seconds``,
+            ``llk``, ``elbo``, ``val_llk`` and ``diff_norm``; the last four are NaN unless a check was made.
+            If it returns True, the fit ends.  If it raises an exception, the fit ends, the iterations
+            finished so far are kept, as for Ctrl-C, and the exception is raised.
         checkpoint : str or path-like, optional
-            File that the state of the fit is written to every ``checkpoint_every`` iterations.  If it is
-            there already, the fit goes on from it, and ends bit by bit as one that was never interrupted
-            (on the same backend with as many threads).  It stays when the fit has ended.  It knows a
-            ``step_size`` by its first two values.
+            File to which the state of the fit is written every ``checkpoint_every`` iterations.  If the file
+            exists, the fit resumes from it, and the result is bit-identical to that of an uninterrupted fit
+            on the same backend with the same number of threads.  The file is kept when the fit ends.  A
+            ``step_size`` is compared with that of the checkpoint by its first two values.
         checkpoint_every : int
             Iterations between two checkpoints.
         fixed_users, fixed_items : DataFrame (n, k) or array (nusers, k) or (nitems, k), optional
-            Factors that are known and stay as they are, those of users or those of items: a frame with ids
-            for index, of which those in ``counts_df`` are taken, or where ids are row numbers an array.
-            Columns are those of Theta and Beta, with ``bias=True`` those of the biases too: what is given
-            there weighs the bias of the other side.  0 up to 1e9, and not a row all zero.  Values below 1e-15
-            lose digits.
+            Factors of the users (or of the items) that stay fixed while the other side is fitted: a frame
+            indexed by id, of which the rows for ids in ``counts_df`` are used, or, if ids are row numbers,
+            an array.  The columns are those of Theta or Beta, including the two bias columns with
+            ``bias=True``; the value beside a bias of the other side multiplies that bias.  Values are
+            between 0 and 1e9, and no row is all zero.  Values below 1e-15 lose digits.
 
         Returns
         -------
@@ -296,28 +299,27 @@ class HPF:
         Raises
         ------
         ValueError, TypeError
-            For data that are not counts of users and items, naming the value at fault; the last
-            fit is kept.  For a checkpoint of a fit with other data or other parameters; these alone
-            may differ: where it runs (``backend``, ``ncores``), how far (``maxiter``), and what is shown,
-            written and kept.
+            If the data are not counts of users and items; the message names the value.  If the checkpoint
+            is of a fit with other data or other parameters, except for ``backend``, ``ncores``, ``maxiter``,
+            and the parameters that determine what is shown, written and kept.  The previous fit is kept.
         ModelFileError
-            If the checkpoint is damaged, none, or written by a newer version.
+            If the checkpoint is damaged, not a checkpoint, or written by a newer version.
         BackendUnavailable
-            If the backend asked for cannot work here.
+            If the backend that was named cannot work on this machine.
         NotEnoughMemory
-            If the fit would not fit into the memory of the GPU.
+            If the fit is too large for the memory of the GPU or of the machine.
 
         Notes
         -----
         Ctrl-C ends the fit with a warning and keeps the last finished iteration.
 
-        Whatever changes a model replaces it in one step.  Other threads may call the methods that answer
-        (``predict``, ``topN``, ``eval_llk``, ``transform``, ``save``) meanwhile: each call answers for the
-        model before or for the one after.  Two attributes that are read one after the other may be of two
-        models.  Of two fits of one object at the same time the last to end stays.
+        A new fit replaces the model in one step.  Meanwhile other threads may call ``predict``, ``topN``,
+        ``eval_llk``, ``transform`` and ``save``: each call uses either the old or the new model.  Two
+        attributes that are read one after the other may belong to different models.  If two fits of one
+        object run at the same time, the model is that of the last to end.
         """
         if callback is not None and not callable(callback):
-            raise TypeError(f"callback must be a function of the last check, not {callback!r}")
+            raise TypeError(f"callback must be a function of one argument, not {callback!r}")
         settings = self._settings()
         check_folder(settings.save_folder)
         if settings.stop_crit == "val-llk" and val_set is None:
@@ -336,7 +338,7 @@ class HPF:
         if isinstance(trained.ended_by, KeyboardInterrupt):
             try:
                 warnings.warn(f"the fit was interrupted; iteration {fitted.niter} is kept", stacklevel=2)
-            except UserWarning as warning:  # where warnings are errors, Ctrl-C is still what it is
+            except UserWarning as warning:  # if warnings are errors, still raise KeyboardInterrupt
                 raise trained.ended_by from warning
         elif trained.ended_by is not None:
             raise trained.ended_by
@@ -355,33 +357,34 @@ class HPF:
         new_items: bool = False,
         random_seed: int | None = None,
     ) -> HPF:
-        """Update the model with a batch: some users with all their counts, or some items with all theirs.
+        """Update the model with a batch of some users with all their counts, or of some items.
 
-        The users of the batch are brought to rest, then all items move by a step towards what they would
-        be if all users were like these; or the same with users and items exchanged.  Works on a fitted
-        model and, with ``nusers`` and ``nitems``, on one that is not.
+        One step of stochastic variational inference (Hoffman et al. 2013).  Five local updates of the users
+        of the batch are run; then all items are moved by one step towards the values they would have if all
+        users were like those of the batch.  For items the same with users and items exchanged.  Works on a
+        fitted model and, with ``nusers`` and ``nitems``, on one that is not fitted.
 
         Parameters
         ----------
         counts_df : DataFrame, array (n, 3) or scipy sparse matrix (nusers, nitems)
-            As for :meth:`~hpf_gpu.HPF.fit`; the rows of a matrix that are empty are not in the batch.
+            As for :meth:`~hpf_gpu.HPF.fit`; empty rows of a matrix are not part of the batch.
         batch_type : {'users', 'items'}
             Whether the batch has users with all their counts or items with all theirs.
         step_size : float, optional
-            Step in [0, 1]; by default what the model's ``step_size`` gives for ``niter``, which counts
-            calls, iterations of a fit before included.
+            Step in [0, 1]; by default the model's ``step_size`` at ``niter``, the number of iterations and
+            calls so far.
         nusers, nitems : int, optional
-            How many users and items there are in all; the first call needs both if the model is not
-            fitted, and later ones go by the last that were given.  So many ids can come with batches,
-            each when it comes.  Where ids are row numbers they are those below.
+            Total numbers of users and items.  Required in the first call if the model is not fitted; later
+            calls default to the last values.  Batches may bring new ids up to these numbers.  If ids are row
+            numbers, they are below these numbers.
         users_in_batch, items_in_batch : array-like of ids, optional
-            All users (items) of the batch, for those who have no count at all; by default those in
-            ``counts_df``.  Only that of the batch's own side has an effect.
+            All users (items) of the batch, including those without any count; by default those in
+            ``counts_df``.  Only the argument for the batch's own side has an effect.
         new_users, new_items : bool
-            Whether users (items) beyond ``nusers`` (``nitems``) are taken into the model, which is an
-            error otherwise.
+            Whether users (items) beyond ``nusers`` (``nitems``) are added to the model; otherwise they are
+            an error.
         random_seed : int, optional
-            Seed of the start values of rows that are new; by default it follows from the model's seed.
+            Seed of the start values of new rows; by default derived from the seed of the model.
 
         Returns
         -------
@@ -391,20 +394,20 @@ class HPF:
         Raises
         ------
         ValueError, TypeError
-            For data that are not counts, for ids that the model has no room for, for a step outside
-            [0, 1], and if ``keep_all_objs=False`` has dropped the shapes and rates.  The model is then as
-            it was.
+            If the data are not counts, if there are more new ids than the model has room for, if the step is
+            outside [0, 1], or if shapes and rates were not kept (``keep_all_objs=False``).  The model is
+            then unchanged.
 
         Notes
         -----
-        A call takes time and memory for the whole model beside those for the batch.  What users have had,
-        for ``topN``, grows with every batch.  ``train_llk`` is None after a call and ``history_`` stays
-        that of the last fit: nobody has all counts.
+        A call takes time and memory for the whole model, in addition to those for the batch.  The items of
+        each batch are added to those that ``topN`` excludes.  ``train_llk`` is None after a call, because
+        the full data are not available, and ``history_`` is that of the last fit.
 
         Examples
         --------
-        Batches from a Parquet file that is too large for memory, written so that each of its row groups
-        has some users with all their counts::
+        Batches from a Parquet file that is too large for memory, in which each row group holds some users
+        with all their counts::
 
             import numpy as np
             import pyarrow.parquet as pq
@@ -432,48 +435,64 @@ class HPF:
         )
         return self
 
-    # -- users and items that the fit has not seen -----------------------------------------------
+    # -- new users and items ---------------------------------------------------------------------
 
     def transform(
         self, counts_df: Any, maxiter: int = 10, stop_thr: float = 1e-3, ncores: int | None = None
     ) -> pd.DataFrame:
-        """Factors of many new users at once, given the items of the model, which stay as they are.
+        """Factors of many new users at once, with the item factors of the model unchanged (fold-in).
 
         Parameters
         ----------
         counts_df : same forms as for ``fit``
-            Counts of new users, whose ids may be any, by items of the model.  Unknown items are left out
-            with a warning, zeros too.  Never modified.
+            Counts of new users, with ids of any kind, for items of the model.  Unknown items and zeros are
+            left out with a warning.  Never modified.
         maxiter : int
-            Most iterations.
+            Maximum number of iterations.
         stop_thr : float
-            Ends when the root mean square over the users of ‖Δθ_u‖, the norm of the change of a user's
-            factors in an iteration, is below this.
+            Stop when the root mean square over users of ‖Δθ_u‖, the norm of the change of a user's factors
+            in one iteration, is below this.
         ncores : int, optional
             Threads of the ``openmp`` backend; by default those of the model.
 
         Returns
         -------
         DataFrame (n, k)
-            E[θ] of each new user.  The index has the user ids in order of first appearance, or the row
-            numbers of a matrix.  A user with nothing that can be used gets, with a warning, the factors
-            of a user without counts.
+            E[θ] of each new user (k + 2 columns with ``bias=True``).  The index holds the user ids in order
+            of first appearance, or the row numbers of a matrix.  A user without usable counts gets the
+            factors of a user without counts, with a warning.
 
         Raises
         ------
         ValueError, TypeError
-            For data that are not counts, if none of the items is known, if the model is not fitted, and
-            if ``keep_all_objs=False`` has dropped the shapes and rates.
+            If the data are not counts, if none of the items is in the model, if the model is not fitted, or
+            if shapes and rates were not kept (``keep_all_objs=False``).
         """
         return self._fold(USERS, counts_df, maxiter, stop_thr, ncores).frame("UserId")
 
     def transform_items(
         self, counts_df: Any, maxiter: int = 10, stop_thr: float = 1e-3, ncores: int | None = None
     ) -> pd.DataFrame:
-        """Factors of many new items at once, given the users of the model, which stay as they are.
+        """Factors of many new items at once, with the user factors of the model unchanged (fold-in).
 
-        :meth:`transform` with users and items exchanged: ``counts_df`` has counts of new items by users of
-        the model, and the result (n, k) has E[β] by item id, or by the column numbers of a matrix.
+        As :meth:`transform` with users and items exchanged.
+
+        Parameters
+        ----------
+        counts_df : same forms as for ``fit``
+            Counts of new items for users of the model.
+        maxiter, stop_thr, ncores :
+            As for :meth:`transform`.
+
+        Returns
+        -------
+        DataFrame (n, k)
+            E[β] of each new item.  The index holds the item ids, or the column numbers of a matrix.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As for :meth:`transform`.
         """
         return self._fold(ITEMS, counts_df, maxiter, stop_thr, ncores).frame("ItemId")
 
@@ -486,34 +505,34 @@ class HPF:
         stop_thr: float = 1e-3,
         return_all: bool = False,
     ) -> Any:
-        """Factors of one new user, given the items of the model, which stay as they are.
+        """Factors of one new user, with the item factors of the model unchanged (fold-in).
 
         Parameters
         ----------
         counts_df : DataFrame, array (n, 2) or scipy sparse matrix (1, nitems)
-            Her counts, with columns ItemId and Count.  Unknown items are left out with a warning, zeros
-            too.  Never modified.
+            Counts of the user, in columns ItemId and Count.  Unknown items and zeros are left out with a
+            warning.  Never modified.
         maxiter : int
-            Most iterations.
+            Maximum number of iterations.
         ncores : int
             Threads of the ``openmp`` backend.
         random_seed : int
-            Accepted, without effect: the start values are the same for all.
+            Ignored: all users start from the same values.
         stop_thr : float
-            Ends when ‖Δθ_u‖, the norm of the change of her factors in an iteration, is below this.
+            Stop when ‖Δθ_u‖, the norm of the change of the factors in one iteration, is below this.
         return_all : bool
-            Whether to return shapes, rates and φ too.
+            Whether to also return shapes, rates and φ.
 
         Returns
         -------
         array (k,), or tuple of arrays (k,), (k,), (k,) and (n, k)
-            E[θ_u]; or E[θ_u], shapes and rates of q(θ_u), and φ: how the count in each row of
-            ``counts_df`` is shared among the factors, NaN in rows that were left out.
+            E[θ_u]; or E[θ_u], shapes and rates of q(θ_u), and φ, the shares of the factors in the count of
+            each row of ``counts_df``, NaN in rows that were left out.
 
         Raises
         ------
         ValueError, TypeError
-            As :meth:`transform`, which takes many users at once.
+            As for :meth:`transform`, which takes many users at once.
         """
         whole_number("random_seed", random_seed, 0)
         settings, fitted = self._settings(), self._require_fitted()
@@ -544,21 +563,21 @@ class HPF:
         stop_thr: float = 1e-3,
         update_all_params: bool | None = None,
     ) -> bool:
-        """Add one user to the model, or replace what it knows of one.
+        """Add one user to the model, or replace the factors and seen items of an existing one.
 
         Parameters
         ----------
         user_id : hashable
-            Where ids are row numbers, that of a new user must be ``nusers``.
+            Id of the user.  If ids are row numbers, a new user must have the number ``nusers``.
         counts_df : same forms as for :meth:`predict_factors`
-            All her counts, those that the model has seen included.
+            All counts of the user, including those that the model has been fitted to.
         update_existing : bool
-            Whether she is in the model: her factors and the items she has had are replaced.
+            True if the user is in the model: factors and seen items are replaced.
         maxiter, ncores, random_seed, stop_thr :
             As for :meth:`predict_factors`.
         update_all_params : bool, optional
-            Whether to move all items too, by the step of :meth:`partial_fit` with her for a batch, which
-            lets one user speak for all.  ``maxiter`` and ``stop_thr`` are then without effect.
+            Whether to also move all items, by one step of :meth:`partial_fit` with this user as the batch.
+            One user then stands for all.  ``maxiter`` and ``stop_thr`` have no effect then.
 
         Returns
         -------
@@ -568,8 +587,8 @@ class HPF:
         Raises
         ------
         ValueError, TypeError
-            If a new user is in the model already or one to replace is not, and as :meth:`transform`.
-            The model is then as it was.
+            If a new user is in the model already, if a user to replace is not, and as for
+            :meth:`transform`.  The model is then unchanged.
         """
         whole_number("random_seed", random_seed, 0)
         settings, fitted = self._settings(), self._require_fitted()
@@ -593,15 +612,15 @@ class HPF:
         stop_thr: float = 1e-3,
         ncores: int | None = None,
     ) -> HPF:
-        """Add many users to the model at once, or replace what it knows of many.
+        """Add many users to the model at once, or replace the factors and seen items of existing ones.
 
         Parameters
         ----------
         counts_df : DataFrame or array (n, 3)
-            Columns UserId, ItemId and Count: all counts of these users.  Where ids are row numbers, those
-            of new users must go on from ``nusers``.
+            Columns UserId, ItemId and Count: all counts of these users.  If ids are row numbers, new users
+            must be numbered consecutively from ``nusers``.
         update_existing : bool
-            Whether all of them are in the model, or none.
+            True if all of these users are in the model, False if none is.
         maxiter, stop_thr, ncores :
             As for :meth:`transform`.
 
@@ -613,16 +632,16 @@ class HPF:
         Raises
         ------
         ValueError, TypeError
-            As :meth:`add_user`; the model is then as it was.
+            As for :meth:`add_user`; the model is then unchanged.
         """
         if sparse.issparse(on_host(counts_df)):
-            raise TypeError("users are added by their ids: pass a frame with UserId, ItemId and Count")
+            raise TypeError("users are added by id: pass a frame with UserId, ItemId and Count")
         folded = self._fold(USERS, counts_df, maxiter, stop_thr, ncores)
         self._fitted = with_users(folded, update_existing=update_existing)
         return self
 
     def _fold(self, side: int, counts_df: Any, maxiter: int, stop_thr: float, ncores: int | None) -> Folded:
-        """Fold many new users or items in."""
+        """Fold in many new users or items."""
         settings, fitted = self._settings(), self._require_fitted()
         threads = settings.threads if ncores is None else thread_count(ncores)
         triplets = read(counts_df, dtype=fitted.dtype.type, name="counts_df", binary=settings.binary)
@@ -642,46 +661,51 @@ class HPF:
         Parameters
         ----------
         user, item : one id, or array-like (n,) of ids
-            Pairs; one id on either side is paired with all of the other.
+            Pairs of ids; a single id is paired with all ids of the other argument.
 
         Returns
         -------
         float or array (n,)
             NaN where the user or the item was not in the training data.
+
+        Raises
+        ------
+        ValueError
+            If there are several users and several items in different numbers, or the model is not fitted.
         """
         return predict(self._require_fitted(), thread_count(self.ncores), user, item)
 
     def topN(self, user: Any, n: int = 10, exclude_seen: bool = True, items_pool: Any = None) -> NDArray[Any]:
-        """The items with the highest expected counts for one user or for each of many, best first.
+        """Items with the highest expected counts, best first, for one user or for each of many.
 
         Parameters
         ----------
         user : id, or array-like (B,) of ids
             Users of the training data.
         n : int
-            How many; fewer come back if fewer are left.
+            Number of items; fewer are returned if fewer are left.
         exclude_seen : bool
-            Whether to leave out the items that the user had in the training data.
+            Whether to exclude the items that the user has in the training data.
         items_pool : array-like of ids, optional
-            Items to choose from, for all users.  Unknown ones are left out with a warning.
+            Items to choose from, for all users.  Unknown items are left out with a warning.
 
         Returns
         -------
         array (n,), or for many users array (B, n)
-            Item ids.  For one user the array is shorter if fewer than ``n`` items are left.  For many
-            it is narrower if there are fewer than ``n`` items to choose from at all; rows of users with
-            still fewer left end in None, and the array is then one of objects.
+            Item ids.  For one user the array is shorter if fewer than ``n`` items are left.  For many users
+            it has fewer columns if there are fewer than ``n`` items to choose from.  Rows of users with fewer
+            items left are padded with None; the array then has dtype object.
 
         Raises
         ------
         ValueError
-            If a user or the whole pool is unknown, or ``exclude_seen`` with ``keep_data=False``.
+            If a user or every item of the pool is unknown, or if ``exclude_seen`` and ``keep_data=False``.
 
         Notes
         -----
-        For many users this takes some tens of MB beside the result and the users' part of the model,
-        never a matrix of users and items.  Of equal scores the item that comes first in the rows of
-        Beta comes first.  A model that was fitted on a GPU ranks there for many users, if it can.
+        For many users this takes some tens of MB in addition to the result and the users' part of the model,
+        never a matrix of users by items.  Ties are broken by the order of the rows of Beta.  For many users,
+        a model that was fitted on a GPU is ranked there if possible.
         """
         return top_n(
             self._require_fitted(),
@@ -693,19 +717,24 @@ class HPF:
         )
 
     def eval_llk(self, input_df: Any, full_llk: bool = False) -> dict[str, Any]:
-        """Poisson log-likelihood of the given counts alone, in float64.
+        """Poisson log-likelihood of the pairs in the data, in float64; absent pairs are not included.
 
         Parameters
         ----------
         input_df : same forms as for ``fit``
-            Users and items that were not in the training data are left out, and zeros, with a warning.
+            Counts whose user or item was not in the training data, and zeros, are left out with a warning.
         full_llk : bool
             Whether to include −Σ ln y!.
 
         Returns
         -------
         dict
-            ``llk``, and ``nobs``: how many pairs it is the sum of.
+            ``llk``, and ``nobs``, the number of pairs in the sum.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If the data are not counts, or none is left; if the model is not fitted.
         """
         fitted, binary = self._require_fitted(), bool(self.binary)
         triplets = read(input_df, dtype=fitted.dtype.type, name="input_df", binary=binary)
@@ -719,28 +748,26 @@ class HPF:
         Parameters
         ----------
         path : str or path-like
-            File to write.  One that is there is replaced when the new one is complete, which gets its
-            permissions.  A symbolic link stays, and what it points to is replaced.
+            File to write.  An existing file is replaced once the new one is complete; the new file gets its
+            permissions.  A symbolic link is kept, and its target is replaced.
 
         Raises
         ------
         ValueError
-            If the model is not fitted, or could not be loaded: ``k``, ``use_float`` and ``bias`` are still
-            to be those of the fit.
+            If the model is not fitted, or if ``k``, ``use_float`` or ``bias`` were changed after the fit.
         TypeError
-            If ids are neither numbers, texts, bytes, NumPy's dates nor tuples of these.
+            If ids are not numbers, strings, booleans, bytes, datetime64, timedelta64 or tuples of these.
         OSError
-            If the file cannot be written; one that was there is then as it was.  Pipes and devices cannot
-            be replaced as a whole and are refused.
+            If the file cannot be written; an existing file is then unchanged.  Pipes and devices are refused.
 
         Notes
         -----
-        Two parameters are not written and None after :meth:`load`: ``save_folder``, which belongs to this
-        machine, and, with a warning, a ``step_size`` of your own.
+        Two parameters are not saved and are None after :meth:`load`: ``save_folder``, and, with a warning, a
+        ``step_size`` other than the default.
         """
         fitted = self._require_fitted()
         if self.step_size not in (None, default_step_size):
-            warnings.warn("step_size is a function of your own and is not saved", stacklevel=2)
+            warnings.warn("step_size is not the default function and is not saved", stacklevel=2)
         save_model(path, fitted, self.get_params())
 
     @classmethod
@@ -750,25 +777,25 @@ class HPF:
         Parameters
         ----------
         path : str or path-like
-            File to read.  Nothing in it is ever executed.
+            File to read.  Loading executes no code from the file.
 
         Returns
         -------
         HPF
-            A fitted model that answers as the one that was saved.
+            The fitted model that was saved.
 
         Raises
         ------
         ModelFileError
-            If the file is damaged, no model, or written by a newer version.  It is a ValueError.
+            If the file is damaged, not a model, or written by a newer version.  It is a ValueError.
         OSError
             If the file cannot be read.
 
         Notes
         -----
-        The backend that fitted it need not be there: predictions run on the host.  Where ``backend`` names
-        one that is missing, set it to ``'auto'`` before the next fit or fold-in, and ``precision`` and
-        ``allocate`` to their defaults.
+        The backend that fitted the model need not be available, because predictions run on the host.  If
+        ``backend`` names one that is not available, set it to ``'auto'`` before the next fit or fold-in, and
+        ``precision`` and ``allocate`` to their defaults.
         """
         settings, fitted = load_model(path)
         model = cls(**{name: getattr(settings, name) for name in NAMES})
@@ -778,21 +805,27 @@ class HPF:
     # -- settings ------------------------------------------------------------------------------
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The parameters as they are now, by name, as scikit-learn asks for them.
+        """Current values of the parameters by name, as in scikit-learn.
 
         Parameters
         ----------
         deep : bool
-            Accepted, without effect: no parameter has parameters of its own.
+            Ignored: no parameter has parameters of its own.
 
         Returns
         -------
         dict
+            Value of each parameter of the constructor.
         """
         return {name: getattr(self, name) for name in NAMES}
 
     def set_params(self, **params: Any) -> HPF:
-        """Set parameters by name.  What is fitted stays as it is.
+        """Set parameters by name.  The fitted model is unchanged.
+
+        Parameters
+        ----------
+        **params
+            Parameters of the constructor.
 
         Returns
         -------
@@ -802,8 +835,8 @@ class HPF:
         Raises
         ------
         ValueError, TypeError
-            For a name that is no parameter, and for values that the constructor refuses; all parameters are
-            then as they were.
+            If a name is not a parameter, or a value or combination of values is invalid.  All parameters
+            are then unchanged.
         """
         unknown = [name for name in params if name not in NAMES]
         if unknown:
@@ -821,7 +854,7 @@ class HPF:
         )
 
     def _settings(self) -> Settings:
-        """The parameters, checked: users change attributes after construction."""
+        """The parameters, checked again because attributes can be changed after construction."""
         return Settings.of(self.get_params())
 
     def _require_fitted(self) -> Fitted:
@@ -834,7 +867,7 @@ class HPF:
 
     @property
     def is_fitted(self) -> bool:
-        """Whether there is a model."""
+        """Whether the model has been fitted."""
         return self._fitted is not None
 
     @property
@@ -849,22 +882,22 @@ class HPF:
 
     @property
     def nusers(self) -> Any:
-        """How many users there are, those that no batch has brought yet included."""
+        """Number of users, including those that no batch has brought yet."""
         return self._view("nusers")
 
     @property
     def nitems(self) -> Any:
-        """How many items there are, those that no batch has brought yet included."""
+        """Number of items, including those that no batch has brought yet."""
         return self._view("nitems")
 
     @property
     def niter(self) -> Any:
-        """Iterations run."""
+        """Iterations of the fit, plus calls of partial_fit."""
         return self._view("niter")
 
     @property
     def train_llk(self) -> Any:
-        """Training log-likelihood after the last iteration."""
+        """Training log-likelihood after the last iteration; None after partial_fit."""
         return self._view("train_llk")
 
     @property
@@ -874,12 +907,12 @@ class HPF:
 
     @property
     def random_seed_(self) -> Any:
-        """Seed that the start values were drawn with."""
+        """Seed of the start values."""
         return self._view("seed")
 
     @property
     def backend_(self) -> Any:
-        """Name of the backend that fitted."""
+        """Name of the backend that fitted the model."""
         return self._view("backend")
 
     def _view(self, name: str) -> Any:
@@ -915,11 +948,11 @@ class HPF:
 
     @property
     def seen(self) -> NDArray[Any]:
-        """Item numbers that each user has had, user after user, (Z,)."""
+        """Column numbers of the items of each user, user after user, (Z,)."""
         fitted = self._fitted
         if fitted is None or fitted.seen is None:
-            # AttributeError, so that hasattr tells whether they are there.
-            raise AttributeError("the items that users had are kept by fit with keep_data=True")
+            # AttributeError, so that hasattr works.
+            raise AttributeError("the items of each user are kept only with keep_data=True, after fit")
         return fitted.seen[1]
 
     @property
@@ -955,6 +988,6 @@ class HPF:
     def _kept(self) -> Fitted:
         fitted = self._fitted
         if fitted is None:
-            # AttributeError, so that hasattr tells whether shapes and rates are there.
-            raise AttributeError("shapes and rates exist after fit with keep_all_objs=True")
+            # AttributeError, so that hasattr works.
+            raise AttributeError("shapes and rates exist only after fit with keep_all_objs=True")
         return fitted

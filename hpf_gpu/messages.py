@@ -1,4 +1,4 @@
-"""How values are put into words, and warnings that point at the user's own line."""
+"""Values in messages, and warnings that point at the user's own line."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _PACKAGE = Path(__file__).parent
 
 
 def shown(value: Any) -> str:
-    """A value for a message: -2, not np.int64(-2)."""
+    """The repr of a value for a message: -2, not np.int64(-2)."""
     return repr(value.item() if isinstance(value, np.generic) else value)
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warn, at the user's own line that has led here."""
+    """Warn, with the location of the user's line that called this package."""
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and Path(frame.f_code.co_filename).is_relative_to(_PACKAGE):
         level, frame = level + 1, frame.f_back
@@ -26,5 +26,5 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
 
 
 def warn_of_zeros(how_many: int, what: str) -> None:
-    """Warn that counts of zero were left out."""
-    warn(f"{how_many} counts of zero were {what}: pairs that are absent count as zero")
+    """Warn that counts of zero were left out; ``what`` is "dropped" or "left out of" an argument."""
+    warn(f"{how_many} counts of zero were {what}: absent pairs count as zero")

@@ -1,4 +1,4 @@
-"""How good recommendations are: precision, recall and NDCG of ranked lists against held-out items."""
+"""Precision, recall and NDCG of ranked lists of recommendations, measured on held-out items."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from scipy import sparse
 
 from .backends.numpy_backend import top_columns
 
-#: Row numbers of users (B,) to the scores of all items for each of them (B, M).
+#: Function from row numbers of users (B,) to the scores of all items for each of them (B, M).
 ScoreBlock = Callable[[NDArray[np.intp]], NDArray[Any]]
 
-_BLOCK_SCORES = 1 << 20  # scores that are ranked at once; each takes about 30 bytes
+_BLOCK_SCORES = 1 << 20  # scores that are ranked at once; about 30 bytes each
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class RankingQuality:
     n : int
         Length of the lists.
     n_users : int
-        Number of users that the averages are taken over.
+        Number of users with held-out items, over which averages are taken.
     precision : float
         Normalized precision, see :func:`normalized_precision_at_n`.
     recall : float
@@ -48,17 +48,17 @@ class RankingQuality:
 
 
 def normalized_precision_at_n(hits: NDArray[Any], n_relevant: NDArray[Any]) -> NDArray[np.float64]:
-    """Hits as a share of those possible in a list of n items, hits / min(n, held-out items).
+    """Normalized precision: hits / min(n, number of held-out items).
 
-    Unlike plain precision it reaches 1 for users with fewer than n held-out items
+    Unlike plain precision, hits / n, it can reach 1 for users with fewer than n held-out items
     (Gopalan, Hofman and Blei 2015, section 4).
 
     Parameters
     ----------
     hits : numpy.ndarray of bool, (U, n)
-        Whether each place of a user's list, best first, holds one of her held-out items.
+        Whether each item of a user's list, best first, is one of the user's held-out items.
     n_relevant : numpy.ndarray of int, (U,)
-        How many held-out items each user has.
+        Number of held-out items of each user, at least 1.
 
     Returns
     -------
@@ -68,7 +68,7 @@ def normalized_precision_at_n(hits: NDArray[Any], n_relevant: NDArray[Any]) -> N
     Raises
     ------
     ValueError
-        If the shapes do not fit, or a user has no held-out item or fewer than hits.
+        If the shapes do not match, or a user has no held-out item or fewer held-out items than hits.
     """
     hits, n_relevant = _checked_hits(hits, n_relevant)
     precision: NDArray[np.float64] = hits.sum(axis=1) / np.minimum(hits.shape[1], n_relevant)
@@ -76,7 +76,7 @@ def normalized_precision_at_n(hits: NDArray[Any], n_relevant: NDArray[Any]) -> N
 
 
 def recall_at_n(hits: NDArray[Any], n_relevant: NDArray[Any]) -> NDArray[np.float64]:
-    """Hits as a share of the user's held-out items.
+    """Recall: hits / number of held-out items.
 
     Parameters, return value and errors are those of :func:`normalized_precision_at_n`.
     """
@@ -86,9 +86,10 @@ def recall_at_n(hits: NDArray[Any], n_relevant: NDArray[Any]) -> NDArray[np.floa
 
 
 def ndcg_at_n(hits: NDArray[Any], n_relevant: NDArray[Any]) -> NDArray[np.float64]:
-    """Discounted gain Σ_r hit_r / log₂(1 + r) over ranks r = 1…n, relative to that of the best list.
+    """Normalized discounted cumulative gain (Järvelin and Kekäläinen 2002) with binary relevance.
 
-    Relevance is binary; the best list has all held-out items in front (Järvelin and Kekäläinen 2002).
+    The gain Σ_r hit_r / log₂(1 + r) over ranks r = 1…n is divided by that of the best possible list, which
+    starts with the held-out items.
 
     Parameters, return value and errors are those of :func:`normalized_precision_at_n`.
     """
@@ -119,12 +120,22 @@ def _checked_hits(hits: NDArray[Any], n_relevant: NDArray[Any]) -> tuple[NDArray
 
 
 def factor_scores(theta: NDArray[Any], beta: NDArray[Any]) -> ScoreBlock:
-    """Scores θ_u·β_i of a factorization with ``theta`` (U, K) and ``beta`` (M, K).
+    """Scores θ_u·β_i of a factorization.
+
+    Parameters
+    ----------
+    theta, beta : numpy.ndarray, (U, K) and (M, K)
+        For example ``HPF.Theta`` and ``HPF.Beta``.
+
+    Returns
+    -------
+    callable
+        For :func:`evaluate_ranking`.
 
     Raises
     ------
     ValueError
-        If the two do not have the same number of factors.
+        If ``theta`` and ``beta`` differ in the number of factors.
     """
     if theta.ndim != 2 or beta.ndim != 2 or theta.shape[1] != beta.shape[1]:
         raise ValueError(f"theta {theta.shape} and beta {beta.shape} must have the shapes (U, K) and (M, K)")
@@ -132,22 +143,38 @@ def factor_scores(theta: NDArray[Any], beta: NDArray[Any]) -> ScoreBlock:
 
 
 def popularity_scores(train: Any) -> ScoreBlock:
-    """The baseline that recommends to everybody the items with the most users in ``train`` (U, M)."""
+    """Scores of the baseline "most popular": the number of users of each item in ``train`` (U, M).
+
+    Parameters
+    ----------
+    train : scipy sparse matrix, (U, M)
+        Training counts.
+
+    Returns
+    -------
+    callable
+        For :func:`evaluate_ranking`.
+
+    Raises
+    ------
+    TypeError
+        If ``train`` is not a sparse matrix.
+    """
     n_users = _as_binary(train).sum(axis=0).astype(np.float64)
     return lambda users: np.tile(n_users, (len(users), 1))
 
 
 def evaluate_ranking(scores: ScoreBlock, train: Any, held_out: Any, n: int = 20) -> RankingQuality:
-    """Rank for every user the items she does not have in training, and compare with those held out.
+    """Rank for every user the items without a training count, and compare the list with the held-out items.
 
     Parameters
     ----------
     scores : callable
-        Takes row numbers of users (B,) and returns the scores (B, M) of all items for them, the
-        higher the better; see :func:`factor_scores` and :func:`popularity_scores`.  Items with a
-        score of −inf are not recommended; of equal scores the item with the lower number comes first.
+        Takes row numbers of users (B,) and returns the scores (B, M) of all items for them, higher being
+        better; see :func:`factor_scores` and :func:`popularity_scores`.  Items with a score of −inf are
+        not recommended; of equal scores the item with the lower number comes first.
     train, held_out : scipy sparse matrix, (U, M)
-        What was used for training and what was not.  Every entry above zero is an item of the user.
+        Training and held-out counts.  Every entry above zero is an item of the user.
     n : int
         Length of the lists.
 
@@ -159,7 +186,7 @@ def evaluate_ranking(scores: ScoreBlock, train: Any, held_out: Any, n: int = 20)
     Raises
     ------
     ValueError
-        If shapes do not fit, ``n`` is not between 1 and M, nothing is held out, something is both in
+        If shapes do not match, ``n`` is not between 1 and M, ``held_out`` is empty, a pair is in both
         ``train`` and ``held_out``, or a score is NaN.
     TypeError
         If ``train`` or ``held_out`` is not a sparse matrix.
@@ -192,12 +219,12 @@ def evaluate_ranking(scores: ScoreBlock, train: Any, held_out: Any, n: int = 20)
 
 
 def _hits(scores: ScoreBlock, train: Any, held_out: Any, users: NDArray[Any], n: int) -> NDArray[np.bool_]:
-    """Whether each place (B, n) of the users' lists holds a held-out item."""
+    """Whether each item (B, n) of the users' lists is a held-out item."""
     given = np.asarray(scores(users))
     expected = (len(users), train.shape[1])
     if given.shape != expected:
         raise ValueError(f"scores have shape {given.shape}, not (users, items) = {expected}")
-    block = given.astype(np.result_type(given, np.float32))  # a copy, so that the caller's array stays whole
+    block = given.astype(np.result_type(given, np.float32))  # a copy, because it is modified
     if np.isnan(block).any():
         raise ValueError(f"a score of user {users[np.isnan(block).any(axis=1)][0]} is nan")
     block[train[users].nonzero()] = -np.inf
@@ -206,7 +233,7 @@ def _hits(scores: ScoreBlock, train: Any, held_out: Any, users: NDArray[Any], n:
 
 
 def _as_binary(matrix: Any) -> Any:
-    """Bool CSR array of the entries above zero."""
+    """The entries above zero as a CSR array of booleans."""
     is_sparse: bool = sparse.issparse(matrix)
     if not is_sparse:
         raise TypeError(f"users' items must be a scipy sparse matrix, not {type(matrix).__name__}")

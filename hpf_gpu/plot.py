@@ -1,7 +1,7 @@
-"""Pictures of a fit: how it converged, how well it ranks and what its factors stand for.
+"""Figures of a fit: convergence, ranking quality, and the leading items of its factors.
 
-Matplotlib is slow to load, so it is imported where it is used; and without pyplot, so that nothing
-here touches the figures or the settings of the caller.
+Matplotlib is slow to import, so it is imported only where it is used, and without pyplot, so that the
+caller's figures and settings are not affected.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ def leading_items(
     beta : numpy.ndarray, (M, K)
         ``HPF.Beta``.
     n_factors, n_items : int
-        How many factors, and how many items of each.
+        Number of factors, and number of items of each.
 
     Returns
     -------
     dict
-        Number of the factor to rows of ``beta``, both largest first.  The size of a factor is its
-        part Σ_u θ_uk · Σ_i β_ik of the expected total of all counts.
+        Maps the number of a factor to row numbers of ``beta``, both largest first.  The size of a factor is
+        its part Σ_u θ_uk · Σ_i β_ik of the expected sum of all counts.
     """
     largest = np.argsort(-theta.sum(axis=0) * beta.sum(axis=0), kind="stable")[:n_factors]
     return {int(k): np.argsort(-beta[:, k], kind="stable")[:n_items] for k in largest}
 
 
-# -- one panel each ------------------------------------------------------------------------------
+# -- single panels -------------------------------------------------------------------------------
 
 
 def convergence(history: pd.DataFrame, ax: Axes) -> None:
-    """Draw the log-likelihood and the ELBO against iterations.
+    """Draw log-likelihood and ELBO by iteration.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def convergence(history: pd.DataFrame, ax: Axes) -> None:
     Raises
     ------
     ValueError
-        If the history holds neither a log-likelihood nor an ELBO.
+        If the history has neither a log-likelihood nor an ELBO.
     """
     largest = history[["llk", "elbo"]].abs().max().max()
     if not np.isfinite(largest):
@@ -100,14 +100,14 @@ def quality(qualities: Mapping[str, RankingQuality], ax: Axes) -> None:
     Parameters
     ----------
     qualities : mapping of str to RankingQuality
-        Results of :func:`hpf_gpu.metrics.evaluate_ranking` by name of the method, the best first.
+        Results of :func:`hpf_gpu.metrics.evaluate_ranking` by name of the method; the first is emphasized.
     ax : matplotlib.axes.Axes
         Where to draw.
 
     Raises
     ------
     ValueError
-        If there is no method.
+        If ``qualities`` is empty.
     """
     if not qualities:
         raise ValueError("qualities is empty: there is no method to draw")
@@ -139,8 +139,8 @@ def factors(
 ) -> None:
     """Draw the leading items of the largest factors as a heat map.
 
-    A cell shows which share of the item's expected counts, over all users, comes from the factor:
-    an item that is dark in one place only belongs to that factor alone.
+    A cell shows the share of the item's expected counts, over all users, that comes from the factor.  An item
+    with a single dark cell belongs to that factor alone.
 
     Parameters
     ----------
@@ -154,7 +154,7 @@ def factors(
     Raises
     ------
     ValueError
-        If there is not one name for every item.
+        If the number of names is not the number of items.
     """
     if len(item_names) != len(beta):
         raise ValueError(f"{len(item_names)} item_names for {len(beta)} items")
@@ -188,7 +188,7 @@ def _finish(ax: Axes, title: str) -> None:
     ax.spines[["left", "bottom"]].set_color(_GREY)
 
 
-# -- the whole picture ---------------------------------------------------------------------------
+# -- the figure ----------------------------------------------------------------------------------
 
 
 def save_overview(
@@ -200,7 +200,16 @@ def save_overview(
     beta: NDArray[Any],
     item_names: Sequence[str],
 ) -> None:
-    """Write one PNG with all three panels; the parameters are those of the panels.
+    """Write a PNG file with all three panels.
+
+    Parameters
+    ----------
+    output : pathlib.Path
+        File to write.
+    title : str
+        Title of the figure.
+    history, qualities, theta, beta, item_names
+        As for :func:`convergence`, :func:`quality` and :func:`factors`.
 
     Raises
     ------

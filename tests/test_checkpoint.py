@@ -124,7 +124,7 @@ def test_an_error_of_a_callback_loses_nothing():
 
 
 def test_callback_must_be_a_function():
-    with pytest.raises(TypeError, match="callback must be a function of the last check, not 'print'"):
+    with pytest.raises(TypeError, match="callback must be a function of one argument, not 'print'"):
         fit(model_of("maxiter"), callback="print")
 
 
@@ -241,7 +241,7 @@ def test_a_fit_goes_on_further(tmp_path):
     assert model.niter == 17
     assert np.array_equal(model.Theta, fit(model_of("maxiter", ncores=1)).Theta)
     with pytest.raises(
-        ValueError, match=r"state is a checkpoint of iteration 16, and maxiter=16 has no more"
+        ValueError, match=r"state is a checkpoint of iteration 16, and maxiter=16 allows no more"
     ):
         fit(model_of("maxiter", maxiter=16), checkpoint=path)
 

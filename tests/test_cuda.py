@@ -1022,7 +1022,7 @@ def test_held_out_data_on_the_device(cuda32: Any, wrap: Any) -> None:
 def test_a_matrix_on_the_device_has_no_user_ids(cuda32: Any) -> None:
     cupy_sparse = pytest.importorskip("cupyx.scipy.sparse")
     matrix = sparse.csr_matrix(random_counts())
-    with pytest.raises(TypeError, match="users are added by their ids"):
+    with pytest.raises(TypeError, match="users are added by id"):
         fit(matrix).add_users(cupy_sparse.csr_matrix(matrix))
 
 

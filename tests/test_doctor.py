@@ -67,7 +67,7 @@ def test_this_machine(capsys):
         start = f"{name:<9}works: " if works(name) else f"{name:<9}"
         assert any(line.startswith(start) for line in lines), name
     best = next(name for name in backends.NAMES if works(name))
-    assert lines[-2] == f"backend='auto' takes {best!r}."
+    assert lines[-2] == f"backend='auto' uses {best!r}."
     assert status == (0 if best != "numpy" else 1)
 
 
@@ -83,7 +83,7 @@ def test_the_compiled_module_is_missing(sandbox):
     )
     assert "numpy    works: numpy " in result.stdout
     *_, automatic, last = result.stdout.splitlines()
-    assert automatic == "backend='auto' takes 'numpy'."
+    assert automatic == "backend='auto' uses 'numpy'."
     assert last.startswith("Next: ")
     assert last.endswith(f"--no-binary hpf_gpu -e {sandbox.site}")
 
@@ -158,7 +158,7 @@ def test_hardware_that_is_not_there_is_nothing_to_mend(capsys, made_up):
     status, lines = said(capsys)
     assert "cuda     not for this machine: no such card" in lines
     assert "         -> buy one" in lines
-    assert lines[-2:] == ["backend='auto' takes 'numpy'.", "No problems found."]
+    assert lines[-2:] == ["backend='auto' uses 'numpy'.", "No problems found."]
     assert status == 1
 
 
@@ -166,7 +166,7 @@ def test_hardware_that_is_not_used(capsys, made_up):
     made_up(cuda=BackendUnavailable("CuPy is not installed", remedy="install it"), numpy="numpy")
     status, lines = said(capsys)
     assert "cuda     does not work: CuPy is not installed" in lines
-    assert lines[-2:] == ["backend='auto' takes 'numpy'.", "Next: install it"]
+    assert lines[-2:] == ["backend='auto' uses 'numpy'.", "Next: install it"]
     assert status == 1
 
 

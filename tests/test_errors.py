@@ -206,7 +206,7 @@ def test_row_numbers(numbers):
 BAD_PARAMETERS = [
     ({"k": 0}, ValueError, "k=0 must be at least 1"),
     ({"k": 2.5}, ValueError, "k=2.5"),
-    ({"k": "30"}, TypeError, "k must be a whole number, not '30'"),
+    ({"k": "30"}, TypeError, "k must be an integer, not '30'"),
     ({"k": True}, TypeError, "not True"),
     ({"k": None}, TypeError, "not None"),
     ({"k": 10**400}, ValueError, "k=1000.* must be at most"),
@@ -221,8 +221,8 @@ BAD_PARAMETERS = [
     ({"d_prime": None}, TypeError, "d_prime must be a number"),
     ({"ncores": 1.5}, ValueError, "ncores=1.5"),
     ({"stop_crit": "train_llk"}, ValueError, "'train_llk' is unknown; choose one of 'maxiter', 'train-llk'"),
-    ({"stop_crit": "maxiter", "maxiter": None}, ValueError, "needs a number of iterations in maxiter"),
-    ({"check_every": None}, ValueError, "needs a number of iterations in check_every"),
+    ({"stop_crit": "maxiter", "maxiter": None}, ValueError, "needs a number of iterations: maxiter is None"),
+    ({"check_every": None}, ValueError, "needs a number of iterations: check_every is None"),
     ({"check_every": 0}, ValueError, "check_every=0"),
     ({"maxiter": 0}, ValueError, "maxiter=0"),
     ({"stop_thr": 0}, ValueError, "stop_thr=0"),
@@ -262,7 +262,7 @@ def test_categories_are_what_they_stand_for():
 def test_settings_that_break_after_the_fit():
     model = HPF(k=2, verbose=False).fit(frame())
     model.ncores = "x"
-    with pytest.raises(TypeError, match="ncores must be a whole number"):
+    with pytest.raises(TypeError, match="ncores must be an integer"):
         model.predict("a", "x")
 
 
@@ -619,7 +619,9 @@ def test_known_factors_go_up_to_a_bound():
     factors = pd.DataFrame([[1e9, 0.0], [0.0, 1.0]], index=["x", "y"])
     model = HPF(k=2, verbose=False, maxiter=2).fit(frame(), fixed_items=factors)
     np.testing.assert_allclose(model.Beta, factors, rtol=1e-6, atol=1e-20)
-    with pytest.raises(ValueError, match=r"fixed_items has 1000000001\.0; factors lie between 0 and 1e\+09"):
+    with pytest.raises(
+        ValueError, match=r"fixed_items has 1000000001\.0; factors must lie between 0 and 1e\+09"
+    ):
         HPF(k=2, verbose=False).fit(frame(), fixed_items=factors.replace(1e9, 1e9 + 1))
 
 

@@ -338,15 +338,17 @@ def test_errors_of_known_factors(side):
             model.fit(data, **{name: factors})
         assert not model.is_fitted
 
-    fails(ValueError, rf"{name} has shape \(3, 3\), and the model has \(\d+, 3\)", matrix, good[:3])
-    fails(ValueError, rf"{name} has shape .*, 3\), and the model has \(\d+, 5\)", matrix, good, bias=True)
+    fails(ValueError, rf"{name} has shape \(3, 3\), and the model needs \(\d+, 3\)", matrix, good[:3])
+    fails(ValueError, rf"{name} has shape .*, 3\), and the model needs \(\d+, 5\)", matrix, good, bias=True)
     first = np.arange(good.size).reshape(good.shape) == 0
-    fails(ValueError, f"{name} has -1.0; factors lie between 0 and 1e", matrix, np.where(first, -1.0, good))
+    fails(
+        ValueError, f"{name} has -1.0; factors must lie between 0 and 1e", matrix, np.where(first, -1.0, good)
+    )
     fails(ValueError, f"{name} has inf", matrix, np.where(first, np.inf, good))
     fails(ValueError, f"{name} has nan", matrix, np.where(first, np.nan, good))
     fails(ValueError, f"row 2 of {name} is all zero", matrix, good * (np.arange(len(good)) != 2)[:, None])
     fails(TypeError, f"{name} must have numbers", matrix, good.astype(str))
-    fails(TypeError, f"{name} must be a data frame with {side[:-1]} ids for index", named, good[:2])
+    fails(TypeError, f"{name} must be a data frame indexed by {side[:-1]} ids", named, good[:2])
     frame = pd.DataFrame(good[:2], index=["u", "w"])
     fails(ValueError, f"{name} has no row for {side[:-1]} 'v'", named, frame)
     fails(ValueError, f"{name} has several rows for {side[:-1]} 'u'", named, frame.set_axis(["u", "u"]))
@@ -354,9 +356,11 @@ def test_errors_of_known_factors(side):
 
 def test_what_cannot_be_fixed():
     users, items = FAMILY["users"]["known_users"], FAMILY["items"]["known_items"]
-    with pytest.raises(ValueError, match="fixed_users with fixed_items too: there is nothing to fit"):
+    with pytest.raises(ValueError, match="fixed_users and fixed_items are both set: there is nothing to fit"):
         model_of().fit(sparse.csr_array(Y), fixed_users=users, fixed_items=items)
-    with pytest.raises(ValueError, match="fixed_users with stop_crit='diff-norm', which watches Theta"):
+    with pytest.raises(
+        ValueError, match="stop_crit='diff-norm' monitors Theta, which fixed_users keeps constant"
+    ):
         model_of(stop_crit="diff-norm").fit(sparse.csr_array(Y), fixed_users=users)
     with pytest.raises(ValueError, match="bias=True needs b_prime"):
         model_of(bias=True, b_prime=1e25)
@@ -366,9 +370,9 @@ def test_users_that_are_fixed_take_no_others():
     model = fit(model_of("users"), "users")
     row = pd.DataFrame({"UserId": [Y.shape[0]], "ItemId": [1], "Count": [2]})
     assert model.transform(row).shape == (1, K)
-    with pytest.raises(ValueError, match="users of this model are fixed: transform"):
+    with pytest.raises(ValueError, match="users of this model are fixed: use transform"):
         model.add_users(row)
-    with pytest.raises(ValueError, match="users of this model are fixed: a batch cannot bring new ones"):
+    with pytest.raises(ValueError, match="users of this model are fixed: a batch cannot add new ones"):
         model.partial_fit(row, new_users=True)
     theta, beta = model.Theta.copy(), model.Beta.copy()
     model.partial_fit(sparse.csr_array(Y))

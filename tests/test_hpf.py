@@ -253,7 +253,7 @@ def test_lean_models(counts, fitted):
     assert lean.user_dict_ is None
     assert lean.predict(0, 0) == fitted.predict(0, 0)
     assert lean.topN(0, n=4, exclude_seen=False).tolist() == fitted.topN(0, n=4, exclude_seen=False).tolist()
-    with pytest.raises(ValueError, match="keep_data=False"):
+    with pytest.raises(ValueError, match="fit with keep_data=True"):
         lean.topN(0)
 
 
@@ -425,7 +425,7 @@ def test_topn_names_unknown_users(fitted):
         fitted.topN(["a", known, *"bcde"])
     lean = copy.copy(fitted)
     lean._fitted = dataclasses.replace(fitted._fitted, seen=None)
-    with pytest.raises(ValueError, match="keep_data=False"):
+    with pytest.raises(ValueError, match="fit with keep_data=True"):
         lean.topN([known])
 
 
@@ -452,7 +452,7 @@ def test_topn_pools(fitted):
         fitted.topN("nobody")
     with pytest.raises(ValueError, match="n=0"):
         fitted.topN(0, n=0)
-    with pytest.raises(TypeError, match="n must be a whole number"):
+    with pytest.raises(TypeError, match="n must be an integer"):
         fitted.topN(0, n="3")
     assert len(fitted.topN(0, n=np.int32(2))) == len(fitted.topN(0, n=2.0)) == 2
 
@@ -719,7 +719,7 @@ def test_warnings_point_at_the_users_line(where):
 
 def test_factors_beyond_the_precision_are_an_error():
     model = HPF(k=2, maxiter=5, random_seed=1, verbose=False, hierarchical=False, a=1e10, b_prime=1e-30)
-    with pytest.raises(ValueError, match="is too large for float32: take use_float=False"):
+    with pytest.raises(ValueError, match="is too large for float32: set use_float=False"):
         model.fit(sparse.eye_array(3, format="csr") * 2)
     assert not model.is_fitted
     # Nor do batches and users leave such factors: the model stays as it was.
@@ -727,7 +727,7 @@ def test_factors_beyond_the_precision_are_an_error():
     frame = pd.DataFrame({"UserId": [0, 1, 2], "ItemId": [0, 1, 0], "Count": [1.0, 2.0, 3.0]})
     model.partial_fit(frame, nusers=3, nitems=2, step_size=1.0)
     before = model.Theta.copy()
-    with pytest.raises(ValueError, match="is too large for float32: take use_float=False"):
+    with pytest.raises(ValueError, match="is too large for float32: set use_float=False"):
         model.partial_fit(frame, step_size=1.0)
     assert np.array_equal(model.Theta, before)
     assert model.niter == 1

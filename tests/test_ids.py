@@ -163,7 +163,7 @@ def test_ids_are_of_one_dimension():
     frame = pd.DataFrame({"UserId": ["a"]})
     with pytest.raises(TypeError, match=r"one column, such as frame\['UserId'\], and not a data frame"):
         ids.codes(frame)
-    with pytest.raises(ValueError, match=r"of one dimension, not of shape \(1, 2\)"):
+    with pytest.raises(ValueError, match=r"ids must be one-dimensional, not of shape \(1, 2\)"):
         ids.codes(np.array([["a", "b"]]))
 
 

@@ -128,7 +128,7 @@ def test_step_sizes(tmp_path):
         warnings.simplefilter("error")
         assert saved(model, tmp_path / "model").step_size is default_step_size
     model.step_size = lambda iteration: 1 / (iteration + 1)
-    with pytest.warns(UserWarning, match="step_size is a function of your own and is not saved") as caught:
+    with pytest.warns(UserWarning, match="step_size is not the default function and is not saved") as caught:
         model.save(tmp_path / "model")
     assert caught[0].filename == __file__
     assert HPF.load(tmp_path / "model").step_size is None

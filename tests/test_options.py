@@ -231,7 +231,7 @@ def test_priors_lie_between_the_bounds(name: str) -> None:
     [
         ({"stop_thr": np.inf}, ValueError, "stop_thr=inf must be above zero and finite"),
         ({"stop_thr": np.bool_(True)}, TypeError, "stop_thr must be a number"),
-        ({"maxiter": np.bool_(True)}, TypeError, "maxiter must be a whole number"),
+        ({"maxiter": np.bool_(True)}, TypeError, "maxiter must be an integer"),
         ({"k": 2**31}, ValueError, "k=2147483648 must be at most 2147483647"),
         ({"items_per_batch": 0}, ValueError, "items_per_batch=0 must be at least 1"),
         ({"precision": "mixed", "use_float": False}, ValueError, "precision='mixed' .* needs use_float=True"),

@@ -68,7 +68,11 @@ def test_set_params() -> None:
         ({"k": 0}, ValueError, "k=0 must be at least 1"),
         ({"factors": 5}, ValueError, "HPF has no parameter 'factors'; it has k, a, "),
         ({"a": "much"}, TypeError, "a must be a number, not 'much'"),
-        ({"stop_crit": "maxiter", "maxiter": None}, ValueError, "needs a number of iterations in maxiter"),
+        (
+            {"stop_crit": "maxiter", "maxiter": None},
+            ValueError,
+            "needs a number of iterations: maxiter is None",
+        ),
         ({"save_folder": "/nowhere/at/all"}, ValueError, "is not an existing folder"),
     ],
 )

@@ -1,1 +1,1 @@
-"""What a fitted model answers: expected counts, likelihoods, recommendations."""
+"""Queries to a fitted model: expected counts, log-likelihoods, recommendations."""

@@ -1,4 +1,4 @@
-"""Expected counts and likelihoods of a fitted model."""
+"""Expected counts and log-likelihoods of a fitted model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def predict(fitted: Fitted, threads: int | None, user: Any, item: Any) -> Any:
 
 
 def eval_llk(fitted: Fitted, threads: int | None, triplets: Triplets, *, full_llk: bool) -> dict[str, Any]:
-    """Log-likelihood of the given counts; see :meth:`hpf_gpu.HPF.eval_llk`."""
+    """Log-likelihood of counts; see :meth:`hpf_gpu.HPF.eval_llk`."""
     pairs = held_out_pairs(triplets, fitted.user_ids, fitted.item_ids, name="input_df")
     backend = backend_for(fitted, threads)
     llk = pair_llk(backend, fitted.theta, fitted.beta, pairs, full_llk=full_llk)
@@ -38,6 +38,6 @@ def eval_llk(fitted: Fitted, threads: int | None, triplets: Triplets, *, full_ll
 
 
 def backend_for(fitted: Fitted, threads: int | None, among: Sequence[str] = backends.ON_HOST) -> Backend:
-    """What answers, in the precision of the fit: the fastest of some backends, or NumPy if that fitted."""
+    """The backend for queries, in the dtype of the fit: the fastest of ``among``, or NumPy if it fitted."""
     name = "numpy" if fitted.backend == "numpy" else "auto"
     return backends.choose(name, fitted.dtype, threads, k=fitted.k, among=among)

@@ -16,7 +16,7 @@ from hpf_gpu.model.fitted import Fitted
 
 from .predictions import backend_for
 
-_MIN_USERS_FOR_GPU = 1000  # to rank for, before the model is copied there
+_MIN_USERS_FOR_GPU = 1000  # below this many, copying the model to the GPU does not pay
 
 
 def top_n(
@@ -41,9 +41,9 @@ def rank(
     exclude: UserItems | None = None,  # of the B users
     pool: NDArray[Any] | None = None,  # item numbers, ascending
 ) -> NDArray[np.int64]:
-    """Numbers of the ``n`` items with the highest expected count θ_u·β_i, best first, −1 where none is left.
+    """Numbers of the ``n`` items with the highest expected count θ_u·β_i, best first; −1 where none is left.
 
-    (B, n), or narrower where there are fewer items to choose from.
+    The result is (B, n), or has fewer columns if there are fewer items to choose from.
     """
     if pool is not None:
         exclude = None if exclude is None else places_in(pool, len(beta), exclude)
@@ -53,14 +53,14 @@ def rank(
 
 
 def _seen_by(fitted: Fitted, rows: NDArray[Any]) -> UserItems:
-    """Items that some users (B,) have had."""
+    """The items of some users (B,) in the training data."""
     if fitted.seen is None:
-        raise ValueError("exclude_seen needs the training data, which keep_data=False has dropped")
+        raise ValueError("exclude_seen needs the items of each user: fit with keep_data=True")
     return items_of(rows, fitted.seen)
 
 
 def _pool(fitted: Fitted, items_pool: Any) -> NDArray[Any]:
-    """Numbers of the known items of a pool, ascending."""
+    """Column numbers of the pool's items that are in the model, ascending."""
     if not pd.api.types.is_list_like(items_pool):
         raise TypeError(f"items_pool is {shown(items_pool)}: pass a list of item ids")
     codes = fitted.item_ids.codes(items_pool)

@@ -18,14 +18,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _parser().parse_args(argv)
         status = int(arguments.run(arguments))
         if sys.stdout is not None:
-            sys.stdout.flush()  # here, where a full disk can still be told
+            sys.stdout.flush()  # here, where an error such as a full disk is still reported
         return status
     except KeyboardInterrupt:
         _tell("interrupted")
         return 130
-    except BrokenPipeError:  # whoever was reading has gone, as in `hpf-gpu demo | head -1`
+    except BrokenPipeError:  # the reader has exited, as in `hpf-gpu demo | head -1`
         _drop_output()
-        return 128 + 13  # what a shell says of a program that SIGPIPE has ended
+        return 128 + 13  # the status of a program ended by SIGPIPE, as in a shell
     except OSError as error:
         _tell(str(error))
         _drop_output()
@@ -45,13 +45,13 @@ def _tell(message: str) -> None:
 
 
 def _drop_output() -> None:
-    """Let Python's own flush at the end succeed."""
+    """Redirect standard output to nowhere, so that Python's flush at exit succeeds."""
     if sys.stdout is not None:
         with contextlib.suppress(OSError, ValueError):  # not a file
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-# Each command imports what it needs, so that --help and usage errors come at once.
+# Each command imports what it needs, so that --help and usage errors are immediate.
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -84,13 +84,11 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser(
         "demo",
         help="recommend products to the customers of a gift shop",
-        description="Fit UCI Online Retail, which comes with the package, and show what the model does.",
+        description="Fit UCI Online Retail, which comes with the package, and show its recommendations.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     demo.set_defaults(run=_demo)
-    demo.add_argument(
-        "--backend", default="auto", help="what computes: auto, or a backend that `hpf-gpu doctor` lists"
-    )
+    demo.add_argument("--backend", default="auto", help="auto, or a backend that `hpf-gpu doctor` lists")
     demo.add_argument("--seed", type=int, default=1, help="seed of the split and of the start values")
     demo.add_argument("--k", type=int, default=30, help="number of factors")
     demo.add_argument(
@@ -98,9 +96,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     doctor = commands.add_parser(
         "doctor",
-        help="say which backends work here, and how to fix the others",
-        description="Try every backend out, and say how to fix those that do not work."
-        " The exit status is 0 if one works that is faster than NumPy, else 1.",
+        help="show which backends work on this machine, and how to fix the others",
+        description="Test every backend, and show how to fix those that do not work."
+        " The exit status is 0 if a backend works that is faster than NumPy, else 1.",
     )
     doctor.set_defaults(run=_doctor)
     return parser

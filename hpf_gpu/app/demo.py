@@ -1,4 +1,4 @@
-"""The demo: what would the customers of a gift shop like to buy next?"""
+"""The demo: recommendations for the customers of a gift shop."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _COLUMN = 38  # characters; names of products have up to 35
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo found, for whoever wants more than its text."""
+    """The results of the demo, in addition to its text."""
 
     model: HPF
     qualities: dict[str, RankingQuality]  # by method: HPF, most popular
@@ -48,25 +48,29 @@ def run(output: Path, backend: str, seed: int, k: int, write: Write) -> DemoResu
     k : int
         Number of factors.
     write : callable
-        Takes the text, piece by piece; for example ``sys.stdout.write``.
+        Called with the text, piece by piece; for example ``sys.stdout.write``.
+
+    Returns
+    -------
+    DemoResult
 
     Raises
     ------
     OSError
-        If ``output`` cannot be written; that its folder exists is checked before the fit.
+        If ``output`` cannot be written; its folder is checked before the fit.
     ValueError, TypeError, BackendUnavailable
-        If HPF does not take a parameter, or the backend does not work here.
+        If HPF does not accept a parameter, or the backend does not work on this machine.
     """
     _check_writable(output)
-    # The ELBO is complete in itself; full_llk makes the log-likelihood so, and both comparable.
+    # The ELBO includes all constants; with full_llk the log-likelihood does too, so they are comparable.
     model = HPF(
         k, check_every=5, stop_thr=1e-4, verbose=False, random_seed=seed, full_llk=True, backend=backend
     )
 
     retail = load_online_retail()
-    # What counts is in how many orders a product was, not its quantity.  Quantities span four orders
-    # of magnitude, and factors then follow the few wholesale orders.  Measured with seed 1, k=30:
-    # precision@20 is 0.18 with orders, 0.16 with bought or not, 0.10 with quantities; 0.07 by popularity.
+    # A count is the number of orders with the product, not its quantity.  Quantities span four orders of
+    # magnitude, and factors then follow the few wholesale orders.  Measured with seed 1, k=30: precision@20
+    # is 0.18 with orders, 0.16 with bought or not, 0.10 with quantities; 0.07 for "most popular".
     orders = retail.purchases[["UserId", "ItemId"]].assign(Count=retail.purchases["Orders"])
     train, held_out = split_by_user(orders, seed=seed)
     model.fit(train)
@@ -87,7 +91,7 @@ def run(output: Path, backend: str, seed: int, k: int, write: Write) -> DemoResu
 
 
 def _check_writable(output: Path) -> None:
-    """Find the common mistakes before the work, not after it."""
+    """Raise OSError for common mistakes before the fit rather than after it."""
     if output.is_dir():
         raise IsADirectoryError(f"output {str(output)!r} is a folder, not a file")
     if not output.parent.is_dir():
@@ -115,7 +119,7 @@ def _matrix(model: HPF, counts: pd.DataFrame) -> sparse.csr_array:
     """Counts (U, M) by the rows of Theta and Beta."""
     rows = pd.Index(model.user_mapping_).get_indexer(pd.Index(counts["UserId"]))
     columns = pd.Index(model.item_mapping_).get_indexer(pd.Index(counts["ItemId"]))
-    # A product that nobody has in training is out of reach of every method that learns from sales.
+    # No method that learns from sales can recommend a product without sales in training.
     known = columns >= 0
     values = counts["Count"].to_numpy()[known]
     shape = (len(model.user_mapping_), len(model.item_mapping_))
@@ -123,7 +127,7 @@ def _matrix(model: HPF, counts: pd.DataFrame) -> sparse.csr_array:
 
 
 def _recommend_to_one(model: HPF, train: pd.DataFrame, seed: int) -> tuple[int, list[str]]:
-    """Recommendations for a customer drawn from those who bought neither little nor nearly everything."""
+    """Recommendations for a random customer with a moderate number of products (40 to 80)."""
     n_products = train.groupby("UserId").size()
     candidates = n_products.index[n_products.between(40, 80)]
     customer = int(np.random.default_rng(seed).choice(candidates))
@@ -155,7 +159,7 @@ def _write_qualities(write: Write, qualities: dict[str, RankingQuality]) -> None
     for name, result in qualities.items():
         values = (result.precision, result.recall, result.ndcg)
         write(f"  {name:14}" + "".join(f"{value:14.3f}" for value in values) + "\n")
-    write("  (precision is normalized: hits by the most that are possible)\n")
+    write("  (precision is normalized: hits divided by the largest possible number of hits)\n")
 
 
 def _write_customer(
@@ -169,7 +173,7 @@ def _write_customer(
     history = train[train["UserId"] == customer].sort_values("Count", ascending=False, kind="stable")
     in_held_out = set(held_out.loc[held_out["UserId"] == customer, "ItemId"])
     write(f"\nCustomer {customer}: what was ordered most, and what is recommended ")
-    write("(* held out: was ordered indeed)\n")
+    write("(* held out: actually ordered)\n")
     bought = [names[item] for item in history["ItemId"].head(len(recommended))]
     proposed = [f"{'*' if item in in_held_out else ' '} {names[item]}" for item in recommended]
     _write_columns(write, [f"{len(history)} products ordered", *bought], ["  recommended", *proposed])

@@ -1,7 +1,7 @@
 """Which backends work on this machine, and how to fix those that do not.
 
-Any import may fail where somebody asks for a doctor, so all but the standard library is imported inside
-a ``try``, and a failure is a line of the report.
+Any import may fail on a machine where this command is needed, so everything except the standard library is
+imported inside a ``try``, and a failure is a line of the report.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _PACKAGES = ("numpy", "scipy.special", "pandas", "tqdm")
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found of one package or backend."""
+    """The result for one package or backend."""
 
     name: str
     works: bool
     text: str
     details: tuple[str, ...] = ()
     remedy: str = ""
-    expected: bool = False  # it does not work, and nothing is broken
+    expected: bool = False  # it does not work, but nothing is broken
 
     def lines(self) -> Iterator[str]:
         """The finding as text, the remedy last."""
@@ -42,20 +42,20 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """What the doctor found."""
+    """The results for all packages and backends."""
 
     software: tuple[Finding, ...]
-    backends: tuple[Finding, ...]  # the fastest first; none where NumPy does not work
-    automatic: str  # the backend that 'auto' takes, '' where it fails
+    backends: tuple[Finding, ...]  # the fastest first; empty if NumPy does not work
+    automatic: str  # the backend that 'auto' uses, '' if it fails
 
     @property
     def compiled_works(self) -> bool:
-        """Whether a backend works that is faster than NumPy."""
+        """Whether a backend that is faster than NumPy works."""
         return any(finding.works and finding.name != "numpy" for finding in self.backends)
 
     @property
     def next_step(self) -> str:
-        """What to do first, or that nothing is to be done."""
+        """The first thing to fix, or "No problems found."."""
         remedies = [
             finding.remedy
             for finding in chain(self.software, self.backends)
@@ -74,13 +74,13 @@ class Report:
             yield from finding.lines()
         yield ""
         yield (
-            f"backend='auto' takes {self.automatic!r}." if self.automatic else "backend='auto' does not work."
+            f"backend='auto' uses {self.automatic!r}." if self.automatic else "backend='auto' does not work."
         )
         yield self.next_step
 
 
 def examine() -> Report:
-    """Look at this Python, at the packages that hpf_gpu needs, and try every backend out on a small fit."""
+    """Examine Python, the packages that hpf_gpu needs, and every backend, with a small fit on each."""
     software = (
         Finding("hpf_gpu", True, f"{__version__}, in {Path(__file__).parents[1]}"),
         Finding("Python", True, f"{platform.python_version()}, {sys.executable}, on {platform.platform()}"),
@@ -90,7 +90,7 @@ def examine() -> Report:
         return Report(software, (), "")
     from hpf_gpu import backends
 
-    with warnings.catch_warnings():  # whatever they say is in the report
+    with warnings.catch_warnings():  # their contents are in the report
         warnings.simplefilter("ignore")
         return Report(software, tuple(map(_backend, backends.NAMES)), _automatic())
 
@@ -126,7 +126,7 @@ def _examined(name: str) -> Finding:
 
 
 def _try_out(name: str) -> str:
-    """Fit four counts, for some faults show only when something is computed; returns describe()."""
+    """Run a small fit, because some faults appear only in computation; returns describe()."""
     import numpy as np
 
     from hpf_gpu import HPF, backends
@@ -145,7 +145,7 @@ def _automatic() -> str:
 
     try:
         return backends.choose("auto", np.float32).name
-    except Exception:  # its reason stands beside the backend
+    except Exception:  # the reason is reported with the backend
         return ""
 
 

@@ -22,18 +22,18 @@ from .protocol import Backend, BackendUnavailable
 
 @dataclass(frozen=True)
 class Entry:
-    """A backend, without importing it.
+    """A backend that can be described without importing it.
 
-    Its module has the class, ``describe_devices()`` for :mod:`hpf_gpu.app.doctor`, and ``advice()``: what
-    would make it faster here.  Its diagnosis, if it has one, has ``describe_machine()``: what it depends on
-    here, whether it works or not.
+    Its module has the class, ``describe_devices()`` for :mod:`hpf_gpu.app.doctor`, and ``advice()``, which
+    says what would make it faster on this machine.  The diagnosis module, if any, has ``describe_machine()``,
+    which lists what the backend depends on, whether it works or not.
     """
 
     name: str
     home: tuple[str, str]  # module and class
-    on_host: bool  # works on arrays in the host's memory, where a fitted model is
-    options: tuple[str, ...] = ()  # keywords of the class beside the dtype
-    max_factors: float = math.inf  # where that is fewer than memory holds
+    on_host: bool  # works on arrays in host memory, where a fitted model is
+    options: tuple[str, ...] = ()  # keywords of the class in addition to the dtype
+    max_factors: float = math.inf  # largest k
     diagnosis: str | None = None  # module
 
 
@@ -69,7 +69,7 @@ _loading = threading.Lock()
 
 
 def _renew_lock() -> None:
-    """A thread that held the lock when the process was forked does not live in the child."""
+    """A new lock for a forked child: a thread that held the lock does not exist there."""
     global _loading
     _loading = threading.Lock()
 
@@ -79,10 +79,10 @@ if hasattr(os, "register_at_fork"):
 
 
 def _load(name: str) -> Any:
-    """The class of the named backend; BackendUnavailable if its module does not load.
+    """The class of the named backend; BackendUnavailable if its module cannot be imported.
 
-    Python forgets a module that failed and imports it anew at every call, which takes milliseconds, and
-    while one thread does so others see the module half-made.  So it is tried once.
+    The import is tried only once: Python would import a module that failed again at every call, which takes
+    milliseconds, and meanwhile other threads would see the module partly initialized.
     """
     with _loading:
         if name not in _loaded:
@@ -93,15 +93,31 @@ def _load(name: str) -> Any:
                 _loaded[name] = error
     outcome = _loaded[name]
     if isinstance(outcome, BackendUnavailable):
-        # A copy: an exception that is raised again and again would keep all its tracebacks.
+        # A copy, because an exception that is raised repeatedly would keep all its tracebacks.
         raise copy.copy(outcome) from outcome.__cause__
     return outcome
 
 
 def create(name: str, dtype: np.dtype[Any] | type, threads: int | None = None, **options: Any) -> Backend:
-    """Make the named backend; raises BackendUnavailable if it cannot work here, ValueError if unknown.
+    """Create the named backend.
 
-    ``threads``, where the backend has them: None takes every core that this process may use.
+    Parameters
+    ----------
+    name : str
+        One of ``NAMES``.
+    dtype : numpy.dtype
+        float32 or float64.
+    threads : int or None
+        Number of threads, for backends that have this option; None means all cores that this process may use.
+    **options
+        Options of this backend.
+
+    Raises
+    ------
+    BackendUnavailable
+        If the backend cannot work on this machine.
+    ValueError
+        If the name is unknown, or the backend does not have one of the options.
     """
     if name not in REGISTRY:
         raise ValueError(
@@ -128,9 +144,17 @@ def choose(
     among: Sequence[str] | None = None,
     **options: Any,
 ) -> Backend:
-    """Make the named backend, or for ``"auto"`` the best that works here with ``k`` factors, said once.
+    """Create the named backend, or for ``"auto"`` the fastest that works on this machine with ``k`` factors.
 
-    ``among`` limits ``"auto"`` to some names, and ``options`` to the backends that have them.
+    ``among`` limits ``"auto"`` to some names.  Passing ``options`` selects the first backend that has them.
+    The choice is logged once per process, with a warning about faster backends that are broken.
+
+    Raises
+    ------
+    BackendUnavailable
+        If the named backend, or with ``"auto"`` every backend, cannot work.
+    ValueError
+        As for :func:`create`.
     """
     if name != "auto":
         return create(name, dtype, threads, **options)
@@ -165,13 +189,13 @@ def _announce(backend: Backend, passed_over: dict[str, BackendUnavailable]) -> N
 
 
 def module_of(name: str) -> Any:
-    """The module of a backend that works."""
+    """The module of a backend; BackendUnavailable if it cannot be imported."""
     _load(name)
     return import_module(f".{REGISTRY[name].home[0]}", __name__)
 
 
 def describe_machine(name: str) -> list[str]:
-    """What the named backend depends on here, a line each, whether it works or not."""
+    """What the named backend depends on, one item per line, whether it works or not."""
     diagnosis = REGISTRY[name].diagnosis
     if diagnosis is None:
         return []

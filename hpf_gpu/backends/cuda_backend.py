@@ -1,8 +1,8 @@
 """The CUDA backend: kernels/cuda, compiled by CuPy when they are first used.
 
-Everything runs in order on CuPy's current stream.  The host waits only where a number comes back to it:
-in the likelihoods, the transfers and the predictions, never within an iteration; and two runs are the
-same bit by bit.  Both hold for ``allocate="fused"``: what cuSPARSE does inside is its own affair.
+Everything runs in order on CuPy's current stream.  The host waits only for results: in likelihoods, transfers
+and predictions, never within an iteration.  Two runs are bit-identical.  Neither is
+guaranteed with ``allocate="cusparse"``, where both depend on cuSPARSE.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ try:
 except Exception as error:
     raise find_fault(error) from error
 
-_AT_ONCE = 1 << 22  # pairs, or places of a ranking, on their way to the host
+_AT_ONCE = 1 << 22  # pairs, or ranks of a ranking, that are transferred to the host at once
 
 _in_forked_child = False
 
@@ -63,7 +63,7 @@ _Class = TypeVar("_Class", bound=type)
 
 @cache
 def _compiled(files: tuple[str, ...], variant: Variant, device: int) -> dict[str, Kernel]:
-    """The kernels of these sources for one variant; what CuPy compiles it keeps on disk."""
+    """The compiled kernels of these sources for one variant; CuPy caches them on disk."""
     module = cp.RawModule(code=source(files), options=variant.options)
     try:
         functions = {name: module.get_function(name) for name in variant.signatures(files)}
@@ -76,7 +76,7 @@ def _compiled(files: tuple[str, ...], variant: Variant, device: int) -> dict[str
 
 
 def describe_devices() -> list[str]:
-    """One line for every GPU: name, compute capability, memory; or what keeps it from use."""
+    """One line per GPU: name, compute capability and memory, or the error that prevents its use."""
     lines = []
     for number in range(cp.cuda.runtime.getDeviceCount()):
         try:
@@ -87,7 +87,7 @@ def describe_devices() -> list[str]:
 
 
 def advice() -> str:
-    """Say nothing: there is nothing faster."""
+    """Nothing: this is the fastest backend."""
     return ""
 
 
@@ -100,7 +100,7 @@ def _device_line(number: int) -> str:
 
 
 def free_bytes() -> int:
-    """Memory of the current device that nobody uses, what CuPy keeps for later included."""
+    """Free memory of the current device, including what CuPy's memory pool keeps for reuse."""
     return int(cp.cuda.runtime.memGetInfo()[0] + cp.get_default_memory_pool().free_bytes())
 
 
@@ -108,7 +108,7 @@ def free_bytes() -> int:
 
 
 def _says_what_needs_memory(backend: _Class) -> _Class:
-    """Let every operation raise NotEnoughMemory, with advice, where CuPy finds no memory."""
+    """Class decorator: operations raise NotEnoughMemory, with advice, when CuPy runs out of memory."""
 
     def advised(name: str, operation: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(operation)
@@ -117,8 +117,8 @@ def _says_what_needs_memory(backend: _Class) -> _Class:
                 return operation(*arguments, **options)
             except cp.cuda.memory.OutOfMemoryError as error:
                 raise NotEnoughMemory(
-                    f"the GPU's memory does not suffice for {name}: {error}; {_size(free_bytes())} are free. "
-                    "Free what else is on the GPU, or take backend='openmp'"
+                    f"the GPU's memory is too small for {name}: {error}; {_size(free_bytes())} are free. "
+                    "Free memory on the GPU, or use backend='openmp'"
                 ) from error
 
         return run
@@ -133,8 +133,8 @@ def _says_what_needs_memory(backend: _Class) -> _Class:
 class CudaBackend:
     """CuPy and CUDA kernels on the current device and stream.
 
-    A matrix (N, K) is a view of an array (N, width) with zeros beyond K, so that rows begin on
-    sectors of memory and kernels need no remainders.
+    A matrix (N, K) is a view of an array (N, width) with zeros beyond K, so that rows are aligned to memory
+    sectors and kernels need no remainder loops.
     """
 
     name = "cuda"
@@ -144,13 +144,13 @@ class CudaBackend:
     ) -> None:
         if _in_forked_child:
             raise BackendUnavailable(
-                "CUDA was in use when this process was forked, and does not survive that",
-                remedy="start processes by multiprocessing's 'spawn', or take backend='openmp' in them",
+                "CUDA was in use when this process was forked, and does not survive a fork",
+                remedy="start processes by multiprocessing's 'spawn', or use backend='openmp' in them",
             )
         self.dtype = np.dtype(dtype)
         self._half, self._composed = precision == "mixed", allocate == "cusparse"
         self._device = cp.cuda.Device().id
-        # A GPU or a compiler that does not work is noticed here.
+        # Fails here if the GPU or the compiler does not work.
         self._counting = _compiled(COUNTS, Variant(1, self.dtype), self._device)
         self._sorter = Sorter(cp, self._counting, self.dtype)
 
@@ -161,7 +161,7 @@ class CudaBackend:
     def _variant(self, k: int) -> Variant:
         if k > MAX_FACTORS:
             raise ValueError(
-                f"k={k}: the cuda backend takes at most {MAX_FACTORS} factors; take backend='openmp'"
+                f"k={k}: the cuda backend supports at most {MAX_FACTORS} factors; use backend='openmp'"
             )
         return Variant(k, self.dtype, self._half)
 
@@ -173,7 +173,7 @@ class CudaBackend:
         return cp.empty((n, self._variant(k).width), dtype or self.dtype)[:, :k]
 
     def _zeros(self, n: int, k: int, dtype: np.dtype[Any] | None = None) -> Array:
-        """The same with zeros beyond k already, for what CuPy writes."""
+        """The same with zeros beyond k, for CuPy operations, which do not write them."""
         return cp.zeros((n, self._variant(k).width), dtype or self.dtype)[:, :k]
 
     # -- transfers ---------------------------------------------------------------------------
@@ -214,7 +214,7 @@ class CudaBackend:
             raise ValueError(f"the cuda backend numbers rows and columns in 32 bits, too few for {shape}")
         if self._composed and csr.nnz > MAX_NUMBER:
             raise ValueError(
-                f"cuSPARSE numbers nonzeros in 32 bits, too few for {csr.nnz:,}; take allocate='fused'"
+                f"cuSPARSE numbers nonzeros in 32 bits, too few for {csr.nnz:,}; use allocate='fused'"
             )
         self._check_memory(shape, csr.nnz, k)
         column, value = cp.array(csr.indices, dtype=np.int32), cp.array(csr.data, dtype=self.dtype)
@@ -236,13 +236,13 @@ class CudaBackend:
         return self.asarray(host)
 
     def _check_memory(self, shape: tuple[int, int], nnz: int, k: int) -> None:
-        """Refuse counts whose fit would not fit, before anything is copied."""
+        """Raise NotEnoughMemory, before anything is copied, if a fit of these counts is too large."""
         needed = bytes_of_fit(self._variant(k), shape, nnz, composed=self._composed)
         free = free_bytes()
         if needed > free:
             raise NotEnoughMemory(
                 f"a fit of {nnz:,} counts of {shape[0]:,} users and {shape[1]:,} items with k={k} in "
-                f"{self.dtype} needs about {_size(needed)} on the GPU, of which {_size(free)} are free; take "
+                f"{self.dtype} needs about {_size(needed)} on the GPU, of which {_size(free)} are free; use "
                 "use_float=True, precision='mixed', a smaller k, or backend='openmp'"
             )
 
@@ -324,7 +324,7 @@ class CudaBackend:
     def _allocate_side(self, at: Rows, own: Factor, other: Factor, exact: bool, out: Array | None) -> Array:
         """Σ y φ (N, K) over the nonzeros of each row."""
         (n, k), kernels = own.shape.shape, self._kernels(own.shape.shape[1])
-        add = self._composed and not exact  # cuSPARSE sums whole rows; what underflowed is added
+        add = self._composed and not exact  # cuSPARSE sums whole rows; nonzeros that underflowed are added
         empty = self._zeros if add else self._empty
         out = empty(n, k) if out is None else out
         partial = empty(at.slots, k)
@@ -350,7 +350,7 @@ class CudaBackend:
     def _multiply_sparse(
         self, at: Rows, own: Factor, other: Factor, flags: tuple[Array | None, Array | None], out: Array
     ) -> None:
-        """The composed form: a kernel for the weights y/(U·V), cuSPARSE for their product with V."""
+        """``allocate="cusparse"``: a kernel for the weights y/(U·V), cuSPARSE for their product with V."""
         weight = cp.empty(at.value.size, self.dtype)
         stored = (own.exp_log, other.exp_log)
         self._kernels(own.shape.shape[1])["weigh"](*_warps(at.count), *at.nonzeros, *stored, weight, *flags)
@@ -429,24 +429,24 @@ def _sparse(at: Rows, value: Array) -> Any:
 
 
 def _warps(segments: int) -> tuple[int, int]:
-    """Blocks and threads with a warp for every segment, or pair."""
+    """Numbers of blocks and threads with one warp per segment, or per pair."""
     return -(-segments * 32 // THREADS), THREADS
 
 
 def _row_blocks(n: int) -> int:
-    """Blocks that share n rows: a function of n alone, for their parts are summed in order."""
+    """Number of blocks for n rows; depends on n alone, because partial sums are added in block order."""
     return min(4096, -(-n // 64))
 
 
 def _arrays(rates: Rates) -> tuple[Array | None, Array | None, Array]:
-    """Rates as the kernels take them: rows (N,) or a matrix (N, K), and what is added to each column (K,)."""
+    """Rates as kernel arguments: rows (N,) or a matrix (N, K), and what is added to each column (K,)."""
     if isinstance(rates, RankOne):
         return rates.rows, None, rates.columns
     return None, rates.matrix, cp.zeros(rates.matrix.shape[1])
 
 
 def _gamma(factor: Factor) -> tuple[Array, Array | None, Array | None, Array]:
-    """Shape and rates of a factor, as kernels take them."""
+    """Shapes and rates of a factor, as arguments of the kernels."""
     return (factor.shape, *_arrays(factor.rates))
 
 

@@ -1,6 +1,6 @@
-"""Counts on a GPU, by users and by items, and the counting sorts that bring them into order.
+"""Counts on a GPU, by users and by items, and the counting sorts that order them.
 
-Written over an array module ``xp`` (CuPy), so that nothing here imports it.
+The array module ``xp`` (CuPy) is an argument, so that nothing here imports it.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from .protocol import Array, Host
 
 @dataclass(frozen=True)
 class Rows:
-    """The nonzeros of one side by rows, on the device."""
+    """The nonzeros sorted by the rows of one side, on the device."""
 
     shape: tuple[int, int]  # (N, M)
     segments: Segmentation  # with CuPy arrays
     column: Array  # (Z,) int32
     value: Array  # (Z,)
-    slots: int  # segments of rows that have several
+    slots: int  # number of segments of rows that have several
 
     @property
     def count(self) -> int:
@@ -34,12 +34,12 @@ class Rows:
 
     @property
     def nonzeros(self) -> tuple[Array, Array, int, Array, Array]:
-        """What kernels that need no slots take: begin, row, S, column, value."""
+        """Arguments of kernels without slots: begin, row, S, column, value."""
         return (self.segments.begin, self.segments.row, self.count, self.column, self.value)
 
     @property
     def slotted(self) -> tuple[Array, Array, Array, int, Array, Array]:
-        """The same with slots: begin, row, slot, S, column, value."""
+        """Arguments of kernels with slots: begin, row, slot, S, column, value."""
         begin, row, *rest = self.nonzeros
         return (begin, row, self.segments.slot, *rest)
 
@@ -64,7 +64,7 @@ class DeviceCounts:
 
 @dataclass(frozen=True)
 class DeviceCsr:
-    """Canonical counts (N, M) that lay on the device already."""
+    """Canonical counts (N, M) that were passed on the device."""
 
     shape: tuple[int, int]
     indptr: Host  # (N + 1,) int64
@@ -77,7 +77,7 @@ class DeviceCsr:
         return int(self.data.size)
 
     def rows(self, rows: slice) -> DeviceCsr:
-        """Some rows, which share the memory of all."""
+        """Some rows, which share memory with this matrix."""
         begin = self.indptr[rows.start : rows.stop + 1]
         within = slice(int(begin[0]), int(begin[-1]))
         shape = (rows.stop - rows.start, self.shape[1])
@@ -99,9 +99,9 @@ class Sorter:
         return Rows(shape, Segmentation(**on_device), column, value, cut.slots)
 
     def canonical(self, given: Triplets) -> DeviceCsr:
-        """Sorted by two counting sorts, by columns and then by rows; the same pair summed."""
+        """Sort by two counting sorts, by columns and then by rows, and add up duplicates."""
         (n, m), nnz = given.shape, int(given.value.size)
-        # Triplets in any order are one long row, of which each nonzero has a row number of its own.
+        # Unsorted triplets are treated as a single row, with a separate row number for each nonzero.
         unsorted = self.rows((1, m), np.array([0, nnz]), given.column, given.value)
         by_column = self.rows((m, n), *self.by_columns(unsorted, given.row))
         indptr, column, value = self.by_columns(by_column)
@@ -119,7 +119,7 @@ class Sorter:
     def by_columns(self, rows: Rows, own_row: Array | None = None) -> tuple[Host, Array, Array]:
         """The same nonzeros by columns, in the order of the rows: indptr (M + 1,), rows (Z,), values (Z,).
 
-        ``own_row`` (Z,) has row numbers other than those of the segments.
+        ``own_row`` (Z,), if passed, replaces the row numbers of the segments.
         """
         m, nnz = rows.shape[1], int(rows.value.size)
         strands = strands_of(m, rows.count, nnz)
@@ -127,7 +127,7 @@ class Sorter:
         begin, row, segments, column, value = rows.nonzeros
         self.kernels["count_columns"](strands, 256, begin, segments, column, m, counts, out_of_range)
         if int(out_of_range[0]):
-            raise ValueError(f"a column number of the counts lies outside the {m} columns")
+            raise ValueError(f"a column number of the counts is outside the {m} columns")
         place = self.xp.cumsum(counts, dtype=np.int64)
         place -= counts
         indptr = np.append(place[::strands].get(), nnz)

@@ -1,7 +1,8 @@
 """Why CUDA cannot be used here, and the command that fixes it.
 
-Everything is asked in the order of repair: driver, GPU, CuPy.  CuPy is not imported for it: that takes
-half a second, and the driver's own library and the list of installed packages know enough.
+Faults are looked for in the order in which they have to be fixed: driver, GPU, CuPy.  CuPy is not imported,
+because that takes half a second, and the driver's library and the list of installed packages have the
+information.
 """
 
 from __future__ import annotations
@@ -18,22 +19,22 @@ from pathlib import Path
 from .protocol import BackendUnavailable
 
 _LIBRARY = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
-_OLDEST_CUDA = (12, 0)  # for which CuPy 14 has packages; NVIDIA's drivers have it since version 525
-_OLDEST_GPU = (7, 0)  # compute capability, from which threads of a warp can part ways
+_OLDEST_CUDA = (12, 0)  # the oldest with packages of CuPy 14; supported by NVIDIA's drivers since version 525
+_OLDEST_GPU = (7, 0)  # compute capability; the first with independent thread scheduling
 _OLDEST_GPU_OF_CUDA_13 = (7, 5)  # compute capability; drivers for CUDA 13 still run older ones
 
 # CUresult of cuInit, from NVIDIA's cuda.h
 _NO_DEVICE = 100
 _CURES = {
-    3: "start processes by multiprocessing's 'spawn', or take backend='openmp' in them: CUDA was in use when "
-    "this one was forked, and does not survive that",
-    34: "take the folder 'stubs' of the CUDA toolkit out of LD_LIBRARY_PATH",
+    3: "start processes by multiprocessing's 'spawn', or use backend='openmp' in them: CUDA was in use when "
+    "this one was forked, and does not survive a fork",
+    34: "remove the folder 'stubs' of the CUDA toolkit from LD_LIBRARY_PATH",
     803: "restart the machine: its driver was updated, and the kernel still runs the old one",
-    804: "take the folder 'compat' of the CUDA toolkit out of LD_LIBRARY_PATH",
+    804: "remove the folder 'compat' of the CUDA toolkit from LD_LIBRARY_PATH",
 }
-_CURE = "run nvidia-smi; if that fails too, restart the machine, or a container with --gpus all"
+_CURE = "run nvidia-smi; if that fails too, restart the machine, or the container with --gpus all"
 
-# What CuPy 13 and 14, and NVRTC itself, say where the compiler or its headers are missing
+# Messages of CuPy 13 and 14, and of NVRTC itself, if the compiler or its headers are missing
 _NO_COMPILER = re.compile(
     r"[^\n]*(?:libnvrtc|nvrtc64_|nvrtc-builtins|open source file|find CUDA headers)[^\n]*", re.IGNORECASE
 )
@@ -42,14 +43,14 @@ _NO_COMPILER = re.compile(
 def check_machine() -> None:
     """Raise BackendUnavailable for every fault that can be found without importing CuPy.
 
-    A CuPy that somebody has imported already is left to show for itself whether it works.
+    Does nothing if CuPy has been imported already.
     """
     if "cupy" not in sys.modules:
         _check_packages(_first_gpu())
 
 
 def find_fault(error: Exception) -> BackendUnavailable:
-    """Say what an exception means that CuPy raised when it was imported or first used."""
+    """The fault behind an exception that CuPy raised when it was imported or first used."""
     try:
         gpu = _first_gpu()
         _check_packages(gpu)
@@ -58,7 +59,7 @@ def find_fault(error: Exception) -> BackendUnavailable:
     cupy = " and ".join(_described(_cupy_packages())) or "CuPy"
     if missing := _NO_COMPILER.search(str(error)):
         return BackendUnavailable(
-            f"{cupy} finds no CUDA compiler (NVRTC), or not its headers: {_one_line(missing[0])}",
+            f"{cupy} does not find the CUDA compiler (NVRTC) or its headers: {_one_line(missing[0])}",
             remedy=_reinstall(gpu),
         )
     told = f"{type(error).__name__}: {_one_line(str(error.__cause__ or error))}"
@@ -68,7 +69,7 @@ def find_fault(error: Exception) -> BackendUnavailable:
 
 
 def describe_machine() -> list[str]:
-    """Versions of the driver and of CuPy, one a line, as far as there are any."""
+    """Versions of the driver and of CuPy, one per line, if installed."""
     lines = []
     try:
         gpu = _first_gpu()
@@ -85,14 +86,14 @@ def describe_machine() -> list[str]:
 
 @dataclass(frozen=True)
 class _Gpu:
-    """The first GPU, and the newest CUDA that its driver knows."""
+    """The first GPU, and the newest CUDA that its driver supports."""
 
     cuda: tuple[int, int]
     capability: tuple[int, int]
 
     @property
     def extra(self) -> str:
-        """Name of the optional dependencies of hpf_gpu that suit it."""
+        """Name of the extra of hpf_gpu with the CuPy for this GPU."""
         newest = self.cuda[0] >= 13 and self.capability >= _OLDEST_GPU_OF_CUDA_13
         return "cuda13" if newest else "cuda12"
 
@@ -129,7 +130,7 @@ def _first_gpu() -> _Gpu:
 
 
 def _number(driver: ctypes.CDLL, function: str, *arguments: int) -> int:
-    """The number that a function of the driver writes to its first argument."""
+    """The integer that a function of the driver writes to its first argument."""
     value = ctypes.c_int()
     _ask(driver, function, ctypes.byref(value), *arguments)
     return value.value
@@ -166,7 +167,7 @@ def _driver_version() -> list[str]:
 
 
 def _cupy_packages() -> dict[str, str]:
-    """Versions of the installed packages that bring a module ``cupy``, by name."""
+    """Versions of the installed packages that contain a module ``cupy``, by name."""
     packages: dict[str, str] = {}
     for package in importlib.metadata.distributions():
         name = str(package.metadata["Name"]).lower().replace("_", "-")
@@ -179,11 +180,11 @@ def _check_packages(gpu: _Gpu) -> None:
     packages = _cupy_packages()
     if len(packages) > 1:
         raise BackendUnavailable(
-            f"{len(packages)} CuPys are installed over one another: {' and '.join(_described(packages))}",
+            f"{len(packages)} packages of CuPy overwrite each other: {' and '.join(_described(packages))}",
             remedy=_reinstall(gpu),
         )
     spec = importlib.util.find_spec("cupy")
-    if spec is None or spec.origin is None:  # without origin: a folder that is left of it
+    if spec is None or spec.origin is None:  # without origin: only a folder is left of it
         gone = "".join(f"the files of {package} are missing" for package in _described(packages))
         raise BackendUnavailable(gone or "CuPy is not installed", remedy=_reinstall(gpu))
     for name in packages:
@@ -202,7 +203,7 @@ def _check_packages(gpu: _Gpu) -> None:
 
 
 def _reinstall(gpu: _Gpu) -> str:
-    """The command after which the one CuPy that suits the GPU is installed, with compiler and headers."""
+    """The command that installs the one CuPy for this GPU, with compiler and headers."""
     names = " ".join(sorted(_cupy_packages()))
     remove = f"pip uninstall -y {names} && " if names else ""
     return f"{remove}pip install 'hpf_gpu[{gpu.extra}]'"

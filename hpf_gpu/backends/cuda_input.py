@@ -1,6 +1,6 @@
-"""User data that lies on a GPU already: CuPy sparse matrices, and arrays (n, 3) of any library.
+"""Reads user data that are on a GPU already: CuPy sparse matrices, and arrays (n, 3) of any library.
 
-Written over an array module ``xp`` (CuPy), so that nothing here imports it.
+The array module ``xp`` (CuPy) is an argument, so that nothing here imports it.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from .protocol import Array
 
 @dataclass(frozen=True)
 class Triplets:
-    """Nonzeros in any order, the same pair perhaps twice, and the ids behind their numbers."""
+    """Nonzeros in any order, possibly with duplicates, and the ids of their rows and columns."""
 
     shape: tuple[int, int]  # (N, M)
     row: Array  # (Z,) int32
     column: Array  # (Z,) int32
     value: Array  # (Z,), each above zero
-    dropped: int  # counts of zero
+    dropped: int  # number of zeros that were left out
     user_ids: Array | None = None  # (N,); None where ids are row numbers
     item_ids: Array | None = None  # (M,)
 
@@ -34,7 +34,7 @@ def is_device_matrix(data: Any) -> bool:
 
 def is_device_array(data: Any) -> bool:
     """Whether ``data`` is an array on a GPU, CuPy's or another library's."""
-    # Asked of the type: torch's tensors on the host raise where one asks the object.
+    # The type is tested, because on torch's host tensors hasattr of the object raises an error.
     if hasattr(type(data), "__dlpack_device__"):
         cuda, cuda_managed = 2, 13  # of DLPack's device types
         return data.__dlpack_device__()[0] in (cuda, cuda_managed)
@@ -57,7 +57,7 @@ def from_matrix(xp: Any, data: Any, dtype: np.dtype[Any]) -> Triplets:
         major = row_numbers(xp, data.indptr, int(data.data.size))
         row, column = (major, data.indices) if data.format == "csr" else (data.indices, major)
     else:
-        raise ValueError(f"a CuPy matrix in format {data.format!r} is not taken: pass data.tocsr()")
+        raise ValueError(f"a CuPy matrix in format {data.format!r} is not supported: pass data.tocsr()")
     for name, numbers, size in (("row", row, shape[0]), ("column", column, shape[1])):
         if numbers.size and not 0 <= int(numbers.min()) <= int(numbers.max()) < size:
             raise ValueError(f"this sparse matrix of shape {shape} has a {name} outside its shape")
@@ -65,7 +65,7 @@ def from_matrix(xp: Any, data: Any, dtype: np.dtype[Any]) -> Triplets:
 
 
 def from_array(xp: Any, data: Any, dtype: np.dtype[Any], reindex: bool) -> Triplets:
-    """User numbers, item numbers and counts in the columns of an array (n, 3)."""
+    """The nonzeros of an array (n, 3) with columns UserId, ItemId and Count."""
     if data.ndim != 2 or data.shape[1] != 3 or len(data) == 0:
         raise ValueError(f"an array of counts must be (n, 3) with UserId, ItemId, Count, not {data.shape}")
     value = _checked(xp, data[:, 2], dtype)
@@ -90,11 +90,11 @@ def row_numbers(xp: Any, indptr: Array, nnz: int) -> Array:
 def _check_indptr(indptr: Array, rows: int, nnz: int) -> None:
     whole = indptr.size == rows + 1 and int(indptr[0]) == 0 and int(indptr[-1]) == nnz
     if not whole or bool((indptr[1:] < indptr[:-1]).any()):
-        raise ValueError(f"indptr of this sparse matrix does not part its {nnz} nonzeros into {rows} rows")
+        raise ValueError(f"indptr of this sparse matrix does not divide its {nnz} nonzeros into {rows} rows")
 
 
 def _checked(xp: Any, given: Array, dtype: np.dtype[Any]) -> Array:
-    """Counts (Z,) in ``dtype``, a copy; each finite and not negative, as in data.py."""
+    """Counts (Z,) in ``dtype``, as a copy; ValueError unless all are finite and at least zero."""
     if given.dtype.kind not in "iufb":
         raise ValueError(f"counts of type {given.dtype} are not numbers")
     bad = ~(xp.isfinite(given) & (given >= 0))
@@ -121,8 +121,8 @@ def _above_zero(xp: Any, shape: tuple[int, int], row: Array, column: Array, valu
 
 
 def _numbered(xp: Any, ids: Array, kind: str, reindex: bool) -> tuple[Array, Array | None, int]:
-    """Row numbers (Z,) int32, the ids in order of first appearance or None, and how many rows there are."""
-    advice = f"{kind} ids on a GPU must be whole numbers"
+    """Row numbers (Z,) int32, the ids in order of first appearance or None, and the number of rows."""
+    advice = f"{kind} ids on a GPU must be integers"
     whole = xp.isfinite(ids) & (ids == xp.floor(ids)) if ids.dtype.kind == "f" else xp.ones(ids.shape, bool)
     if not bool(whole.all()):
         raise ValueError(f"{kind} id {ids[int(xp.argmin(whole))].item()!r} is not one; {advice}")
@@ -136,12 +136,12 @@ def _numbered(xp: Any, ids: Array, kind: str, reindex: bool) -> tuple[Array, Arr
             f"{kind} ids from {low} to {high} are too far apart for {ids.size} counts; {advice} close "
             "together, or pass the data from the host"
         )
-    # Narrow integers would wrap in the difference; wide ones must not lose bits.
+    # The difference of narrow integers would overflow; wide ones must not lose bits.
     wide = ids if ids.dtype.itemsize == 8 else ids.astype(np.float64 if ids.dtype.kind == "f" else np.int64)
     places = (wide - low).astype(np.int64)
     first_row = xp.full(high - low + 1, ids.size, dtype=np.int64)
     xp.minimum.at(first_row, places, xp.arange(ids.size))
-    is_first = xp.zeros(ids.size + 1, dtype=np.int64)  # one more, for the ids in between that nobody has
+    is_first = xp.zeros(ids.size + 1, dtype=np.int64)  # one more, for the ids in the range that do not occur
     is_first[first_row] = 1
     is_first[-1] = 0
     order = xp.cumsum(is_first) - 1

@@ -1,4 +1,4 @@
-"""Launching a kernel: every argument is held against the kernel's signature."""
+"""Launches kernels, after checking every argument against the kernel's signature."""
 
 from __future__ import annotations
 
@@ -12,32 +12,34 @@ _MAX_BLOCKS = np.iinfo(np.int32).max
 
 
 class Kernel:
-    """A compiled kernel that trusts none of its arguments.
+    """A compiled kernel that checks its arguments.
 
-    CUDA takes whatever bytes it is given: an int32 for a long long, an array with gaps for one without.
+    CUDA itself checks nothing: it would accept an int32 for a long long, or an array with a wrong stride.
 
     Parameters
     ----------
     name : str
+        For messages.
     function : callable
-        ``function((blocks,), (threads,), arguments)``, CuPy's.
+        CuPy's ``function((blocks,), (threads,), arguments)``.
     parameters : tuple of Parameter
+        The kernel's signature.
     width : int
-        Numbers from one row of a matrix to the next.
+        Row stride of a matrix, in numbers.
     """
 
     def __init__(self, name: str, function: Any, parameters: tuple[Parameter, ...], width: int) -> None:
         self._name, self._function, self._parameters, self._width = name, function, parameters, width
 
     def __call__(self, blocks: int, threads: int, *arguments: Any) -> None:
-        """Launch ``blocks`` × ``threads`` threads on the current stream; without blocks, nothing.
+        """Launch ``blocks`` × ``threads`` threads on the current stream; nothing if ``blocks`` is 0.
 
         Raises
         ------
         TypeError
-            If the number of arguments or the type of an array is not the kernel's.
+            If the number of arguments, or the dtype of an array, is not that of the signature.
         ValueError
-            If a number does not fit the kernel's type, or an array has gaps or is not aligned.
+            If a number does not fit its type, or an array has other strides or is not aligned.
         """
         if len(arguments) != len(self._parameters):
             raise TypeError(f"{self._name} takes {len(self._parameters)} arguments, not {len(arguments)}")
@@ -72,6 +74,6 @@ class Kernel:
         gapless = (self._width * size, size) if array.ndim == 2 else (size,)
         if array.size and (array.strides != gapless or array.data.ptr % 16):
             raise ValueError(
-                f"{self._name}: {parameter.name} lies at {array.data.ptr:#x} with strides {array.strides}, "
+                f"{self._name}: {parameter.name} is at {array.data.ptr:#x} with strides {array.strides}, "
                 f"not at a multiple of 16 with {gapless}"
             )

@@ -1,4 +1,4 @@
-"""How counts are laid out on a GPU, and how much memory a fit takes there.  Host arithmetic only."""
+"""The layout of counts on a GPU, and the memory that a fit needs there.  Computed on the host."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ import numpy as np
 from .cuda_source import Variant
 from .protocol import Host
 
-#: Nonzeros of a segment at most: what one warp works through.
+#: Maximum number of nonzeros in a segment, which one warp processes.
 SEGMENT = 256
 MAX_NUMBER = int(np.iinfo(np.int32).max)
 _MAX_STRANDS = 1024
-_FREE_COUNTERS = 1 << 21  # of a sort, so few that their memory does not matter
+_FREE_COUNTERS = 1 << 21  # of a sort; so few that their memory does not matter
 
 
 @dataclass(frozen=True)
 class Segmentation:
-    """Rows of a CSR matrix cut into segments of at most SEGMENT nonzeros; every row has one at least."""
+    """Rows of a CSR matrix, split into segments of at most SEGMENT nonzeros; every row has at least one."""
 
     begin: Host  # (S + 1,) int64
     row: Host  # (S,) int32
-    slot: Host  # (S,) int32, place among the segments of long rows; −1 where a segment is its whole row
+    slot: Host  # (S,) int32, position among the segments of long rows; −1 if the segment is a whole row
     long_row: Host  # (L,) int32, rows of several segments
     long_begin: Host  # (L + 1,) int32, first slot of each of them
 
     @property
     def slots(self) -> int:
-        """Segments of rows that have several."""
+        """Number of segments of rows that have several."""
         return int(self.long_begin[-1])
 
 
 def segmentation(indptr: Host) -> Segmentation:
-    """Cut the rows that ``indptr`` (N + 1,) bounds.
+    """Split the rows of a CSR matrix with ``indptr`` (N + 1,) into segments.
 
     Raises
     ------
     ValueError
-        If there are more segments than 32 bits can number.
+        If there are more segments than an int32 can number.
     """
     pieces = np.maximum(1, -(-np.diff(indptr) // SEGMENT))
     if int(pieces.sum()) > MAX_NUMBER:
@@ -58,20 +58,20 @@ def segmentation(indptr: Host) -> Segmentation:
 
 
 def strands_of(columns: int, segments: int, nnz: int) -> int:
-    """Strands of the counting sort by columns: together their counters take little beside the nonzeros."""
+    """Number of strands of the counting sort by columns, so few that their counters take little memory."""
     return max(1, min(_MAX_STRANDS, segments, max(nnz, _FREE_COUNTERS) // max(1, columns)))
 
 
 def bytes_of_fit(variant: Variant, shape: tuple[int, int], nnz: int, *, composed: bool = False) -> int:
-    """Memory at the peak of a fit: the counts by users and by items, and their sorting or the factors."""
+    """Peak memory of a fit in bytes: counts by users and by items, and the larger of sorting and factors."""
     rows, real = sum(shape), variant.real.itemsize
     segments = rows + 2 * nnz // SEGMENT
     counts = 2 * nnz * (4 + real) + 20 * segments
     sorting = 12 * shape[1] * strands_of(shape[1], segments, nnz)
-    # Shape and exp E[ln θ] of this iteration and the last; start rates or means, means of the last check
-    # ('diff-norm'), and a copy without gaps on its way to the host; ten vectors.
+    # Shapes and exp E[ln θ] of this iteration and the last; start rates or means, means of the last check
+    # ('diff-norm'), and a contiguous copy for the transfer to the host; ten vectors.
     factors = rows * (variant.width * (5 * real + 2 * variant.store.itemsize) + 80)
     parts = 2 * nnz // SEGMENT * variant.width * real  # of long rows
-    # Weights, row pointers, and a copy without gaps of each side of the product.
+    # Weights, row pointers, and a contiguous copy of each side of the product.
     product = nnz * real + rows * (variant.k * real + 12) + segments if composed else 0
     return counts + max(sorting, factors + parts + product)

@@ -1,4 +1,4 @@
-"""The CUDA sources as the one string that is compiled, and the signatures of the kernels in it."""
+"""The CUDA sources as a single string for the compiler, and the signatures of their kernels."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import numpy as np
 #: Sources that depend on the number of factors, and those that do not.
 FACTORS = ("allocate.cu", "gamma.cu", "top_items.cu")
 COUNTS = ("counts.cu",)
-MAX_FACTORS = 1024  # whose rows of a block fit into shared memory
-_SECTOR = 32  # bytes that memory hands out at once
+MAX_FACTORS = 1024  # the largest k for which the rows of a block fit into shared memory
+_SECTOR = 32  # bytes of a memory transaction
 
-THREADS = 128  # of a block whose warps take a segment each
-TOP_PLACES = 256  # that one pass of ``top_items`` fills at most: as many as its block has threads
+THREADS = 128  # of a block in which each warp processes one segment
+TOP_PLACES = 256  # ranks that one pass of ``top_items`` fills at most, and threads of its block
 
-#: NumPy's type for each type that kernels take, by name in C++.  ``Real`` and ``Store`` are the model's.
+#: NumPy's dtype for each C++ type in a kernel's signature.  ``Real`` and ``Store`` depend on the model.
 _TYPES: dict[str, Any] = {
     "double": np.float64,
     "int": np.int32,
@@ -40,7 +40,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Variant:
-    """What the sources are compiled for: K factors in float32 or float64, or with half-precision storage."""
+    """What the sources are compiled for: K factors, float32 or float64, and half-precision storage or not."""
 
     k: int
     real: np.dtype[Any]
@@ -48,28 +48,28 @@ class Variant:
 
     @property
     def store(self) -> np.dtype[Any]:
-        """Type of exp E[ln θ]."""
+        """Dtype of exp E[ln θ]."""
         return np.dtype(np.float16) if self.half else self.real
 
     @property
     def width(self) -> int:
-        """Numbers from one row of a matrix to the next: K, and zeros up to a whole number of sectors."""
+        """Row stride of a matrix in numbers: K, padded with zeros to whole sectors."""
         numbers = _SECTOR // self.store.itemsize
         return -(-self.k // numbers) * numbers
 
     @property
     def gamma_threads(self) -> int:
-        """Threads of a block that works on whole rows; fewer where rows fill shared memory."""
+        """Threads of a block that processes whole rows; fewer if the rows fill shared memory."""
         return 128 if self.k <= 512 else 64
 
     @property
     def top_rows(self) -> int:
-        """Rows that a block of ``top_items`` takes."""
+        """Rows per block of ``top_items``."""
         return 32 // self.real.itemsize
 
     @property
     def macros(self) -> dict[str, object]:
-        """What the sources are compiled with: everything that host and device must agree on."""
+        """Macros for the compiler: all constants that host and device share."""
         macros: dict[str, object] = {
             "HPF_K": self.k,
             "HPF_REAL": "float" if self.real == np.float32 else "double",
@@ -83,11 +83,11 @@ class Variant:
 
     @property
     def options(self) -> tuple[str, ...]:
-        """Options for the compiler, without the architecture."""
+        """Options of the compiler, without the architecture."""
         return ("--std=c++17", *(f"-D{name}={value}" for name, value in self.macros.items()))
 
     def signatures(self, files: tuple[str, ...] = FACTORS + COUNTS) -> dict[str, tuple[Parameter, ...]]:
-        """Parameters of every kernel in these sources, read off them."""
+        """The parameters of every kernel, parsed from these sources."""
         types = _TYPES | {"Real": self.real, "Store": self.store}
         kernels = re.findall(
             r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\))?\s*(\w+)\(([^)]*)\)', _code(files)
@@ -100,9 +100,9 @@ class Variant:
 
 @cache
 def source(files: tuple[str, ...] = FACTORS + COUNTS) -> str:
-    """These sources as one translation unit, headers included in place.
+    """These sources as one translation unit, with headers inlined.
 
-    CuPy's cache of compiled kernels does not see a change in a header that is found by ``-I``.
+    CuPy's cache of compiled kernels does not notice changes in headers found by ``-I``.
     """
     folder = _kernels_folder()
     seen: set[str] = set()
@@ -125,7 +125,7 @@ def source(files: tuple[str, ...] = FACTORS + COUNTS) -> str:
 
 
 def _kernels_folder() -> Path:
-    """In a package that is installed; or beside it, in a checkout."""
+    """The folder of kernels: inside an installed package, or next to it in a checkout."""
     package = Path(__file__).resolve().parent.parent
     return next(folder for folder in (package / "kernels", package.parent / "kernels") if folder.is_dir())
 

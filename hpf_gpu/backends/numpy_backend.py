@@ -1,4 +1,4 @@
-"""The reference backend: the update in NumPy and SciPy, written to be read.
+"""The reference backend: the operations in NumPy and SciPy, written for readability.
 
 Factors are computed in float64, block by block, and rounded once to ``dtype``.
 """
@@ -22,7 +22,7 @@ _BLOCK_BYTES = 1 << 23  # temporaries of one block
 
 @dataclass(frozen=True)
 class NumpyCounts:
-    """CSR counts and, made on first use, the row number of every nonzero."""
+    """CSR counts and, computed on first use, the row number of every nonzero."""
 
     csr: Any  # (N, M)
 
@@ -50,9 +50,9 @@ class NumpyBackend:
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
         self.dtype = np.dtype(dtype)
-        # A scaled product below this is left to the log-sum-exp: what underflow took from it is
-        # still below one rounding error, and y / product cannot overflow (counts are below the
-        # square root of the largest number).
+        # A scaled product below this goes through the log-sum-exp.  Above it, the error by underflow is
+        # below one rounding error, and y / product cannot overflow (counts are below the square root of the
+        # largest number).
         self._tiny = 1e-18 if self.dtype == np.float32 else 1e-150
 
     def describe(self) -> str:
@@ -124,7 +124,7 @@ class NumpyBackend:
             s = factor.shape[block].astype(np.float64)
             r = _rates(factor.rates, block)
             log_mean = psi(s) - np.log(r)
-            # E[ln ξ] has dropped out: its coefficient K·a + (a' − 1) − (κ − 1) is zero.
+            # E[ln ξ] cancels: its coefficient K·a + (a' − 1) − (κ − 1) is zero.
             total += ((shape - s) * log_mean + gammaln(s) - s * np.log(r) + s).sum()
             total -= (kappa / hyper_rate[block] * ((s / r).sum(axis=1) + hyper_prior_rate)).sum()
         return float(total)
@@ -200,8 +200,8 @@ class NumpyBackend:
                 block = theta[users] @ beta[items].T
                 if exclude is not None:
                     block[_entries_within(exclude, users, items)] = -np.inf
-                # What was found so far stands in front: of equal scores it has the lower columns, and −1
-                # goes before every item that is left out.
+                # The best items so far come first: they have lower columns than items with equal scores in
+                # this block, and their −1 precedes every excluded item.
                 found = np.concatenate([scores[users], block], axis=1)
                 numbers = np.broadcast_to(np.arange(items.start, items.stop), block.shape)
                 best = top_columns(found, n)
@@ -224,17 +224,17 @@ class NumpyBackend:
 
 
 def describe_devices() -> list[str]:
-    """Say nothing: NumPy needs none."""
+    """Nothing: this backend uses no device."""
     return []
 
 
 def advice() -> str:
-    """Say nothing: the other backends are what makes it faster."""
+    """Nothing: only the other backends are faster."""
     return ""
 
 
 def top_columns(scores: Host, n: int) -> NDArray[np.intp]:
-    """Columns of the ``n`` largest of each row (B, M), best first (B, n); of equal ones the first."""
+    """Columns (B, n) of the ``n`` largest entries of each row (B, M), best first; of equal ones the first."""
     last = scores.shape[1] - n
     threshold = np.partition(scores, last, axis=1)[:, last, None]
     above, tied = scores > threshold, scores == threshold
@@ -246,7 +246,7 @@ def top_columns(scores: Host, n: int) -> NDArray[np.intp]:
 
 
 def _entries_within(csr: tuple[Host, Host], rows: slice, columns: slice) -> tuple[Host, Host]:
-    """Row and column of the entries of CSR indptr and indices in a block, counted from its corner."""
+    """Row and column, within a block, of the CSR entries (indptr and indices) in the block."""
     indptr, indices = csr
     starts = indptr[rows.start : rows.stop + 1]
     row = np.repeat(np.arange(len(starts) - 1), np.diff(starts))

@@ -12,9 +12,9 @@ from scipy.special import gammaln
 from .openmp_diagnosis import find_fault, install_openmp, unknown_level, usable_cores
 from .protocol import Array, Factor, Host, RankOne, Rates, SideName
 
-# GNU OpenMP reads this when it is loaded.  By default its threads spin while they wait, and where cores
-# are shared they keep from work the very thread that they wait for.  Online Retail, k=30, two threads on
-# two cores, ms an iteration: 1.5 spinning and 1.7 not; beside two other busy processes 7.6, and 2.7 to 5.4.
+# GNU OpenMP reads this when it is loaded.  By default its threads spin while they wait, and on shared cores
+# they slow down the thread that they wait for.  Online Retail, k=30, two threads on two cores, ms per
+# iteration: 1.5 spinning, 1.7 sleeping; with two other busy processes 7.6 spinning, 2.7 to 5.4 sleeping.
 _policy_of_user = os.environ.get("OMP_WAIT_POLICY")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 try:
@@ -25,20 +25,20 @@ finally:
     if _policy_of_user is None:
         del os.environ["OMP_WAIT_POLICY"]
 
-# Without it, the widest instruction set that this processor has.
+# Without this variable, the widest instruction set of the processor is used.
 if _level := os.environ.get("HPF_GPU_LEVEL"):
     if _level not in _openmp.levels():
         raise unknown_level(_level, _openmp.levels())
     _openmp.use_level(_level)
 
-_PRODUCTS = 1 << 35  # of one call that cannot be interrupted: about a second on one core
+_PRODUCTS = 1 << 35  # of one call, which cannot be interrupted: about a second on one core
 _LINE = 64  # bytes of a cache line, and of the widest vector
 
-#: Whether the module was compiled with OpenMP; without, it runs on one thread.
+#: Whether the module was compiled with OpenMP; without it, it runs on one thread.
 HAS_OPENMP = bool(_openmp.has_openmp)
 
-# A forked child has no threads but believes in its parent's: GNU OpenMP would wait for them for ever.
-# One thread needs no others, so that is what a child gets.
+# In a forked child the parent's threads do not exist, and GNU OpenMP would wait for them for ever.
+# So a child uses a single thread.
 _in_forked_child = False
 
 
@@ -52,18 +52,18 @@ if hasattr(os, "register_at_fork"):
 
 
 def describe_devices() -> list[str]:
-    """Say nothing: the cores are described by the diagnosis."""
+    """Nothing: the diagnosis describes the cores."""
     return []
 
 
 def advice() -> str:
-    """What would make this backend faster here, or ''."""
+    """What would make this backend faster on this machine, or ''."""
     return "" if HAS_OPENMP else install_openmp()
 
 
 @dataclass(frozen=True)
 class TiledCounts:
-    """Counts in the kernels' tiles."""
+    """Counts in the tiled layout of the kernels."""
 
     tiles: Any
     shape: tuple[int, int]
@@ -74,10 +74,10 @@ class TiledCounts:
 
 
 class OpenMPBackend:
-    """C++ with OpenMP threads and the widest instruction set that the processor has, or HPF_GPU_LEVEL.
+    """C++ with OpenMP threads and the widest instruction set of the processor, or that of HPF_GPU_LEVEL.
 
-    A matrix (N, K) is a NumPy view of an array (N, K') with K' a whole number of cache lines and
-    zeros beyond K, so that kernels need no remainders.
+    A matrix (N, K) is a NumPy view of an array (N, K') whose rows fill whole cache lines, with zeros
+    beyond K, so that kernels need no remainder loops.
     """
 
     name = "openmp"
@@ -223,7 +223,7 @@ class OpenMPBackend:
         self, theta: Array, beta: Array, n: int, exclude: tuple[Host, Host] | None = None
     ) -> tuple[Host, Host]:
         columns, scores = np.empty((len(theta), n), np.int64), np.empty((len(theta), n), self.dtype)
-        # Between two calls Python hears Ctrl-C.
+        # Python handles Ctrl-C between two calls.
         step = max(64 * self.threads, min(_PRODUCTS // (beta.size + 1), 1 << 16))
         for start in range(0, len(theta), step):
             users = slice(start, start + step)
@@ -246,13 +246,13 @@ class OpenMPBackend:
 
 
 def _csr_rows(csr: tuple[Host, Host], rows: slice) -> tuple[Host, Host]:
-    """Some rows of CSR indptr and indices, in the integers that the kernels take."""
+    """Some rows of CSR indptr and indices, as int64 for the kernels."""
     starts = csr[0][rows.start : rows.stop + 1].astype(np.int64)
     return starts - starts[0], csr[1][starts[0] : starts[-1]].astype(np.int64)
 
 
 def _arrays(rates: Rates) -> tuple[Array | None, Array | None, Array]:
-    """Rates as the kernels take them: rows (N,) or a matrix (N, K), and what is added to each column (K,)."""
+    """Rates as kernel arguments: rows (N,) or a matrix (N, K), and what is added to each column (K,)."""
     if isinstance(rates, RankOne):
         return rates.rows, None, rates.columns
     return None, rates.matrix, np.zeros(rates.matrix.shape[1])

@@ -16,7 +16,7 @@ from .protocol import BackendUnavailable
 
 _COMPILERS = ("g++", "clang++")
 
-# By system: commands that install a compiler, Python's headers, and OpenMP for Clang (GCC brings its own)
+# By system: commands that install a compiler, Python's headers, and OpenMP for Clang (GCC includes it)
 _INSTALL = {
     "debian": (
         "sudo apt-get install g++",
@@ -34,7 +34,7 @@ _INSTALL_ELSEWHERE = ("install GCC or Clang", "install Python's headers", "insta
 
 
 def find_fault(error: ImportError) -> BackendUnavailable:
-    """Say what it means that the compiled module could not be imported."""
+    """The reason why the compiled module could not be imported, and how to fix it."""
     if not isinstance(error, ModuleNotFoundError):
         return BackendUnavailable(f"the compiled module cannot be loaded: {error}", remedy=_compile_again())
     compiler, headers, _ = _INSTALL.get(_system(), _INSTALL_ELSEWHERE)
@@ -52,21 +52,21 @@ def find_fault(error: ImportError) -> BackendUnavailable:
 
 
 def unknown_level(asked: str, levels: Sequence[str]) -> BackendUnavailable:
-    """Say that HPF_GPU_LEVEL names an instruction set for which this machine has no kernels."""
+    """The error for an HPF_GPU_LEVEL that this machine does not support."""
     return BackendUnavailable(
-        f"HPF_GPU_LEVEL={asked!r} is no instruction set of this machine: it has {', '.join(levels)}",
-        remedy="unset HPF_GPU_LEVEL: the best one is then taken",
+        f"HPF_GPU_LEVEL={asked!r} is not an instruction set of this machine, which has {', '.join(levels)}",
+        remedy="unset HPF_GPU_LEVEL, to use the best one",
     )
 
 
 def install_openmp() -> str:
-    """The commands after which the compiled module uses several threads."""
+    """The commands that make the compiled module use several threads."""
     *_, openmp = _INSTALL.get(_system(), _INSTALL_ELSEWHERE)
     return f"{openmp} && {_compile_again()}"
 
 
 def usable_cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on this system
@@ -74,19 +74,19 @@ def usable_cores() -> int:
 
 
 def describe_machine() -> list[str]:
-    """What decides the number of threads here, one a line."""
+    """The limits on the number of threads, one per line."""
     lines, cores = [], os.cpu_count() or 1
     if usable_cores() < cores:
         lines.append(f"this process may use {usable_cores()} of {cores} cores (CPU affinity)")
     if "OMP_NUM_THREADS" in os.environ:
-        lines.append(f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']} is not heeded: HPF(ncores=...) is")
+        lines.append(f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']} is ignored: use HPF(ncores=...)")
     if "OMP_THREAD_LIMIT" in os.environ:
         lines.append(f"OMP_THREAD_LIMIT={os.environ['OMP_THREAD_LIMIT']} limits HPF(ncores=...)")
     return lines
 
 
 def _compile_again() -> str:
-    """The command that compiles hpf_gpu anew from where it came from (PEP 610)."""
+    """The command that compiles hpf_gpu again from its origin (PEP 610)."""
     try:
         origin = json.loads(importlib.metadata.distribution("hpf_gpu").read_text("direct_url.json") or "{}")
     except importlib.metadata.PackageNotFoundError:  # running from a source tree that was never installed
@@ -96,17 +96,17 @@ def _compile_again() -> str:
         source = f"{origin['vcs_info']['vcs']}+{source}"
     if origin.get("dir_info", {}).get("editable"):
         source = f"-e {source}"
-    # Without these, pip would take what it has: the wheel that it built when the compiler was missing.
+    # Without these options, pip would reuse the wheel that it built when the compiler was missing.
     return f"pip install --force-reinstall --no-deps --no-cache-dir --no-binary hpf_gpu {source}"
 
 
 def _system() -> str:
-    """Key of _INSTALL that suits this system, or ''."""
+    """The key of _INSTALL for this system, or ''."""
     if sys.platform == "darwin":
         return "macos"
     try:
         release = platform.freedesktop_os_release()
-    except OSError:  # not Linux, or one that does not tell its name
+    except OSError:  # not Linux, or a Linux without os-release
         return ""
     kin = {release["ID"], *release.get("ID_LIKE", "").split()}
     return next((name for name in _INSTALL if name in kin), "")

@@ -1,10 +1,9 @@
-"""What inference asks of a backend: about a dozen operations on matrices, vectors and counts.
+"""The interface of a backend: operations on matrices, vectors and counts.
 
-Shapes are written with N rows and M columns (users and items, whichever side is at hand),
-K factors and Z nonzero counts.  A backend computes, and knows nothing of models and files; only
-:meth:`Backend.read_device_data` sees ids, for data that never leave the memory of a GPU.
-There is no base class: every backend implements every operation itself, and
-``tests/test_backend_contract.py`` holds each one against the same dense formulas.
+Shapes have N rows and M columns (users and items, or the reverse), K factors and Z nonzeros.  Backends know
+nothing about models and files.  They do not see ids, except in :meth:`Backend.read_device_data`, for data
+that never leave the memory of a GPU.  There is no base class: every backend implements every operation, and
+``tests/test_backend_contract.py`` compares each one with the same dense formulas.
 """
 
 from __future__ import annotations
@@ -15,27 +14,28 @@ from typing import Any, Literal, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-#: An array in the backend's own memory.  Vectors support ``+``, ``*`` and ``/``, matrices ``+=`` and, with
-#: a number, ``*``, ``*=`` and assignment to a column; everything else goes through the operations below.
+#: An array in the backend's own memory.  Vectors support ``+``, ``*`` and ``/``; matrices support ``+=`` and,
+#: with a number, ``*``, ``*=`` and assignment to a column.  Everything else is done by the operations below.
 Array: TypeAlias = Any
 #: A count matrix (N, M) in the backend's own layout, made by :meth:`Backend.counts`.  It has
 #: ``shape`` and ``nnz``.
 Counts: TypeAlias = Any
+#: A NumPy array.
 Host: TypeAlias = NDArray[Any]
 SideName: TypeAlias = Literal["users", "items", "both"]
 
 
 class BackendUnavailable(RuntimeError):
-    """The backend that was asked for cannot work here; the message says why and how to fix it.
+    """A backend cannot work on this machine; the message says why and how to fix it.
 
     Parameters
     ----------
     problem : str
         What is wrong.
     remedy : str
-        What to do about it, with the command where there is one.
+        How to fix it, with the command if there is one.
     expected : bool
-        True where nothing is broken: this machine has no such hardware, or it is hidden on purpose.
+        True if nothing is broken: the machine lacks the hardware, or it is hidden on purpose.
     """
 
     def __init__(self, problem: str, *, remedy: str = "", expected: bool = False) -> None:
@@ -47,12 +47,12 @@ class BackendUnavailable(RuntimeError):
 
 
 class NotEnoughMemory(MemoryError):
-    """The memory of the device or the machine does not suffice; the message says for what, and what would."""
+    """The memory of the device or of the machine is too small; the message says for what, and what to do."""
 
 
 @dataclass(frozen=True)
 class RankOne:
-    """Rates of q(θ) that are sums, ``rows[n] + columns[k]``, as every update leaves them."""
+    """Rates of q(θ) of the form ``rows[n] + columns[k]``, which every update produces."""
 
     rows: Array  # (N,) float64
     columns: Array  # (K,) float64
@@ -60,7 +60,7 @@ class RankOne:
 
 @dataclass(frozen=True)
 class Full:
-    """Rates of q(θ) one by one, as start values and rows that were folded in bring them."""
+    """Rates of q(θ) as a full matrix, for start values and for sides with folded-in rows."""
 
     matrix: Array  # (N, K)
 
@@ -72,8 +72,8 @@ Rates: TypeAlias = RankOne | Full
 class Factor:
     """The variational posterior q(θ) = Gamma(shape, rate) of one side, and its expected log.
 
-    ``exp_log`` is exp E[ln θ] with every row divided by its largest entry, which changes no φ and
-    keeps every entry in [0, 1]; ``log_scale`` is the logarithm of those divisors.
+    ``exp_log`` is exp E[ln θ] with every row divided by its largest entry.  This does not change φ and
+    keeps every entry in [0, 1].  ``log_scale`` is the logarithm of the divisors.
     """
 
     shape: Array  # (N, K)
@@ -84,71 +84,76 @@ class Factor:
 
 @dataclass(frozen=True)
 class DeviceData:
-    """Counts of users and items that were read where they are, in a backend's own memory."""
+    """Counts of users and items that a backend has read from its own memory."""
 
-    csr: Any  # (N, M) canonical: what :meth:`Backend.counts` takes, with indptr on the host
+    csr: Any  # (N, M) canonical, accepted by :meth:`Backend.counts`; indptr is on the host
     user_ids: Host | None  # (N,); None where ids are row numbers
     item_ids: Host | None  # (M,)
-    dropped: int  # counts of zero that were left out
+    dropped: int  # number of zeros that were left out
 
 
 class Backend(Protocol):
-    """The operations.  ``dtype`` is that of every matrix; sums and likelihoods are float64."""
+    """The operations.  Every matrix has dtype ``dtype``; sums and likelihoods are float64."""
 
     @property
     def name(self) -> str:
-        """Name that ``HPF(backend=...)`` takes."""
+        """Name in ``HPF(backend=...)``."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """float32 or float64."""
 
     def describe(self) -> str:
-        """Say in one line what does the work: threads, instruction set, device."""
+        """One line about the hardware in use: threads, instruction set, device."""
 
     def asarray(self, host: Host) -> Array:
-        """Copy a host array in: a matrix (N, K) becomes ``dtype``, a vector (N,) float64."""
+        """Copy a host array to the backend: a matrix (N, K) as ``dtype``, a vector (N,) as float64."""
 
     def asnumpy(self, array: Array) -> Host:
-        """Copy an array out, C-contiguous."""
+        """Copy an array to the host, C-contiguous."""
 
     def select_rows(self, array: Array, rows: Host) -> Array:
-        """Copy of the rows with these numbers (B,) of a matrix (N, K) or a vector (N,)."""
+        """Copy of some rows, by number (B,), of a matrix (N, K) or a vector (N,)."""
 
     def select_columns(self, array: Array, columns: Host) -> Array:
-        """Copy of the columns with these numbers (K',) of a matrix (N, K)."""
+        """Copy of some columns, by number (K',), of a matrix (N, K)."""
 
     def assign_rows(self, array: Array, rows: Host, values: Array) -> None:
-        """Overwrite the rows with these different numbers (B,) with ``values``, (B, K) or (B,)."""
+        """Overwrite some rows, by distinct numbers (B,), with ``values``, (B, K) or (B,)."""
 
     def counts(self, csr: Any, k: int) -> Counts:
-        """Take a canonical scipy CSR matrix (N, M) in, laid out for models of ``k`` factors.
+        """Copy counts (N, M), a canonical scipy CSR or ``DeviceData.csr``, into the layout for ``k`` factors.
 
-        Canonical: columns sorted within rows, no duplicates, all counts above zero.
+        Canonical means: columns sorted within rows, no duplicates, all counts above zero.
+
+        Raises
+        ------
+        NotEnoughMemory
+            If a fit of these counts is too large for the memory of the device.
         """
 
     def read_device_data(self, data: Any, *, reindex: bool) -> DeviceData | None:
-        """Read counts that are in this backend's own memory already; None if they are not.
+        """Read counts that are in this backend's own memory; None if they are not.
 
-        Refuses what :func:`hpf_gpu.data.counts.training_data` refuses, in words that may differ.
+        Raises errors for the same data as :func:`hpf_gpu.data.counts.training_data`; messages may differ.
         """
 
     def operand(self, host: Host) -> Array:
-        """A host matrix (N, K) for operations that only read it.
+        """A host matrix (N, K) as an argument for operations that only read it.
 
-        The matrix itself where the backend works in the host's memory, otherwise a copy.
+        A backend that works in host memory returns the matrix itself, others a copy.
         """
 
     def gamma_update(
         self,
-        statistic: Array,  # (N, K), consumed: becomes the shape
+        statistic: Array,  # (N, K), overwritten: becomes the shape
         prior_shape: float,
         rates: Rates,  # (N, K)
         out: Array | None = None,  # (N, K), receives exp_log
     ) -> tuple[Factor, Array, Array]:
-        """Gamma posterior with shape ``prior_shape + statistic``, and the sums of its mean.
+        """The gamma posterior with shape ``prior_shape + statistic``, and the sums of its mean.
 
-        Returns the factor, the row sums Σ_k E[θ] (N,) and the column sums Σ_n E[θ] (K,), in float64.
+        Returns the factor, the row sums Σ_k E[θ_nk] (N,) and the column sums Σ_n E[θ_nk] (K,), in float64.
         """
 
     def allocate(
@@ -161,24 +166,24 @@ class Backend(Protocol):
         exact: bool = False,
         out: tuple[Array | None, Array | None] = (None, None),
     ) -> tuple[Array | None, Array | None]:
-        """Share every count among the factors: Σ_i y_ui φ_uik (N, K) and Σ_u y_ui φ_uik (M, K).
+        """Allocate every count to the factors: Σ_i y_ui φ_uik (N, K) and Σ_u y_ui φ_uik (M, K).
 
-        φ_uik ∝ exp(E[ln θ_uk] + E[ln β_ik]) is never stored.  Nonzeros for which the scaled product
-        underflows, all of them if ``exact``, go through the max-shifted log-sum-exp.
-        ``out`` offers buffers to overwrite; the result of the side not asked for is None.
+        φ_uik ∝ exp(E[ln θ_uk] + E[ln β_ik]) (Gopalan, Hofman and Blei 2015, section 3) is never stored.
+        Nonzeros whose scaled product underflows, or all if ``exact``, use the max-shifted log-sum-exp.
+        ``out`` has buffers that may be overwritten.  The result for a side that is not in ``side`` is None.
         """
 
     def mean(self, factor: Factor) -> Array:
         """E[θ] = shape / rate, (N, K)."""
 
     def log_rate_sum(self, counts: Counts, theta: Array, beta: Array) -> float:
-        """Σ y_ui ln(θ_u·β_i), the data term of the Poisson log-likelihood."""
+        """Σ y_ui ln(θ_u·β_i) over the nonzeros, the data term of the Poisson log-likelihood."""
 
     def log_normalizer_sum(self, counts: Counts, users: Factor, items: Factor) -> float:
         """Σ y_ui ln Σ_k exp(E[ln θ_uk] + E[ln β_ik]), the data term of the ELBO."""
 
     def log_factorial_sum(self, counts: Counts) -> float:
-        """Σ ln y! over all counts, which need not be whole."""
+        """Σ ln y! over all counts, which need not be integers."""
 
     def gamma_elbo(
         self,
@@ -194,19 +199,18 @@ class Backend(Protocol):
         """Frobenius norm of the difference of two matrices (N, K)."""
 
     def predict_pairs(self, theta: Array, beta: Array, rows: Host, columns: Host) -> Host:
-        """θ_u·β_i for each of the given pairs of row numbers, (Z,); numbers must be in range."""
+        """θ_u·β_i for pairs of row numbers of ``theta`` and ``beta``, (Z,) each; numbers must be in range."""
 
     def top_items(
         self,
         theta: Array,  # (N, K)
         beta: Array,  # (M, K)
         n: int,
-        exclude: tuple[Host, Host] | None = None,  # CSR indptr (N + 1,) and the items (Z,) to leave out
+        exclude: tuple[Host, Host] | None = None,  # CSR indptr (N + 1,) and column numbers (Z,) to exclude
     ) -> tuple[Host, Host]:
-        """Columns, int64, and scores of the ``n`` ≥ 1 largest θ_u·β_i of each row, best first, both (N, n).
+        """The ``n`` ≥ 1 largest θ_u·β_i of each row, best first: columns (N, n), int64, and scores (N, n).
 
-        Of equal scores the lower column comes first.  Where fewer than ``n`` items are left, columns end
-        in −1 and scores in −inf; so they do where ``n`` exceeds M.  The items to leave out must be in
-        range, and ascend within a row.  Beside the results, temporaries take some tens of MB: there is
-        never a matrix (N, M).
+        Of equal scores the lower column comes first.  If fewer than ``n`` items are left, or ``n`` exceeds M,
+        columns are padded with −1 and scores with −inf.  Column numbers in ``exclude`` must be in range and
+        ascend within a row.  Temporaries take some tens of MB: there is never a matrix (N, M).
         """

@@ -1,1 +1,1 @@
-"""From the user's data to counts: ids, triplets, and the blocks of rows that fits go through."""
+"""From the user's data to counts: triplets, ids, and the blocks of rows that a fit iterates over."""

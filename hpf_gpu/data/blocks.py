@@ -1,4 +1,4 @@
-"""Counts in blocks of rows, which fits go through again and again."""
+"""Counts in blocks of rows, over which a fit iterates."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hpf_gpu.backends.protocol import Backend, Counts, Host
 
 @dataclass(frozen=True)
 class Pairs:
-    """Counts of chosen pairs: user and item numbers and values, each (Z,), on the host."""
+    """Counts of selected pairs: row numbers, column numbers and values, each (Z,), on the host."""
 
     rows: Host
     columns: Host
@@ -24,7 +24,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Block:
-    """Some users with all their counts, and what is held out of them, numbered within the block."""
+    """Some users with all their counts, and their held-out counts, with rows numbered within the block."""
 
     users: slice  # row numbers
     counts: Counts  # (B, M)
@@ -32,7 +32,7 @@ class Block:
 
 
 class CountBlocks(Protocol):
-    """Blocks of counts in the order of their users; can be gone through again, and may load each in turn."""
+    """Blocks of counts in the order of their users; iterable repeatedly, and may be loaded one at a time."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -47,7 +47,7 @@ class CountBlocks(Protocol):
 
 @dataclass(frozen=True)
 class BlocksInMemory:
-    """Blocks that a backend has laid out in its memory."""
+    """Blocks of counts in the memory of a backend."""
 
     shape: tuple[int, int]  # (N, M)
     blocks: tuple[Block, ...]
@@ -64,7 +64,7 @@ class BlocksInMemory:
 def in_memory(
     backend: Backend, csr: Any, k: int, validation: Pairs | None = None, users_per_block: int | None = None
 ) -> BlocksInMemory:
-    """Canonical counts (N, M), scipy's or the backend's own, as blocks; as one unless told how many users."""
+    """Canonical counts (N, M), scipy's or the backend's own, in blocks; by default in a single block."""
     n, m = int(csr.shape[0]), int(csr.shape[1])
     size = users_per_block or n
     slices = [slice(start, min(start + size, n)) for start in range(0, n, size)]
@@ -79,12 +79,12 @@ def in_memory(
 
 
 def _rows(csr: Any, rows: slice) -> Any:
-    """Some rows of a matrix; a backend's own has a method for it."""
+    """Some rows of a matrix, scipy's or the backend's own."""
     return csr[rows] if isinstance(csr, sparse.csr_array) else csr.rows(rows)
 
 
 def _pairs_of(pairs: Pairs, users: slice) -> Pairs | None:
-    """The pairs of some users, numbered from the first of these; None if there are none."""
+    """The pairs of some users, with rows numbered from the first of them; None if there are none."""
     within = slice(*np.searchsorted(pairs.rows, (users.start, users.stop)))
     if within.start == within.stop:
         return None
@@ -94,7 +94,7 @@ def _pairs_of(pairs: Pairs, users: slice) -> Pairs | None:
 def row_batches(
     csr: sparse.csr_array, size: int, rng: np.random.Generator
 ) -> Iterator[tuple[NDArray[Any], sparse.csr_array]]:
-    """All rows in random batches of ``size``, the last one perhaps smaller: row numbers and their counts."""
+    """Row numbers and counts of all rows in random batches of ``size``; the last batch may be smaller."""
     shuffled = rng.permutation(csr.shape[0])
     for start in range(0, len(shuffled), size):
         rows = np.sort(shuffled[start : start + size])

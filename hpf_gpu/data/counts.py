@@ -1,4 +1,4 @@
-"""From triplets to what fits, fold-in and evaluation need."""
+"""Counts for a fit, for evaluation, for fold-in and for partial_fit, from triplets or matrices."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .triplets import Triplets, canonical, on_host, read, read_matrix, row_of_ea
 
 @dataclass(frozen=True)
 class Pattern:
-    """Where counts (N, M) are, without the counts."""
+    """The positions of counts (N, M), without their values."""
 
     shape: tuple[int, int]
     indptr: NDArray[Any]  # (N + 1,)
@@ -31,7 +31,7 @@ class Pattern:
 class TrainingData:
     """Canonical counts (sorted, unique, above zero) and the ids of their rows and columns."""
 
-    csr: Any  # (N, M), a scipy.sparse.csr_array, or a backend's own from DeviceData, or a Pattern
+    csr: Any  # (N, M): scipy.sparse.csr_array, the csr of DeviceData, or Pattern once the values are released
     users: Ids
     items: Ids
 
@@ -45,18 +45,18 @@ class TrainingData:
 
     @property
     def seen(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Which items each user has, as indptr (N + 1,) and item numbers (Z,) on the host."""
+        """The items of each user, as CSR indptr (N + 1,) and column numbers (Z,) on the host."""
         return on_host(self.csr.indptr), on_host(self.csr.indices)
 
     def without_counts(self) -> TrainingData:
-        """What is left when a backend has taken the counts, whose values are half of the matrix."""
+        """The same with positions only, to free the values once a backend has its own copy."""
         return replace(self, csr=Pattern(self.csr.shape, *self.seen))
 
 
 def training_data(data: Any, *, backend: Backend, reindex: bool, binary: bool = False) -> TrainingData:
     """Read counts in any accepted form; see :meth:`hpf_gpu.HPF.fit` for the forms and the errors.
 
-    Data in the backend's own memory stay there; all others come to the host.
+    Data in the backend's own memory are used in place; all others are copied to the host.
     """
     on_device = backend.read_device_data(data, reindex=reindex)
     if on_device is not None:
@@ -101,9 +101,15 @@ def _of_matrix(csr: sparse.csr_array, binary: bool) -> TrainingData:
 
 
 def held_out_pairs(triplets: Triplets, users: Ids, items: Ids, *, name: str) -> Pairs:
-    """Counts of known users and items; those of others are left out.
+    """Held-out counts as pairs in row order, without duplicates.
 
-    Returns pairs in row order without duplicates; ValueError if none is left.
+    Counts whose user or item is not in ``users`` or ``items`` (the ids of the training data) are left out
+    with a warning, and so are zeros.  ``name`` is the argument's name in messages.
+
+    Raises
+    ------
+    ValueError
+        If no count is left.
     """
     rows, columns = users.codes(triplets.users), items.codes(triplets.items)
     known = (rows >= 0) & (columns >= 0)
@@ -129,10 +135,15 @@ class NewRows:
 
 
 def new_rows(triplets: Triplets, kind: str, known: Ids, *, name: str) -> NewRows:
-    """Counts of new rows of a ``kind``, "user" or "item", by the known ids of the other side.
+    """Counts of new users (``kind`` "user") by the items of a model, or of new items ("item") by its users.
 
-    Rows are in order of first appearance; those of a matrix keep their numbers.  Counts of unknown ids
-    are left out with a warning; ValueError if none is left.
+    Rows are in order of first appearance; rows of a matrix keep their numbers.  Counts whose other id is not
+    in ``known`` (the ids of the model's other side) are left out with a warning, and so are zeros.
+
+    Raises
+    ------
+    ValueError
+        If no count is left.
     """
     own, others = triplets.users, triplets.items
     if kind == "item":
@@ -152,7 +163,7 @@ def new_rows(triplets: Triplets, kind: str, known: Ids, *, name: str) -> NewRows
         warn(f"{left_out} were not in the training data")
     kept = ~(unknown | zero)
     if not kept.any():
-        raise ValueError(f"{name} has no count above zero of {known.kind}s that were in the training data")
+        raise ValueError(f"{name} has no count above zero for {known.kind}s that were in the training data")
     csr = triplets.csr(rows, codes, kept, (ids.size, known.size))
     empty = int((np.diff(csr.indptr) == 0).sum())
     if empty:
@@ -165,19 +176,20 @@ def new_rows(triplets: Triplets, kind: str, known: Ids, *, name: str) -> NewRows
 
 @dataclass(frozen=True)
 class BatchSide:
-    """Ids of one side in a batch, before it is known which rows of a model they have."""
+    """The ids of one side in a batch, not yet matched with the rows of a model."""
 
-    ids: Ids
-    codes: NDArray[Any]  # (Z,) places in ``ids`` of the counts
-    members: NDArray[Any]  # (B,) of all that the batch is made of
+    ids: Ids  # distinct
+    codes: NDArray[Any]  # (Z,) positions in ``ids``, one for each count
+    members: NDArray[Any]  # (B,) positions in ``ids`` of all that are in the batch
 
 
 def batch_sides(
     triplets: Triplets, known: tuple[Ids, Ids], members: tuple[Any, Any], *, name: str
 ) -> tuple[BatchSide, BatchSide]:
-    """Users and items of a batch for a model with these ids; who has only zeros is in the batch too.
+    """The users and items of a batch, for a model with the ids ``known``.
 
-    ``members`` has all ids of the batch for a side, or None: those in the data.
+    ``members`` has, for each side, all ids that are in the batch, or None for those in the data; ids that
+    have only zeros are then included.
     """
     if len(triplets.counts) == 0:
         raise ValueError(f"{name} is empty")

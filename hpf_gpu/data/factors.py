@@ -1,4 +1,4 @@
-"""Factors that are given: read from a frame by id, or from an array by row number."""
+"""Reads fixed factors that the user passes: from a frame by id, or from an array by row number."""
 
 from __future__ import annotations
 
@@ -13,11 +13,17 @@ from hpf_gpu.messages import shown
 from .ids import Ids
 from .triplets import on_host
 
-_MAX_FACTOR = 1e9  # what float32 has room for, and sums of many
+_MAX_FACTOR = 1e9  # so that sums of many products stay within float32
 
 
 def given_factors(factors: Any, ids: Ids, k: int, *, name: str) -> NDArray[Any]:
-    """Factors (n, k) in the order of ``ids``, read from a frame by id or from an array by row number."""
+    """Fixed factors (n, k) in the order of ``ids``, from a frame by id or from an array by row number.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an id has no row or several, or if shape, dtype or a value is not accepted.
+    """
     matrix: NDArray[Any]
     if isinstance(factors, pd.DataFrame):
         if not factors.index.is_unique:
@@ -35,20 +41,20 @@ def given_factors(factors: Any, ids: Ids, k: int, *, name: str) -> NDArray[Any]:
         matrix = np.asarray(on_host(factors))
         if ids.values is not None:
             raise TypeError(
-                f"{name} must be a data frame with {ids.kind} ids for index: only row numbers tell the rows "
-                f"of an array apart, and not {type(factors).__name__}"
+                f"{name} must be a data frame indexed by {ids.kind} ids, not {type(factors).__name__}: "
+                "an array is accepted only if ids are row numbers"
             )
     if matrix.shape != (ids.size, k):
-        raise ValueError(f"{name} has shape {matrix.shape}, and the model has ({ids.size}, {k}) there")
+        raise ValueError(f"{name} has shape {matrix.shape}, and the model needs ({ids.size}, {k})")
     if matrix.dtype.kind not in "iuf":
         raise TypeError(f"{name} must have numbers, not {matrix.dtype}")
     bad = ~((matrix >= 0) & (matrix <= _MAX_FACTOR))
     if bad.any():
         value = matrix[bad][0].item()
-        raise ValueError(f"{name} has {value!r}; factors lie between 0 and {_MAX_FACTOR:g}")
+        raise ValueError(f"{name} has {value!r}; factors must lie between 0 and {_MAX_FACTOR:g}")
     empty = ~(matrix > 0).any(axis=1)
     if empty.any():
         raise ValueError(
-            f"row {int(np.argmax(empty))} of {name} is all zero: nobody could have a count there"
+            f"row {int(np.argmax(empty))} of {name} is all zero: its expected counts would all be zero"
         )
     return matrix

@@ -1,4 +1,4 @@
-"""Ids of users and items, of any hashable type, and the rows that they stand for."""
+"""Ids of users and items, of any hashable type, and their row numbers."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 
 from hpf_gpu.messages import shown
 
-_NAMED = 3  # of many unknown ids in a message
+_NAMED = 3  # ids that a message names, of many
 _NUMERIC = {"i", "u", "f"}  # kinds of dtypes
 _EXACT = 2**53  # float64 holds every integer up to here
-_BLOCK = 1 << 18  # rows that are worked on at once
+_BLOCK = 1 << 18  # rows that are processed at once
 
 
 class Ids:
-    """The ids of one side in row order; ``values=None`` stands for the row numbers themselves."""
+    """The ids of one side in row order; with ``values=None`` ids are the row numbers themselves."""
 
     def __init__(self, values: NDArray[Any] | None, size: int, kind: str) -> None:
         self.values = values  # (size,)
@@ -69,7 +69,7 @@ class Ids:
         return np.where(valid, np.where(valid, column, 0).astype(np.int64), -1)
 
     def _places(self, ids: pd.Index) -> NDArray[np.int64]:
-        """Row numbers of ids (n,), found as in a dict: True, 1 and 1.0 are one id; −1 where unknown."""
+        """Row numbers of ids (n,), found as in a dict: True, 1 and 1.0 are the same id; −1 where unknown."""
         if _compare_as_in_python(self._index, ids):
             codes: NDArray[np.int64] = self._index.get_indexer(ids)
             return codes
@@ -89,23 +89,23 @@ class Ids:
         return codes
 
     def with_new(self, ids: pd.Index) -> tuple[NDArray[np.int64], Ids]:
-        """Row numbers of distinct new ids (B,), and all ids together; ValueError if one is there already."""
+        """Append distinct new ids (B,): their row numbers, and all ids.  ValueError if one exists already."""
         known = ids[self.codes(ids) >= 0]
         if len(known):
             named = self._named(known, "is", "are")
-            raise ValueError(f"{named} in the model already; update_existing=True replaces what it knows")
+            raise ValueError(f"{named} in the model already; to replace, pass update_existing=True")
         rows = np.arange(self.size, self.size + len(ids))
         if self.values is not None:
             return rows, Ids(self._joined(ids), self.size + len(ids), self.kind)
         longer = Ids(None, self.size + len(ids), self.kind)
         codes = longer.codes(ids)
         if not np.array_equal(np.sort(codes), rows):
-            numbered = f"{self.kind}s of this model are row numbers"
+            numbered = f"the {self.kind} ids of this model are row numbers"
             raise ValueError(f"{numbered}, and the next is {self.size}, not {shown(ids[0])}")
         return codes, longer
 
     def extended(self, other: Ids) -> tuple[Ids, NDArray[np.int64]]:
-        """These ids and those of another set that are not among them; the row of each of the others."""
+        """The union with other ids, which keeps the rows of these, and the row of each of the others."""
         if self.values is None:
             return Ids(None, max(self.size, other.size), self.kind), np.arange(other.size)
         if self.size == 0:
@@ -118,7 +118,7 @@ class Ids:
         return ids, rows
 
     def _joined(self, ids: pd.Index) -> NDArray[Any]:
-        """All ids in the type of those that are there, or as objects where it cannot hold the new ones."""
+        """All ids in the dtype of the existing ones, or as objects if that cannot hold the new ones."""
         new, dtype = ids, self._index.dtype
         with contextlib.suppress(UnicodeEncodeError):  # strings that are not Unicode stay objects
             new = ids.infer_objects()
@@ -148,7 +148,7 @@ class Ids:
         return int(value) if within and float(value).is_integer() else -1
 
     def labels(self, codes: NDArray[Any]) -> NDArray[Any]:
-        """Ids of row numbers, in the same shape; where some are −1, objects with None in their places."""
+        """The ids of row numbers, in the same shape; if some are −1, objects with None in their place."""
         labels = codes if self.values is None else self.values[codes]
         if (codes >= 0).all():
             return labels
@@ -158,9 +158,15 @@ class Ids:
 
 
 def encode(column: pd.Series, kind: str, reindex: bool, room: int = 0) -> tuple[NDArray[Any], Ids]:
-    """Row numbers (Z,) in order of first appearance, and the ids behind them.
+    """Row numbers (Z,), assigned in order of first appearance, and the ids.
 
-    Without ``reindex`` ids are row numbers, and below ``room`` beyond suspicion.
+    Without ``reindex`` ids are row numbers already; those below ``room`` are accepted without the check that
+    the matrix would not be much larger than the data.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an id is missing, not hashable, or, without ``reindex``, not a row number.
     """
     if not reindex:
         codes = _row_numbers(column, kind, room)
@@ -182,10 +188,10 @@ def encode(column: pd.Series, kind: str, reindex: bool, room: int = 0) -> tuple[
 
 
 def _factorize(column: pd.Series) -> tuple[NDArray[Any], Any]:
-    """What pandas.factorize does, but no two strings are one.
+    """As pandas.factorize, but different strings are always different ids.
 
-    Before version 3.1 pandas hashes them as C strings, which end at the first NUL, and in place of strings
-    with lone surrogates all versions hash others.
+    Before version 3.1 pandas hashes strings only up to the first NUL, and all versions confuse strings with
+    lone surrogates.
     """
     codes: NDArray[Any]
     distinct: Any
@@ -195,7 +201,7 @@ def _factorize(column: pd.Series) -> tuple[NDArray[Any], Any]:
     if _mention(distinct, "\\ud") or (_strings_end_at_nul() and _mention(column, "\0")):
         values = np.empty(len(column) + 1, dtype=object)
         values[:-1], values[-1] = column, ()
-        # With the tuple among them they are not all strings, and Python's own hash is used.
+        # The tuple makes pandas use Python's own hash, because not all values are strings.
         codes, distinct = pd.factorize(values)
         codes, distinct = codes[:-1], distinct[:-1]
     return codes, distinct
@@ -207,7 +213,7 @@ def _strings_end_at_nul() -> bool:
 
 
 def _mention(ids: Any, what: str) -> bool:
-    """Whether these are all strings and some have this in them, or a lone surrogate."""
+    """Whether all ids are strings, and some contain ``what`` or a lone surrogate."""
     strings = np.asarray(ids, dtype=object)
     for start in range(0, len(strings), _BLOCK):
         try:
@@ -223,17 +229,17 @@ def _mention(ids: Any, what: str) -> bool:
 
 
 def _encode_by_table(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]] | None:
-    """What pandas.factorize does, for integers of a range not much wider than they are many.
+    """As pandas.factorize, for integers whose range is not much larger than their number; else None.
 
     A table over the range replaces the hash: 0.6 of the time, and 0.3 to 0.5 of the memory (measured at
-    2.0M and 17.5M rows).  None if the range is too wide.
+    2.0M and 17.5M rows).
     """
     low, high = int(values.min()), int(values.max())
     if high - low > 4 * len(values) + 1000 or high > np.iinfo(np.int64).max:
         return None
     blocks = [slice(start, start + _BLOCK) for start in range(0, len(values), _BLOCK)]
     first_row = np.full(high - low + 1, len(values))
-    for block in reversed(blocks):  # and each block backwards: what is written last stays
+    for block in reversed(blocks):  # and each block backwards, so that the first row is written last
         places = (values[block].astype(np.int64) - low)[::-1]
         first_row[places] = np.arange(block.start + len(places), block.start, -1) - 1
     present = np.flatnonzero(first_row < len(values))
@@ -247,8 +253,8 @@ def _encode_by_table(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]] 
 
 
 def _row_numbers(column: pd.Series, kind: str, room: int) -> NDArray[Any]:
-    """Ids that are row numbers already (reindex=False), checked one by one."""
-    advice = f"with reindex=False {kind} ids must be whole numbers from 0; reindex=True takes any"
+    """Ids that are row numbers already (reindex=False), checked."""
+    advice = f"with reindex=False {kind} ids must be integers from 0; reindex=True accepts any ids"
     if column.isna().any():
         raise ValueError(f"{int(column.isna().sum())} {kind} ids are missing; {advice}")
     values = np.asarray(column)
@@ -266,19 +272,20 @@ def _row_numbers(column: pd.Series, kind: str, room: int) -> NDArray[Any]:
         raise ValueError(f"{kind} id {shown(values[np.argmax(bad)])} is not a row number; {advice}")
     largest = int(values.max())
     if largest > max(room, 100 * len(values) + 1_000_000):
-        raise ValueError(f"{kind} id {largest} would make a factor matrix of {largest + 1} rows; {advice}")
+        raise ValueError(f"{kind} id {largest} would need a factor matrix of {largest + 1} rows; {advice}")
     return narrow(values, largest + 1)
 
 
 def narrow(codes: NDArray[Any], size: int) -> NDArray[Any]:
-    """Row numbers in 32 bits where these hold ``size`` rows."""
+    """Row numbers as int32 if that can number ``size`` rows, else as int64."""
     return codes.astype(np.int32 if size <= np.iinfo(np.int32).max else np.int64)
 
 
 def _compare_as_in_python(one: pd.Index, other: pd.Index) -> bool:
-    """Whether pandas finds the ids of one index in another where a dict would.
+    """Whether pandas finds the ids of one index in another exactly where a dict would.
 
-    Between types it reads strings as dates, tells True from 1, makes floats of integers, and dates overflow.
+    Between different dtypes it parses strings as dates, distinguishes True from 1, converts integers to
+    floats, and dates overflow.
     """
     kinds = {one.dtype.kind, other.dtype.kind}
     if one.dtype == other.dtype or kinds == {"O"}:
@@ -300,7 +307,7 @@ def _column(ids: Any) -> NDArray[Any]:
     if isinstance(ids, (np.ndarray, pd.Series, pd.Index, pd.api.extensions.ExtensionArray)):
         array = np.asarray(ids)
         if array.ndim > 1:
-            raise ValueError(f"ids must be of one dimension, not of shape {array.shape}")
+            raise ValueError(f"ids must be one-dimensional, not of shape {array.shape}")
         array = native(array.reshape(-1))
         # pandas has no index of float16.
         return array.astype(np.float32) if array.dtype == np.float16 else array
@@ -310,14 +317,14 @@ def _column(ids: Any) -> NDArray[Any]:
 
 
 def native(array: NDArray[Any]) -> NDArray[Any]:
-    """The same numbers in the byte order of this machine, in which pandas and SciPy take them."""
+    """The same numbers in the byte order of this machine, which pandas and SciPy require."""
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _as_index(column: NDArray[Any]) -> pd.Index:
-    """Ids (n,) as pandas looks them up: tuples as they are, and strings as objects.
+    """Ids (n,) as an index: tuples stay tuples, and strings are objects.
 
-    As strings they would have to be Unicode, and take three times as long to find.
+    pandas' own strings would have to be valid Unicode, and take three times as long to look up.
     """
     return pd.Index(column, dtype=object if column.dtype == object else None, tupleize_cols=False)
 

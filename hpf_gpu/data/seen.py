@@ -1,4 +1,4 @@
-"""Which items each user has had, in the rows of the model."""
+"""The items that each user has in the data, by row and column numbers of the model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ UserItems = tuple[NDArray[Any], NDArray[Any]]
 
 
 def items_of(users: NDArray[Any], items: UserItems) -> UserItems:
-    """The items of some users (B,) alone."""
+    """The items of some users (B,)."""
     indptr, indices = items
     sizes = np.diff(indptr)[users]
     starts = _indptr(sizes)
@@ -22,7 +22,7 @@ def items_of(users: NDArray[Any], items: UserItems) -> UserItems:
 
 
 def with_items(items: UserItems, rows: NDArray[Any], new: UserItems) -> UserItems:
-    """The items after those of some users (B,) were replaced; row numbers behind the end add users."""
+    """Replace the items of some users, ``rows`` (B,), by ``new``; row numbers past the end append users."""
     indptr, indices = items
     sizes = np.zeros(max(len(indptr) - 1, int(rows.max()) + 1), dtype=np.int64)
     sizes[: len(indptr) - 1] = np.diff(indptr)
@@ -38,7 +38,7 @@ def with_items(items: UserItems, rows: NDArray[Any], new: UserItems) -> UserItem
 
 
 def with_more_items(items: UserItems, new: sparse.csr_array) -> UserItems:
-    """The items and those that have entries in ``new`` (N, M), which may have users behind the end."""
+    """Add the items with entries in ``new`` (N, M), which may have more users."""
     rows = np.flatnonzero(np.diff(new.indptr))
     missing = new.shape[0] + 1 - len(items[0])
     items = (np.append(items[0], np.repeat(items[0][-1:], max(0, missing))), items[1])
@@ -54,7 +54,7 @@ def with_more_items(items: UserItems, new: sparse.csr_array) -> UserItems:
 
 
 def places_in(pool: NDArray[Any], n_items: int, items: UserItems) -> UserItems:
-    """Those of the users' items that are in the pool, by their places in it."""
+    """The users' items that are in the pool, as positions in the pool."""
     indptr, indices = items
     place = np.full(n_items, -1)
     place[pool] = np.arange(len(pool))

@@ -1,6 +1,6 @@
-"""The one reader of user data: counts with the ids of their users and items, checked.
+"""Reads and checks user data: counts with the ids of their users and items.
 
-Every error in counts is raised here, and input is never modified.
+All errors about counts are raised here.  Input is never modified.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ COLUMNS = ("UserId", "ItemId", "Count")
 
 @dataclass(frozen=True)
 class Triplets:
-    """Counts that are finite and not negative, zeros included, with the ids of their users and items.
+    """Checked counts, finite and at least zero, with the ids of their users and items.
 
-    Those of a sparse matrix have its row and column numbers for ids, and its ``shape``.
+    If they are from a sparse matrix, ids are its row and column numbers, and ``shape`` is its shape.
     """
 
     users: Any  # (Z,)
     items: Any  # (Z,)
     counts: NDArray[Any]  # (Z,)
-    binary: bool  # whether counts above zero are taken as one
+    binary: bool  # whether counts above zero are replaced by one
     shape: tuple[int, int] | None = None
 
     def csr(
         self, rows: NDArray[Any], columns: NDArray[Any], kept: NDArray[Any] | slice, shape: tuple[int, int]
     ) -> sparse.csr_array:
-        """Canonical counts in ``shape``: those that are ``kept``, where each has a row and a column (Z,)."""
+        """Canonical CSR of the counts that are ``kept``, at these rows and columns (Z,) of ``shape``."""
         coo = sparse.coo_array((self.counts[kept], (rows[kept], columns[kept])), shape=shape)
         return canonical(coo.tocsr(), self.binary)
 
 
 def read(data: Any, *, dtype: type, name: str, binary: bool) -> Triplets:
-    """Counts in any accepted form (see :meth:`hpf_gpu.HPF.fit`), as numbers of ``dtype``.
+    """Read counts in any accepted form (see :meth:`hpf_gpu.HPF.fit`), as numbers of ``dtype``.
 
     Raises
     ------
     ValueError, TypeError
-        For what is not counts of users and items, with the argument's ``name`` and the value at fault.
+        If the data are not counts of users and items; the message has the argument's ``name`` and the value.
     """
     data = on_host(data)
     if sparse.issparse(data):
@@ -59,19 +59,19 @@ def read(data: Any, *, dtype: type, name: str, binary: bool) -> Triplets:
 
 
 def read_one_user(data: Any, user: Any, *, dtype: type, name: str, binary: bool) -> Triplets:
-    """Counts of one user by item: a frame with ItemId and Count, an array (n, 2) or a matrix of one row."""
+    """Read counts of one user: a frame with ItemId and Count, an array (n, 2) or a matrix with one row."""
     data = on_host(data)
     if sparse.issparse(data):
         csr = read_matrix(data, dtype)
         if csr.shape[0] != 1:
             raise ValueError(
-                f"{name} has {csr.shape[0]} rows; the counts of one user are a matrix of one row"
+                f"{name} has {csr.shape[0]} rows; pass the counts of one user as a matrix with one row"
             )
         items, counts = csr.indices, csr.data
     else:
         items, column = _columns(data, COLUMNS[1:], name)
         counts = _checked_counts(column, dtype)
-    # As objects: pandas' own strings have to be Unicode.
+    # As objects, because pandas' own strings must be valid Unicode.
     users = pd.Series(
         [user] * len(counts),
         index=getattr(items, "index", None),
@@ -81,7 +81,7 @@ def read_one_user(data: Any, user: Any, *, dtype: type, name: str, binary: bool)
 
 
 def canonical(csr: sparse.csr_array, binary: bool) -> sparse.csr_array:
-    """The counts, changed in place: sorted, the same pair summed, and only then taken as ones."""
+    """Sort the counts in place and add up duplicates; then, if ``binary``, replace them by ones."""
     csr.sum_duplicates()
     if binary:
         csr.data[...] = 1
@@ -89,7 +89,7 @@ def canonical(csr: sparse.csr_array, binary: bool) -> sparse.csr_array:
 
 
 def on_host(data: Any) -> Any:
-    """An array of any library, or a sparse matrix of CuPy, as NumPy's or SciPy's; anything else as it is."""
+    """Convert an array of any library to NumPy, and a CuPy sparse matrix to SciPy; return anything else."""
     if type(data).__module__.partition(".")[0] in ("cupy", "cupyx"):
         return data.get()
     if isinstance(data, np.ndarray) or not hasattr(type(data), "__dlpack__"):
@@ -102,7 +102,7 @@ def on_host(data: Any) -> Any:
 
 
 def _columns(data: Any, columns: Sequence[str], name: str) -> list[Any]:
-    """The columns of a frame, or of an array (n, 3), as they are."""
+    """The columns of a frame, or of an array (n, 3), unconverted."""
     if isinstance(data, pd.DataFrame):
         missing = [column for column in columns if column not in data.columns]
         if missing:
@@ -119,7 +119,7 @@ def _columns(data: Any, columns: Sequence[str], name: str) -> list[Any]:
             if len(counts) and pd.api.types.is_string_dtype(counts):
                 example = f"the first is {shown(counts.iloc[0])}"
                 raise ValueError(
-                    f"counts in {name} are strings, {example}: pass numbers, as pandas.to_numeric makes"
+                    f"counts in {name} are strings, {example}: pass numbers, for example by pandas.to_numeric"
                 )
     elif isinstance(data, np.ndarray):
         data = native(np.asarray(data))  # numpy.matrix has no columns of one dimension
@@ -128,7 +128,7 @@ def _columns(data: Any, columns: Sequence[str], name: str) -> list[Any]:
                 f"{name} has shape {data.shape}; an array must be (n, {len(columns)}) with columns "
                 f"{', '.join(columns)}. For a dense matrix of counts pass scipy.sparse.csr_array(matrix)"
             )
-        # Strings as objects: those of pandas have to be Unicode.
+        # Strings as objects, because pandas' own strings must be valid Unicode.
         values = data.astype(object) if data.dtype.kind == "U" else data
         dtype = object if values.dtype == object else None
         series = [pd.Series(values[:, j], dtype=dtype) for j in range(len(columns))]
@@ -143,9 +143,14 @@ def _columns(data: Any, columns: Sequence[str], name: str) -> list[Any]:
 
 
 def read_matrix(data: Any, dtype: type) -> Any:
-    """A sparse matrix as CSR in ``dtype``, a copy: indices within its shape, counts finite and not negative.
+    """Copy a sparse matrix to CSR in ``dtype``, after checking its indices and counts.
 
-    Counts are checked and cast before anything is summed: int8 would overflow, and −1 + 2 look like 1.
+    Counts are checked and cast before duplicates are added up: int8 would overflow, and −1 + 2 would be 1.
+
+    Raises
+    ------
+    ValueError
+        If an index is outside the shape, or a count is negative or not finite.
     """
     if data.ndim != 2 or 0 in data.shape:
         raise ValueError(f"a sparse matrix of counts needs rows and columns; this one has shape {data.shape}")
@@ -170,12 +175,12 @@ def read_matrix(data: Any, dtype: type) -> Any:
 
 
 def _checked_counts(column: pd.Series, dtype: type) -> NDArray[Any]:
-    """Counts (Z,) in ``dtype``: a copy, every entry finite and at least zero."""
+    """Counts (Z,) in ``dtype``, as a copy; ValueError unless all are finite and at least zero."""
     if isinstance(column.dtype, pd.CategoricalDtype):
         column = pd.Series(np.asarray(column), index=column.index)
     numeric = column
     if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_complex_dtype(column):
-        # Strings may spell numbers; pandas would make numbers of dates, too, so those are all blanked.
+        # Strings may be numbers; other types, such as dates, which pandas would convert, are set to missing.
         textual = column.dtype == object or pd.api.types.is_string_dtype(column)
         numeric = pd.to_numeric(column, errors="coerce") if textual else column.where(column.isna())
         wrong = numeric.isna() & column.notna()
@@ -183,7 +188,7 @@ def _checked_counts(column: pd.Series, dtype: type) -> NDArray[Any]:
             raise ValueError(f"count {shown(column[wrong].iloc[0])} is not a number")
     with np.errstate(over="ignore"):
         values: NDArray[Any] = numeric.to_numpy(dtype=dtype, na_value=np.nan, copy=True)
-    # Two reductions see whether all is well; only if not is the culprit looked for.
+    # Two reductions decide whether all counts are valid; only if not is the invalid one searched for.
     total, limit = values.sum(dtype=np.float64), float(np.sqrt(np.finfo(dtype).max))
     if len(values) == 0 or (values.min() >= 0 and total < limit):
         return values

@@ -1,4 +1,4 @@
-"""The state of a fit in a file, and how a fit that was killed goes on from there."""
+"""Checkpoints: the state of a fit in a file, from which an interrupted fit resumes."""
 
 from __future__ import annotations
 
@@ -53,26 +53,26 @@ _GENERATOR: Fields = {
     "has_uint32": whole(0, 1),
     "uinteger": whole(0, 2**32 - 1),
 }
-_CHUNK = 1 << 20  # numbers whose copies are held at once
+_CHUNK = 1 << 20  # numbers that are copied at once
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What a fit must share with a checkpoint to go on from it."""
+    """What identifies a fit: a checkpoint can be resumed only by a fit with the same identity."""
 
     settings: Settings
-    parameters: dict[str, Any]  # settings that must be the same, and the first steps of a stochastic fit
-    data: dict[str, str]  # what the fit was given, and a line that tells it from others
+    parameters: dict[str, Any]  # settings that must be the same, and the first two steps of a stochastic fit
+    data: dict[str, str]  # size and checksum of each data argument
     shape: tuple[int, int]  # users and items
 
     @staticmethod
     def of(
         settings: Settings, csr: Any, validation: Pairs | None, fixed: Mapping[str, NDArray[Any]]
     ) -> Identity:
-        """Of a fit with these settings to ``csr``, scipy's, held-out counts and factors that are given."""
+        """The identity of a fit with these settings, counts ``csr``, held-out counts and fixed factors."""
         plain = plain_settings(settings)
         parameters = {name: value for name, value in plain.items() if not may_differ_on_resume(name)}
-        # A function is known by what it gives; without batches nobody asks it.
+        # A function is identified by its first two values; without batches it is never called.
         steps = [step_at(settings.step_size, epoch) for epoch in (0, 1)] if settings.is_stochastic else None
         data = {"counts_df": _fingerprint(csr.shape, csr.indptr, csr.indices, csr.data)}
         if validation is not None:
@@ -84,7 +84,7 @@ class Identity:
         return Identity(settings, parameters | {"step_size": steps}, data, csr.shape)
 
     def check(self, path: Path, parameters: Mapping[str, Any], data: Mapping[str, str]) -> None:
-        """Raise ValueError unless the checkpoint at ``path`` has these too."""
+        """Raise ValueError unless the checkpoint at ``path`` has the same parameters and data."""
         with believed(path):
             self._check_form(parameters, data)
         for name, value in self.parameters.items():
@@ -100,7 +100,7 @@ class Identity:
                 )
 
     def _check_form(self, parameters: Mapping[str, Any], data: Mapping[str, str]) -> None:
-        """Raise ValueError or TypeError unless these can be those of a fit."""
+        """Raise ValueError or TypeError unless these have the form of parameters and data of a fit."""
         TABLE.check("header.parameters", parameters)
         check_names("field of header.parameters", parameters, self.parameters)
         steps = parameters["step_size"]
@@ -116,7 +116,7 @@ class Identity:
             STRING.check(f"header.data.{name}", line)
 
     def _priors(self) -> Fields:
-        """Priors of a fit with these settings, as the header has them."""
+        """The fields of the header for the priors of a fit with these settings."""
         return {
             side: {name: one_of(getattr(prior, name)) for name in PRIOR}
             | {"fixed": one_of(self._is_fixed(side))}
@@ -127,7 +127,7 @@ class Identity:
         return f"fixed_{side}s" in self.data
 
     def fields(self) -> Fields:
-        """The header of a checkpoint of this fit."""
+        """The fields of the header of a checkpoint of this fit."""
         seed = self.settings.random_seed
         return {
             "parameters": TABLE,
@@ -163,16 +163,16 @@ class Saved:
 
     @property
     def seed(self) -> int:
-        """Seed that the start values were drawn with."""
+        """Seed of the start values."""
         return int(self.header["seed"])
 
     @property
     def iteration(self) -> int:
-        """Iterations that are done."""
+        """Number of finished iterations."""
         return int(self.header["iteration"])
 
     def state(self, backend: Backend, blocks: CountBlocks) -> State:
-        """The state of the fit, in the backend's memory; to be asked for once, for the host's arrays go."""
+        """Copy the state of the fit to the backend; call once, because it frees the host's arrays."""
         of_users, of_items = decode_posteriors(self.header["priors"], self.settings, self.tensors)
         users = tuple(side_from_posterior(backend, of_users.rows(rows)) for rows in blocks.slices)
         items = side_from_posterior(backend, of_items)
@@ -190,13 +190,13 @@ class Saved:
         )
 
     def draw_on(self, rng: np.random.Generator) -> None:
-        """Let ``rng`` go on where that of the fit was."""
+        """Set ``rng`` to the state of the checkpoint's generator."""
         rng.bit_generator.state = self.header["rng"]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The file of a fit."""
+    """The checkpoint file of a fit."""
 
     path: Path
     every: int  # iterations between two states that are written
@@ -204,15 +204,20 @@ class Checkpoint:
 
     @staticmethod
     def at(path: str | bytes | os.PathLike[str], every: int, identity: Identity) -> Checkpoint:
-        """Find out now, and not after hours, whether a file can be there."""
+        """Check that the file can be written, now and not after hours of fitting."""
         target = path_of("checkpoint", path)
         writable(target)
         return Checkpoint(target, every, identity)
 
     def read(self, maxiter: int | None) -> Saved | None:
-        """What there is to go on from: None if there is nothing yet.
+        """Read the checkpoint; None if there is no file yet.
 
-        ModelFileError if the file is damaged, ValueError if it is of another fit.
+        Raises
+        ------
+        ModelFileError
+            If the file is damaged.
+        ValueError
+            If it is a checkpoint of another fit, or has ``maxiter`` iterations already.
         """
         remove_leftovers(writable(self.path))
         if not self.path.exists():
@@ -226,13 +231,13 @@ class Checkpoint:
         saved = Saved(header, tensors, self.identity.settings)
         if maxiter is not None and saved.iteration >= maxiter:
             raise ValueError(
-                f"{self.path} is a checkpoint of iteration {saved.iteration}, and maxiter={maxiter} has no "
-                "more; delete it to fit from the start"
+                f"{self.path} is a checkpoint of iteration {saved.iteration}, and maxiter={maxiter} allows "
+                "no more; increase maxiter, or delete the file to fit from the start"
             )
         return saved
 
     def _check(self, header: Mapping[str, Any], tensors: Tensors) -> None:
-        """Raise ValueError unless header and arrays are those of one state of this fit."""
+        """Raise ValueError unless header and arrays are a consistent state of this fit."""
         check_fields("header", header, self.identity.fields())
         n, m = self.identity.shape
         check_arrays(tensors, self.identity.arrays(), {"N": n, "M": m, "K": self.identity.settings.width})
@@ -244,7 +249,7 @@ class Checkpoint:
                 )
 
     def save_if_due(self, backend: Backend, seed: int, rng: np.random.Generator | None, state: State) -> None:
-        """Replace the file by one of this state, if it is time."""
+        """Write this state to the file, if its iteration is a multiple of ``every``."""
         if state.iteration % self.every:
             return
         tensors: Tensors = {}
@@ -269,7 +274,7 @@ class Checkpoint:
 
 
 def _fingerprint(shape: tuple[int, int], *arrays: NDArray[Any]) -> str:
-    """The size of a set of counts and a checksum of its numbers, whatever integers they are in."""
+    """The size of a set of counts and a checksum of its numbers, independent of the integer dtypes."""
     crc = 0
     for array in arrays:
         kind = "<i8" if array.dtype.kind in "iu" else array.dtype.newbyteorder("<")

@@ -1,4 +1,4 @@
-"""The folder of CSV files that hpfrec writes."""
+"""Writes the folder of CSV files that hpfrec writes."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _HYPERPARAMETERS = ("a", "a_prime", "b_prime", "c", "c_prime", "d_prime")
 def write_csv_folder(folder: str | os.PathLike[str], fitted: Fitted, settings: Settings) -> None:
     """Write a fitted model as hpfrec does: comma-separated matrices, id mappings, hyper-parameters.
 
-    Matrices that the model does not have are left out.  Mappings have one id a line under a header; where
-    ids are row numbers there are none.
+    Matrices that the model does not have are omitted.  Mappings have one id per line under a header, and are
+    omitted if ids are row numbers.
     """
     target = Path(folder).expanduser()
     for name, matrix in _matrices(fitted).items():

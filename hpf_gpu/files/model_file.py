@@ -1,7 +1,7 @@
-"""A fitted model in one file: arrays as safetensors, all else as JSON in the file's metadata.
+"""A fitted model in one file: arrays as safetensors, everything else as JSON in the file's metadata.
 
-``Theta``, ``Beta``; ``user.*`` and ``item.*``: ids, and the shapes and rates if they were kept;
-``seen.*``: the items that each user has had; ``history.*``: a column each.
+Arrays: ``Theta``, ``Beta``; ``user.*`` and ``item.*``, ids, and shapes and rates if they were kept;
+``seen.*``, the items of each user; ``history.*``, one array per column.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ from .whole_file import path_of
 MODEL = FileFormat("model", key="hpf_gpu", format=1)
 _DEFAULT = "default"  # stands for the function default_step_size
 _SIDES = ("user", "item")
-#: What the header has of a prior; pinned columns follow from the settings.
+#: Fields of a prior in the header; pinned columns follow from the settings.
 PRIOR = ("shape", "hyper_shape", "hyper_mean", "hierarchical")
-#: Numbers and names of the header, and the fields of Fitted that they are.
+#: Scalars in the header, and the corresponding fields of Fitted.
 _SCALARS = {
     "nusers": "nusers", "nitems": "nitems", "niter": "niter", "train_llk": "train_llk",
     "random_seed_": "seed", "backend_": "backend",
@@ -62,9 +62,9 @@ _NUMBERS = (
     "float64",
 )  # fmt: skip
 _ROUNDING = 1e-3  # relative; 1e-7 in float32
-_BLOCK = 1 << 10  # rows whose means are computed at once
+_BLOCK = 1 << 10  # rows whose means are checked at once
 _INDICES = ("int32", "int64")
-#: Of the history, with and without the column that is there for one rule alone.
+#: Columns of the history, without diff_norm, which only the rule diff-norm has.
 _COLUMNS = [field.name for field in fields(Check) if field.name != "diff_norm"]
 _FREE_RATES = ((POSITIVE, LARGEST), (0.0, LARGEST), (POSITIVE, LARGEST))
 _MAYBE_UNKNOWN = ("val_llk", "diff_norm")
@@ -75,19 +75,18 @@ _DATES = re.compile(r"<[mM]8\[(s|ms|us|ns)\]")
 
 
 def save_model(path: str | bytes | os.PathLike[str], fitted: Fitted, values: Mapping[str, Any]) -> None:
-    """Write a fitted HPF with the ``values`` of its settings; a file that is there is replaced as a whole.
+    """Write a fitted model with the ``values`` of its settings; an existing file is replaced atomically.
 
-    A link stays and what it points to is replaced.  The new file has the permissions of the old one.
+    A symbolic link is kept and its target is replaced.  The new file gets the permissions of the old one.
 
     Raises
     ------
     ValueError
-        If the model contradicts itself, because ``k`` or ``use_float`` were changed after the fit: nobody
-        could load it.
+        If model and settings contradict each other, for example because ``k`` was changed after the fit.
     TypeError
         If ids are of a type that a file cannot hold.
     OSError
-        If the file cannot be written.  A folder, a pipe and a device cannot be replaced as a whole.
+        If the file cannot be written, or is a folder, a pipe or a device.
     """
     target = path_of("path", path)
     tensors: Tensors = {"Theta": fitted.theta, "Beta": fitted.beta}
@@ -111,12 +110,12 @@ def save_model(path: str | bytes | os.PathLike[str], fitted: Fitted, values: Map
         header["parameters"] = plain_settings(settings)
         check_model(json.loads(json.dumps(header)), tensors)
     except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"this model cannot be saved, for it contradicts itself: {error}") from error
+        raise ValueError(f"this model cannot be saved, because it is inconsistent: {error}") from error
     MODEL.write(target, header, tensors)
 
 
 def _check_pins(fitted: Fitted, settings: Settings) -> None:
-    """Raise ValueError unless the model has the biases that its settings say."""
+    """Raise ValueError unless the pinned columns of the model match the settings."""
     for posterior in fitted.posteriors or ():
         priors = settings.priors(biases_wait=posterior.prior.biases_wait)
         if posterior.prior.pins not in [prior.pins for prior in priors]:
@@ -124,7 +123,7 @@ def _check_pins(fitted: Fitted, settings: Settings) -> None:
 
 
 def encode_posteriors(posteriors: tuple[Posterior, Posterior], tensors: Tensors) -> dict[str, Any]:
-    """Put both sides among ``tensors``; returns their priors, for the header."""
+    """Add the arrays of both sides to ``tensors``; returns their priors, for the header."""
     priors: dict[str, Any] = {}
     for side, posterior in zip(_SIDES, posteriors, strict=True):
         rates, prior = posterior.rates, posterior.prior
@@ -141,7 +140,7 @@ def encode_posteriors(posteriors: tuple[Posterior, Posterior], tensors: Tensors)
 def decode_posteriors(
     priors: Mapping[str, Any], settings: Settings, tensors: Tensors, *, biases_wait: bool = False
 ) -> tuple[Posterior, Posterior]:
-    """Both sides, as :func:`encode_posteriors` has put them there; ``settings`` tell the pinned columns."""
+    """The inverse of :func:`encode_posteriors`; pinned columns follow from ``settings``."""
     users, items = (
         Posterior(
             Prior(**{name: priors[side][name] for name in PRIOR}, pins=prior.pins),
@@ -163,14 +162,14 @@ def _rates(side: str, tensors: Tensors) -> Rates:
 
 
 def plain_settings(settings: Settings) -> dict[str, Any]:
-    """The settings as JSON has them; no ``save_folder``, and of step sizes only the default one."""
+    """The settings as JSON values, without ``save_folder`` and without any ``step_size`` but the default."""
     plain = {name: getattr(settings, name) for name in NAMES}
     is_default = settings.step_size is default_step_size
     return plain | {"save_folder": None, "step_size": _DEFAULT if is_default else None}
 
 
 def settings_from_plain(plain: Mapping[str, Any]) -> Settings:
-    """The settings behind :func:`plain_settings`; TypeError or ValueError if they are none."""
+    """The inverse of :func:`plain_settings`; TypeError or ValueError if a value is not accepted."""
     step_size = default_step_size if plain["step_size"] == _DEFAULT else None
     return Settings.of({**plain, "step_size": step_size})
 
@@ -179,7 +178,7 @@ def settings_from_plain(plain: Mapping[str, Any]) -> Settings:
 
 
 def _encoded(ids: Ids) -> tuple[str, NDArray[Any] | None]:
-    """How ids are written: as they are, dates as integers, objects as a JSON string in UTF-8."""
+    """Encoding and array of ids: numbers unchanged, datetime64 as integers, objects as JSON in UTF-8."""
     values = ids.values
     if values is None:
         return "rows", None
@@ -189,13 +188,13 @@ def _encoded(ids: Ids) -> tuple[str, NDArray[Any] | None]:
         return values.dtype.newbyteorder("<").str, values.astype(values.dtype.newbyteorder("=")).view(
             np.int64
         )
-    # Unescaped, because JSON makes one character of two escaped surrogates.
+    # Unescaped, because JSON joins two escaped surrogates into one character.
     text = json.dumps([_plain_id(value, ids.kind) for value in values.tolist()], ensure_ascii=False)
     return "json", np.frombuffer(text.encode(errors="surrogatepass"), dtype=np.uint8)
 
 
 def _decoded(encoding: str, array: NDArray[Any] | None, size: int, kind: str) -> Ids:
-    """The ids, once they are known to be that many, none missing and none twice."""
+    """The ids; ValueError unless there are ``size``, none missing and none duplicated."""
     if array is None:
         return Ids(None, size, kind)
     if encoding == "json":
@@ -211,14 +210,16 @@ def _decoded(encoding: str, array: NDArray[Any] | None, size: int, kind: str) ->
         distinct = len(np.unique(array))
         missing = values.dtype.kind in "fmM" and bool((values != values).any())
     if missing or distinct < size:
-        raise ValueError(f"{kind}.ids have {'a missing one' if missing else f'{size - distinct} twice'}")
+        raise ValueError(
+            f"{kind}.ids have {'missing values' if missing else f'{size - distinct} duplicates'}"
+        )
     return Ids(values, size, kind)
 
 
 def _plain_id(value: Any, kind: str) -> Any:
     if value != value:  # NaN, NaT
-        raise ValueError(f"{kind} id {value!r} is missing: no id can be found that is not itself")
-    if isinstance(value, (np.datetime64, np.timedelta64)):  # the latter is an np.integer to NumPy
+        raise ValueError(f"{kind} id {value!r} is a missing value, which cannot be looked up")
+    if isinstance(value, (np.datetime64, np.timedelta64)):  # timedelta64 is a subclass of np.integer
         return {"date": [int(value.astype(np.int64)), value.dtype.str[1:]]}
     if isinstance(value, (np.bool_, np.integer, np.floating, np.str_, np.bytes_)):
         value = value.item()
@@ -229,8 +230,8 @@ def _plain_id(value: Any, kind: str) -> Any:
     if type(value) is tuple:
         return {"tuple": [_plain_id(part, kind) for part in value]}
     raise TypeError(
-        f"{kind} id {value!r} is a {type(value).__name__}: a model file can hold numbers, strings, bytes, "
-        "datetime64 and tuples of these; pickle the model, or fit with strings as ids"
+        f"{kind} id {value!r} is a {type(value).__name__}: a model file can hold numbers, strings, booleans, "
+        "bytes, datetime64 and tuples of these; pickle the model, or fit with strings as ids"
     )
 
 
@@ -247,14 +248,14 @@ def _id_of(value: Any) -> Any:
             number, unit = inner
             if re.fullmatch(r"[mM]8\[\d{0,9}(Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)\]", unit):
                 return np.array(number, dtype=np.int64).view(unit)[()]
-    raise ValueError(f"{short(value)} among ids is no id")
+    raise ValueError(f"{short(value)} is not a valid id")
 
 
-# -- what a file must hold ----------------------------------------------------------------------
+# -- checks --------------------------------------------------------------------------------------
 
 
 def check_model(header: Mapping[str, Any], tensors: Tensors) -> Settings:
-    """The settings; ValueError or TypeError unless header and arrays are those of one model."""
+    """The settings; ValueError or TypeError unless header and arrays are those of a consistent model."""
     has_posteriors = "priors" in header or any(f"{side}.shape" in tensors for side in _SIDES)
     check_names("field of header", header, _fields(has_posteriors))
     settings = _check_parameters(header["parameters"])
@@ -322,17 +323,17 @@ def _check_priors(header: Mapping[str, Any], settings: Settings) -> None:
         )
     if user["hierarchical"] is not item["hierarchical"]:
         raise ValueError("header.priors.user.hierarchical is not header.priors.item.hierarchical")
-    # They wait during the first batches that a model is made of.
+    # Biases are pinned during the first batches of partial_fit.
     may_wait = settings.bias and not (user["fixed"] or item["fixed"]) and header["niter"] < WARM_UP
     if header["biases_wait"] and not (may_wait and header["train_llk"] is None):
-        raise ValueError("header.biases_wait is true, and this model has no biases that could wait")
+        raise ValueError("header.biases_wait is true, but this model has no biases to be pinned")
 
 
 def posterior_arrays(
     side: str, rows: str, number: str, *, fixed: Any, full_rates: bool = False
 ) -> dict[str, Array]:
-    """What is kept of one side after a fit; ``rows`` is its letter in shapes."""
-    # Of a side that is fixed all but the shapes are constants, see sides.fixed_side.
+    """The arrays of one side; ``rows`` is the letter of its size in shapes."""
+    # For a fixed side all arrays except the shapes are constant, see sides.fixed_side.
     constants = ((0.0, 0.0), (POINT_MASS_RATE, POINT_MASS_RATE), (1.0, 1.0))
     rate, columns, hyper_rate = constants if fixed is True else _FREE_RATES
     rates = {
@@ -349,7 +350,7 @@ def posterior_arrays(
 
 
 def history_arrays(unknown: Mapping[str, str]) -> dict[str, Array]:
-    """Columns of a history, as long as each other; for each of them when it is NaN."""
+    """The columns of a history, of equal length; ``unknown`` says for each whether it may be NaN."""
     columns = {name: Array("float64", ("checks",), unknown=when) for name, when in unknown.items()}
     columns["iteration"] = Array("int64", ("checks",), 1, rises="always")
     columns["seconds"] = Array("float64", ("checks",), 0.0, rises="never falls")
@@ -364,7 +365,7 @@ def _layout(header: Mapping[str, Any], settings: Settings, tensors: Tensors) -> 
     for side, rows in zip(_SIDES, "NM", strict=True):
         ids = _ids_array(f"{side}.ids", header["ids"][side], rows)
         layout |= {} if ids is None else {f"{side}.ids": ids}
-        if "priors" in header:  # rates are full where rows were folded in
+        if "priors" in header:  # rates are full if rows were folded in
             fixed, full = header["priors"][side]["fixed"], f"{side}.rates" in tensors
             layout |= posterior_arrays(side, rows, number, fixed=fixed, full_rates=full and not fixed)
     if {"seen.indptr", "seen.indices"} & tensors.keys():
@@ -382,14 +383,14 @@ def _ids_array(name: str, encoding: str, rows: str) -> Array | None:
     if encoding == "array":
         return Array(_NUMBERS, (rows,), -math.inf, math.inf, unknown="maybe")
     if _DATES.fullmatch(encoding):
-        return Array("int64", (rows,), np.iinfo(np.int64).min + 1)  # the least is NaT
+        return Array("int64", (rows,), np.iinfo(np.int64).min + 1)  # the smallest is NaT
     raise ValueError(
-        f"header.ids of {name} is {short(encoding)}, not 'rows', 'array', 'json' or a type of dates"
+        f"header.ids of {name} is {short(encoding)}, not 'rows', 'array', 'json' or a datetime64 dtype"
     )
 
 
 def _check_seen(indptr: NDArray[Any], indices: NDArray[Any], items: int) -> None:
-    """That each user has had some of the items, ascending."""
+    """Raise ValueError unless the items of each user are in range and ascending."""
     if indptr[0] != 0 or indptr[-1] != len(indices) or (indptr[1:] < indptr[:-1]).any():
         raise ValueError(f"seen.indptr does not rise from 0 to the {len(indices)} of seen.indices")
     if len(indices) and indices.max() >= items:
@@ -400,12 +401,12 @@ def _check_seen(indptr: NDArray[Any], indices: NDArray[Any], items: int) -> None
     if not rises.all():
         place = int(np.argmin(rises))
         raise ValueError(
-            f"seen.indices[{place}] is {indices[place]}, no more than the item before of this user"
+            f"seen.indices[{place}] is {indices[place]}, not above the previous item of this user"
         )
 
 
 def _check_mean(name: str, mean: NDArray[Any], posterior: Posterior) -> None:
-    """That the mean and its sums are those of the posterior, up to much more than rounding."""
+    """Raise ValueError unless the mean and its sums match the posterior, with room for rounding."""
     tiny, sums = np.finfo(mean.dtype).tiny, np.zeros(mean.shape[1])
     for start in range(0, len(mean), _BLOCK):
         rows = slice(start, start + _BLOCK)
@@ -418,7 +419,7 @@ def _check_mean(name: str, mean: NDArray[Any], posterior: Posterior) -> None:
         if far.any():
             row, column = np.argwhere(far)[0]
             at, given = f"{name}[{start + row}, {column}]", mean[start + row, column]
-            raise ValueError(f"{at} is {given}, {off[row, column]:.3g} off the mean of its posterior")
+            raise ValueError(f"{at} is {given}, {off[row, column]:.3g} from the mean of its posterior")
     if (np.abs(posterior.column_sums - sums) > _ROUNDING * sums + len(mean) * tiny).any():
         raise ValueError(f"the column_sums of {name} are {posterior.column_sums}, not {sums}")
 
@@ -430,16 +431,21 @@ def _check_history(header: Mapping[str, Any], tensors: Tensors) -> None:
             f"history.iteration ends with {iterations[-1]}, and header.niter is {header['niter']}"
         )
     if last is not None and (len(llk) == 0 or last != llk[-1]):
-        raise ValueError(f"header.train_llk is {last!r}, and not the last of history.llk")
+        raise ValueError(f"header.train_llk is {last!r}, not the last value of history.llk")
 
 
 # -- reading -----------------------------------------------------------------------------------
 
 
 def load_model(path: str | bytes | os.PathLike[str]) -> tuple[Settings, Fitted]:
-    """Settings and fitted state of a model that :func:`save_model` wrote.
+    """Read the settings and the fitted model from a file that :func:`save_model` wrote.
 
-    Nothing in the file is believed before it was checked; what is wrong is a ModelFileError.
+    Raises
+    ------
+    ModelFileError
+        If the file is damaged, not a model, or written by a newer version.  Everything is checked before use.
+    OSError
+        If the file cannot be read.
     """
     source = path_of("path", path)
     header, tensors = MODEL.read(source)

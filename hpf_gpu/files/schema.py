@@ -1,6 +1,6 @@
-"""What a file must hold: the fields of its header and its arrays, by type, shape and range.
+"""Checks of a file's contents: the fields of its header and its arrays, by type, shape and range.
 
-Every check raises ValueError with the field and its value; who reads the file adds its name.
+Every check raises ValueError with the field and its value; the caller adds the name of the file.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 LARGEST = sys.float_info.max
-POSITIVE = math.ulp(0.0)  # the least number above zero
+POSITIVE = math.ulp(0.0)  # the smallest number above zero
 _MAX_WHOLE = 2**63 - 1
 _CALLED = {
-    int: "a whole number",
+    int: "an integer",
     float: "a number with a decimal point",
     bool: "true or false",
     str: "a string",
@@ -32,14 +32,14 @@ _CALLED |= {dict: "a table", list: "a list"}
 
 @dataclass(frozen=True)
 class Field:
-    """A value of JSON: of this type and no other, so that true is no number; within a range."""
+    """A JSON value of exactly this type, so that true is not a number, within a range."""
 
     type: type
     least: float = -math.inf
     most: float = math.inf
 
     def check(self, name: str, value: Any) -> None:
-        """Raise ValueError unless the value is one."""
+        """Raise ValueError unless the value is accepted."""
         number: Any = value if self.type in (int, float) else 0
         if type(value) is not self.type:
             raise ValueError(f"{name} is {short(value)}, not {_CALLED[self.type]}")
@@ -49,12 +49,12 @@ class Field:
 
 @dataclass(frozen=True)
 class OneOf:
-    """One of some values, or what one of some fields allows."""
+    """One of some values, or a value that one of some fields accepts."""
 
     allowed: tuple[Any, ...]
 
     def check(self, name: str, value: Any) -> None:
-        """Raise ValueError unless the value is one."""
+        """Raise ValueError unless the value is accepted."""
         for one in self.allowed:
             if isinstance(one, Field):
                 if type(value) is one.type:
@@ -71,7 +71,7 @@ FLAG, STRING, TABLE = Field(bool), Field(str), Field(dict)
 
 
 def whole(least: int, most: int = _MAX_WHOLE) -> Field:
-    """A whole number."""
+    """An integer."""
     return Field(int, least, most)
 
 
@@ -81,12 +81,12 @@ def real(least: float = -LARGEST, most: float = LARGEST) -> Field:
 
 
 def one_of(*allowed: Any) -> OneOf:
-    """One of some values, or what one of some fields allows."""
+    """One of some values, or a value that one of some fields accepts."""
     return OneOf(allowed)
 
 
 def check_fields(name: str, table: Any, fields: Fields) -> None:
-    """Raise ValueError unless ``table`` has these fields, as they must be, and no others."""
+    """Raise ValueError unless ``table`` has exactly these fields with accepted values."""
     TABLE.check(name, table)
     check_names("field of " + name, table, fields)
     for key, field in fields.items():
@@ -97,7 +97,7 @@ def check_fields(name: str, table: Any, fields: Fields) -> None:
 
 
 def check_names(kind: str, given: Iterable[str], expected: Iterable[str]) -> None:
-    """Raise ValueError if one of the expected names is missing, or one is not expected."""
+    """Raise ValueError if an expected name is missing, or a name is not expected."""
     given, expected = set(given), set(expected)
     if expected - given:
         raise ValueError(f"{kind} {min(expected - given)!r} is missing")
@@ -110,17 +110,17 @@ def check_names(kind: str, given: Iterable[str], expected: Iterable[str]) -> Non
 
 @dataclass(frozen=True)
 class Array:
-    """An array of one of these dtypes, and a shape in letters that stand for the same number everywhere."""
+    """An array with one of these dtypes; a letter in the shape stands for the same size in all arrays."""
 
     dtypes: str | tuple[str, ...]
     shape: tuple[str | int, ...]
     least: float = -LARGEST
     most: float = LARGEST
-    unknown: str = "never"  # or "maybe" or "always": where values are NaN
-    rises: str = ""  # "always" or "never falls", along its only axis
+    unknown: str = "never"  # or "maybe" or "always": whether values are NaN
+    rises: str = ""  # "always" or "never falls": monotone along its only axis
 
     def check(self, name: str, array: NDArray[Any], sizes: dict[str, int]) -> None:
-        """Raise ValueError unless the array is one; letters that are new get into ``sizes``."""
+        """Raise ValueError unless the array is accepted; adds the sizes of new letters to ``sizes``."""
         shape = tuple(sizes.get(size, size) if isinstance(size, str) else size for size in self.shape)
         dtypes = (self.dtypes,) if isinstance(self.dtypes, str) else self.dtypes
         fits = len(shape) == array.ndim and all(
@@ -139,7 +139,7 @@ class Array:
     def _check_values(self, name: str, array: NDArray[Any]) -> None:
         if array.size == 0 or array.dtype.kind not in "iuf":
             return
-        # As Python's numbers, which hold any bound exactly; NaN if one is.
+        # As Python numbers, which are compared with any bound exactly; NaN if any value is NaN.
         low, high = array.min().item(), array.max().item()
         if low != low and self.unknown == "maybe":
             low, high = np.fmin.reduce(array, axis=None).item(), np.fmax.reduce(array, axis=None).item()
@@ -165,7 +165,7 @@ class Array:
 def check_arrays(
     tensors: Mapping[str, NDArray[Any]], layout: Mapping[str, Array], sizes: Mapping[str, int]
 ) -> dict[str, int]:
-    """Raise ValueError unless there are these arrays, as they must be, and no others; returns all sizes."""
+    """Raise ValueError unless ``tensors`` are the arrays of ``layout``; returns the size of each letter."""
     check_names("array", tensors, layout)
     found = dict(sizes)
     for name, array in layout.items():
@@ -177,7 +177,7 @@ def check_arrays(
 
 
 def short(value: Any) -> str:
-    """A value for a message, shortened."""
+    """A value for a message, abbreviated."""
     return reprlib.repr(value)
 
 

@@ -1,7 +1,7 @@
-"""Arrays and a JSON header in one safetensors file, written all or not at all, and checksummed.
+"""Arrays and a JSON header in one safetensors file, written atomically, with a checksum.
 
-The metadata of the file has the header, under a key that says what the file is, and ``crc32``, a checksum
-of it and of all arrays.
+The metadata of the file holds the header, under a key that identifies the kind of file, and ``crc32``, a
+checksum of the header and of all arrays.
 """
 
 from __future__ import annotations
@@ -24,36 +24,36 @@ from .whole_file import check_regular, replacing
 
 Tensors = dict[str, NDArray[Any]]
 UPDATE = "update hpf_gpu"
-#: What safetensors calls NumPy's types.
+#: Names of NumPy's dtypes in safetensors.
 _TYPES = {"bool": "BOOL", "float16": "F16", "float32": "F32", "float64": "F64"}
 _TYPES |= {f"int{bits}": f"I{bits}" for bits in (8, 16, 32, 64)}
 _TYPES |= {f"uint{bits}": f"U{bits}" for bits in (8, 16, 32, 64)}
-#: What reading JSON and checking what it says can raise.
+#: Exceptions of parsing JSON and of checking its contents.
 MALFORMED = (KeyError, TypeError, ValueError, OverflowError, RecursionError)
 
 
 class ModelFileError(ValueError):
-    """A file that this version cannot go on from; the message names it and says why."""
+    """A model file or checkpoint cannot be used; the message has the name of the file and the reason."""
 
 
 @dataclass(frozen=True)
 class FileFormat:
-    """A kind of file: its name, the metadata key of its header, and its version."""
+    """A kind of file: its name, the metadata key of its header, and its format version."""
 
     name: str  # for messages
     key: str
-    format: int  # that is written, and the newest that is read
+    format: int  # the version that is written, and the newest that is read
 
     def write(self, path: Path, header: Mapping[str, Any], tensors: Tensors) -> None:
-        """Write beside the target, then rename: nobody ever sees half a file.
+        """Write a temporary file next to ``path``, then rename it, so that a partial file is never visible.
 
-        Links are followed, and stay; a file that is replaced leaves its permissions to the new one.
+        Symbolic links are followed and kept.  The new file gets the permissions of the one that it replaces.
 
         Raises
         ------
         OSError
-            If the file cannot be written, for ``path`` is a folder, a pipe or a device, too; one that was
-            there is then as it was.
+            If the file cannot be written, or ``path`` is a folder, a pipe or a device.  An existing file is
+            then unchanged.
         """
         text = json.dumps({"format": self.format, "version": __version__, **header})
         tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
@@ -61,19 +61,19 @@ class FileFormat:
             _write_safetensors(file, {self.key: text, "crc32": checksum(text, tensors)}, tensors)
 
     def read(self, source: Path) -> tuple[dict[str, Any], Tensors]:
-        """The header without format and version, and all arrays, once their checksum is known to be right.
+        """Read the header, without format and version, and all arrays, and check the checksum.
 
         Raises
         ------
         ModelFileError
             If the file is damaged, of another kind, or written by a newer version.
         OSError
-            If it cannot be read.
+            If the file cannot be read.
         """
         from safetensors import SafetensorError, safe_open
 
         check_regular(source)
-        with open(source, "rb"):  # errors of the file system come from here, with the name
+        with open(source, "rb"):  # raises errors of the file system with the name of the file
             pass
         try:
             with safe_open(source, framework="numpy") as file:
@@ -85,10 +85,10 @@ class FileFormat:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except ModelFileError:
             raise
-        except (SafetensorError, AttributeError, *MALFORMED) as error:  # of types that NumPy lacks, too
-            raise ModelFileError(f"{source} is damaged, or no {self.name} of hpf_gpu: {error}") from error
+        except (SafetensorError, AttributeError, *MALFORMED) as error:  # also for dtypes that NumPy lacks
+            raise ModelFileError(f"{source} is damaged, or not a {self.name} of hpf_gpu: {error}") from error
         if checksum(text, tensors) != metadata.get("crc32"):
-            raise ModelFileError(f"{source} is damaged: its checksum is not that of its contents")
+            raise ModelFileError(f"{source} is damaged: its checksum does not match its contents")
         with believed(source):
             check_names("metadata", metadata, (self.key, "crc32"))
         return header, tensors
@@ -110,18 +110,18 @@ class FileFormat:
 
 @contextmanager
 def believed(source: Path) -> Iterator[None]:
-    """Where the contents of a file are checked: what is wrong with them becomes a ModelFileError."""
+    """Turn errors about the contents of a file, raised in this block, into a ModelFileError."""
     try:
         yield
     except ModelFileError:
         raise
     except MALFORMED as error:
         said = str(error) if isinstance(error, (TypeError, ValueError)) else repr(error)
-        raise ModelFileError(f"{source} is not what hpf_gpu writes: {said}") from error
+        raise ModelFileError(f"{source} was not written by hpf_gpu, or is damaged: {said}") from error
 
 
 def checksum(text: str, tensors: Tensors) -> str:
-    """CRC-32 of the header and of every array with its name, type and shape."""
+    """CRC-32 of the header and of every array with its name, dtype and shape."""
     crc = zlib.crc32(text.encode())
     for name, tensor in sorted(tensors.items()):
         crc = zlib.crc32(f"{name} {tensor.dtype.name} {tensor.shape}".encode(), crc)
@@ -130,7 +130,7 @@ def checksum(text: str, tensors: Tensors) -> str:
 
 
 def _write_safetensors(file: BinaryIO, metadata: Mapping[str, str], tensors: Tensors) -> None:
-    """As safetensors does, which would make a file of its own beside and a copy of every array."""
+    """Write in safetensors format; the safetensors library would open its own file and copy every array."""
     layout: dict[str, Any] = {"__metadata__": metadata}
     names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))  # so that all are aligned
     end = 0

@@ -1,8 +1,9 @@
-"""Files that are replaced as a whole: nobody sees half of one, and killed writers leave nothing that grows.
+"""Atomic replacement of files: a partial file is never visible, and files left by killed writers are removed.
 
-A new file is written beside its target, under a name that ends in a number, and then renamed.  The writer
-holds a lock (flock) on it meanwhile, which ends with the process, however that ends: what is not locked was
-left behind.  Process ids would say it less well: they are used again, and mean nothing on another machine.
+A new file is written next to its target, under a name that ends in a number, and then renamed.  Meanwhile the
+writer holds a lock (flock) on it, which the system releases when the process ends in any way, so that an
+unlocked file is a leftover.  Process ids would be less reliable: they are reused, and have no meaning on
+another machine.
 """
 
 from __future__ import annotations
@@ -16,51 +17,49 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-if sys.platform != "win32":  # where what killed writers have left is never removed
+if sys.platform != "win32":  # on Windows leftovers of killed writers are not removed
     import fcntl
 
-_NUMBERS = 16  # of files beside a target that are looked at for what was left behind
+_NUMBERS = 16  # of possible names next to a target that are checked for leftovers
 
 
 def path_of(name: str, given: Any) -> Path:
-    """The path in the argument ``name``, '~' replaced; TypeError or ValueError if it is none."""
+    """The path in the argument ``name``, with '~' expanded; TypeError or ValueError if it is not a path."""
     if not isinstance(given, (str, bytes, os.PathLike)):
         raise TypeError(f"{name} must be a path, not {given!r}")
     path = os.fsdecode(given)
     if "\0" in path:
-        raise ValueError(f"{name}={given!r} has a zero character in it, which no path can have")
+        raise ValueError(f"{name}={given!r} contains a null character, which a path cannot have")
     return Path(os.path.expanduser(path))
 
 
 def check_regular(path: Path) -> None:
-    """Raise OSError unless there is a file, and no folder, pipe or device."""
+    """Raise OSError unless the path is a regular file: not a folder, pipe or device."""
     mode = path.stat().st_mode
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     if not stat.S_ISREG(mode):
-        raise OSError(
-            f"{path} is a pipe, socket or device: files are read and replaced as a whole, name a regular one"
-        )
+        raise OSError(f"{path} is a pipe, socket or device: pass the path of a regular file")
 
 
 def writable(path: Path) -> Path:
-    """The file behind all links, there or not; OSError if no file can be written there."""
+    """The target of all links, whether it exists or not; OSError if no file can be written there."""
     target = Path(os.path.realpath(path))
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target.parent} is not an existing folder")
     with contextlib.suppress(FileNotFoundError):
         check_regular(path)
     if not os.access(target.parent, os.W_OK | os.X_OK):
-        raise PermissionError(f"{target.parent} is a folder that {target.name} cannot be written into")
+        raise PermissionError(f"{target.name} cannot be written: the folder {target.parent} is not writable")
     return target
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new file to write to, which takes the place of ``path``, behind all links, when the block ends.
+    """A new file to write to, which replaces ``path`` (the target of all links) when the block ends.
 
-    It has the permissions of the file that it replaces and, where that is permitted, its owner.  If the
-    block fails, all is as it was.
+    It gets the permissions of the file that it replaces and, if permitted, its owner.  If the block fails,
+    the old file is unchanged.
     """
     target = writable(path)
     remove_leftovers(target)
@@ -69,7 +68,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     except FileNotFoundError:
         before = None
     try:
-        # Until it has the permissions of the old one, the new file is for nobody else to read.
+        # Until it has the permissions of the old file, nobody else may read the new one.
         beside, file = _new_file(target, 0o666 if before is None else 0o600)
         try:
             yield file
@@ -81,37 +80,37 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
                 file.close()  # Windows does not rename open files
             os.replace(beside, target)
         except BaseException:
-            # An interrupt may come after the renaming, when the name can be another writer's.
+            # After an interrupt that follows the renaming, the name may belong to another writer.
             if file.closed or _is_at(file, beside):
                 beside.unlink(missing_ok=True)
             raise
         finally:
-            with contextlib.suppress(OSError):  # of what is still to be written when the disk is full
+            with contextlib.suppress(OSError):  # flushing fails if the disk is full
                 file.close()
         _sync_folder(target.parent)
     except OSError as error:
         if error.errno is not None:
-            error.filename = os.fspath(target)  # nobody knows the file beside it
+            error.filename = os.fspath(target)  # the user does not know the temporary file
         raise
 
 
 def remove_leftovers(target: Path) -> None:
-    """Delete what writers of this file left behind when they were killed."""
+    """Delete temporary files left by killed writers of this file."""
     for number in range(_NUMBERS):
         path = _beside(target, number)
-        # What cannot be opened is not there, as a rule, or not ours.
+        # A file that cannot be opened does not exist, or belongs to somebody else.
         with contextlib.suppress(OSError), open(path, "r+b") as file:
             if _lock(file) and _is_at(file, path):
                 path.unlink()
 
 
 def _beside(target: Path, number: int) -> Path:
-    # Cut, for a name may be as long as names can be: 60 characters are 240 bytes at most.
+    # Truncated, because the name may have the maximum length: 60 characters are at most 240 bytes.
     return target.with_name(f".{target.name[:60]}.hpf_gpu-{number}")
 
 
 def _new_file(target: Path, mode: int) -> tuple[Path, BinaryIO]:
-    """A new file beside the target, locked where the file system has locks."""
+    """A new file next to the target, locked if the file system has locks."""
     number = 0
     while True:
         path = _beside(target, number)
@@ -120,14 +119,14 @@ def _new_file(target: Path, mode: int) -> tuple[Path, BinaryIO]:
         except FileExistsError:
             number += 1
             continue
-        # Before it was locked, another writer could take it for left behind.
+        # Before it was locked, another writer may have removed it as a leftover.
         if _lock(file) is not False and _is_at(file, path):
             return path, file
         file.close()
 
 
 def _lock(file: BinaryIO) -> bool | None:
-    """Lock a file until it is closed: False if another process has it, None where there are no locks."""
+    """Lock a file until it is closed: False if another process has locked it, None if there are no locks."""
     if sys.platform == "win32":
         return None
     try:
@@ -148,7 +147,7 @@ def _is_at(file: BinaryIO, path: Path) -> bool:
 
 
 def _take_after(path: Path, before: os.stat_result) -> None:
-    """Owner, group and permissions of the file that was there; the group's only if it is the same group."""
+    """Copy owner, group and permissions of the old file; group permissions only if the group is the same."""
     mode = stat.S_IMODE(before.st_mode)
     if hasattr(os, "chown"):
         with contextlib.suppress(OSError):
@@ -161,7 +160,7 @@ def _take_after(path: Path, before: os.stat_result) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Bring the new name to the disk, where the system can."""
+    """Write the new name to disk, if the system supports it."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

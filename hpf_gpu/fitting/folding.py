@@ -1,7 +1,7 @@
-"""Users and items that the fit has not seen: their factors, given those of the other side.
+"""Fold-in: factors of new users, or of new items, with the other side unchanged.
 
-Fold-in is coordinate ascent on the new rows' q(θ) and q(ξ) with the other side as it is, from start values
-that are the same for all.  It runs on the backend that the settings ask for.
+Fold-in is coordinate ascent on q(θ) and q(ξ) of the new rows, from start values that are the same for all
+rows.  It runs on the backend that the settings name.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from .training import working_backend
 
 @dataclass(frozen=True)
 class Folded:
-    """New rows after the last iteration, and what they were folded in against."""
+    """The result of fold-in: the new rows, and the other side's rows that they have counts with."""
 
     fitted: Fitted
     backend: Backend
     new: NewRows  # (B, M)
     rows: Side  # (B, K)
-    others: Side  # (M', K): those of the other side that have counts here
-    numbers: NDArray[Any]  # (M',) their rows in the model
+    others: Side  # (M', K) rows of the other side that occur in the counts
+    numbers: NDArray[Any]  # (M',) row numbers of ``others`` in the model
 
     @property
     def mean(self) -> NDArray[Any]:
@@ -65,14 +65,14 @@ def fold(
     stop_thr: Any,
     threads: int | None,
 ) -> Folded:
-    """Fold new users (``side`` USERS) or new items (ITEMS) in; see :meth:`hpf_gpu.HPF.transform`."""
+    """Fold in new users (``side`` USERS) or new items (ITEMS); see :meth:`hpf_gpu.HPF.transform`."""
     posteriors, k = fitted.require_posteriors(), fitted.k
     maxiter, stop_thr = whole_number("maxiter", maxiter, 1), positive_number("stop_thr", stop_thr)
     kind, known = (("user", fitted.item_ids), ("item", fitted.user_ids))[side]
     new = new_rows(triplets, kind, known, name="counts_df")
     backend = working_backend(settings, fitted.dtype, k, threads)
     numbers, csr = _columns_in_use(new.csr)
-    counts = backend.counts(csr, k)  # first: it refuses what would not fit into memory
+    counts = backend.counts(csr, k)  # first, because it raises NotEnoughMemory if this is too large
     others = gather_side(backend, posteriors[1 - side], numbers)
     start = noise_free_side(backend, posteriors[side].prior, csr.shape[0], k)
     rows = fold_in(
@@ -82,11 +82,11 @@ def fold(
 
 
 def with_users(folded: Folded, *, update_existing: bool) -> Fitted:
-    """The model with the folded users in it, new ones or in place of what it knew of them."""
+    """The model with the folded-in users, added or, with ``update_existing``, replaced."""
     fitted = folded.fitted
     of_users, of_items = fitted.require_posteriors()
     if of_users.fixed:
-        raise ValueError("the users of this model are fixed: transform tells the factors of others")
+        raise ValueError("the users of this model are fixed: use transform for the factors of other users")
     rows, users = _rows_for(fitted, folded.new.ids.index, update_existing)
     theta = put_rows(fitted.theta, rows, folded.mean)
     seen, csr = fitted.seen, folded.new.csr
@@ -103,7 +103,7 @@ def with_users(folded: Folded, *, update_existing: bool) -> Fitted:
 def step_with_user(
     settings: Settings, fitted: Fitted, triplets: Triplets, *, update_existing: bool, threads: int | None
 ) -> Fitted:
-    """The model after all parameters moved by the counts of one user, who is added or replaced."""
+    """The model after one step of all parameters with the counts of one user, who is added or replaced."""
     size, items = size_of_step(settings, fitted, None), fitted.item_ids
     new = new_rows(triplets, "user", items, name="counts_df")
     rows, users = _rows_for(fitted, new.ids.index, update_existing)
@@ -119,8 +119,8 @@ def step_with_user(
 
 
 def phi_of_user(folded: Folded, items: Any) -> NDArray[Any]:
-    """φ of one folded user with each of the given items (n, K); NaN where an item is unknown."""
-    # Counts of one, shared among the factors, with the roles exchanged: a row for each item.
+    """φ of one folded-in user for each of ``items`` (n,), as (n, K); NaN where an item is unknown."""
+    # Allocating counts of 1 gives φ.  Users and items exchange roles: one row per item, one column.
     beta = folded.fitted.beta
     n, k = len(folded.numbers), beta.shape[1]
     ones = sparse.csr_array(np.ones((n, 1), dtype=beta.dtype))
@@ -133,13 +133,13 @@ def phi_of_user(folded: Folded, items: Any) -> NDArray[Any]:
 
 
 def _rows_for(fitted: Fitted, ids: pd.Index, update_existing: bool) -> tuple[NDArray[Any], Ids]:
-    """Rows (B,) of users who must be in the model, or must not be; and all ids then."""
+    """Rows (B,) of existing (``update_existing``) or new users, and the ids of all users afterwards."""
     users = fitted.user_ids
     return (users.require(ids), users) if update_existing else users.with_new(ids)
 
 
 def _columns_in_use(csr: sparse.csr_array) -> tuple[NDArray[Any], sparse.csr_array]:
-    """Numbers (M',) of the columns that have entries, and the matrix (B, M') of these alone."""
+    """Numbers (M',) of the columns with entries, and the matrix (B, M') restricted to them."""
     used = np.zeros(csr.shape[1], dtype=bool)
     used[csr.indices] = True
     place = np.cumsum(used, dtype=csr.indices.dtype) - 1

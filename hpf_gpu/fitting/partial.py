@@ -1,4 +1,4 @@
-"""Batches from outside: a model that is updated with some users, or some items, at a time."""
+"""partial_fit: updates a model with one batch of users, or of items, that the caller supplies."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ USERS, ITEMS = 0, 1
 
 @dataclass(frozen=True)
 class BatchRows:
-    """Where the ids of a batch are on one side of the model."""
+    """The rows of a batch's ids on one side of the model."""
 
-    ids: Ids  # of the whole side, those that are new included
-    rows: NDArray[Any]  # (B,) of the ids that have counts
-    members: NDArray[Any]  # (B',) of all that the batch is made of, ascending
-    total: int  # how many there are in all, met or not
+    ids: Ids  # of the whole side, including new ones
+    rows: NDArray[Any]  # (B,) rows of the distinct ids in the data
+    members: NDArray[Any]  # (B',) rows of all users (items) of the batch, ascending
+    total: int  # number of users (items) in total, seen or not
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,13 @@ class Step:
     csr: sparse.csr_array  # (N, M)
     side: int  # USERS or ITEMS
     size: float  # in [0, 1]
-    seed: int  # of the start values of rows that are new
-    replaces: bool = False  # what the users of the batch have had
+    seed: int  # of the start values of new rows
+    replaces: bool = False  # whether the seen items of the batch's users are replaced
 
 
 @dataclass(frozen=True)
 class Totals:
-    """How many users and items there are in all, as the caller says; None for those that are known."""
+    """Total numbers of users and items as passed by the caller; None to keep those of the model."""
 
     nusers: Any = None
     nitems: Any = None
@@ -81,15 +81,15 @@ def partial_step(
 
 
 def size_of_step(settings: Settings, fitted: Fitted | None, step_size: Any) -> float:
-    """The next step of a model that can take one, unless another is given."""
+    """The step size: as passed, or that of the settings for the next step; ValueError without posteriors."""
     if not settings.keep_all_objs or (fitted is not None and fitted.posteriors is None):
-        raise ValueError("partial_fit needs shapes and rates, which keep_all_objs=False drops")
+        raise ValueError("partial_fit needs shapes and rates: set keep_all_objs=True before the fit")
     done = 0 if fitted is None else fitted.niter
     return checked_step("step_size", step_at(settings.step_size, done) if step_size is None else step_size)
 
 
 def seed_of_rows(settings: Settings, fitted: Fitted | None, random_seed: Any) -> int:
-    """Seed of the start values of rows that are new."""
+    """Seed of the start values of new rows."""
     if random_seed is not None:
         return whole_number("random_seed", random_seed, 0)
     if fitted is None:
@@ -98,7 +98,7 @@ def seed_of_rows(settings: Settings, fitted: Fitted | None, random_seed: Any) ->
 
 
 def take_step(settings: Settings, fitted: Fitted | None, step: Step, threads: int | None) -> Fitted:
-    """The model moved by a batch."""
+    """The model after one step."""
     k, dtype = (settings.width, settings.dtype) if fitted is None else (fitted.k, fitted.dtype)
     backend = working_backend(settings, dtype, k, threads)
     _check_fixed(fitted, step.places)
@@ -128,7 +128,7 @@ def take_step(settings: Settings, fitted: Fitted | None, step: Step, threads: in
 def _moved(
     settings: Settings, backend: Backend, fitted: Fitted | None, step: Step, batch: Batch
 ) -> tuple[Side, Side]:
-    """Both sides after the step, rows that are new at start values before it."""
+    """Users and items after the step; new rows have start values before it."""
 
     def update(model: Model) -> Model:
         sides = (model.users[0], model.items)
@@ -158,7 +158,7 @@ def _moved(
 
 
 def _totals(fitted: Fitted | None, given: Totals) -> tuple[int, int]:
-    """How many users and items there are in all: as given, or as known."""
+    """Total numbers of users and items: as passed, or those of the model."""
     totals: list[int] = []
     for name, rows in (("nusers", "theta"), ("nitems", "beta")):
         value = getattr(given, name)
@@ -174,7 +174,7 @@ def _totals(fitted: Fitted | None, given: Totals) -> tuple[int, int]:
 
 
 def _known_ids(settings: Settings, fitted: Fitted | None, totals: tuple[int, int]) -> tuple[Ids, Ids]:
-    """The ids that have rows: names as they come with batches, row numbers all from the start."""
+    """The ids that have rows: with reindex those seen so far, without it all row numbers from the start."""
     if fitted is not None:
         known = (fitted.user_ids, fitted.item_ids)
     else:
@@ -188,27 +188,27 @@ def _known_ids(settings: Settings, fitted: Fitted | None, totals: tuple[int, int
 
 
 def _place(known: Ids, side: BatchSide, total: int, may_grow: bool) -> BatchRows:
-    """Find the ids of a batch in the model, and rows for those that are new."""
+    """Look up the ids of a batch in the model, and assign rows to new ones."""
     ids, rows = known.extended(side.ids)
     if ids.size > max(total, known.size) and not may_grow:
         kind = known.kind
         raise ValueError(
-            f"the batch brings {ids.size - known.size} new {kind}s, and the model has {known.size} of the "
-            f"{total} that it was told of: new_{kind}s=True takes in more, n{kind}s= says how many there are"
+            f"the batch brings {ids.size - known.size} new {kind}s, and the model has {known.size} of "
+            f"n{kind}s={total}: pass new_{kind}s=True to add more, or a larger n{kind}s"
         )
     return BatchRows(ids, rows, np.sort(rows[side.members]), max(total, ids.size))
 
 
 def _check_fixed(fitted: Fitted | None, places: tuple[BatchRows, BatchRows]) -> None:
-    """What is new has no factors on a side whose factors were given."""
+    """Raise ValueError if a batch has new ids on a side with fixed factors."""
     posteriors = () if fitted is None else fitted.require_posteriors()
     for place, posterior in zip(places, posteriors, strict=False):
         if posterior.fixed and place.ids.size > len(posterior.shape):
-            raise ValueError(f"the {place.ids.kind}s of this model are fixed: a batch cannot bring new ones")
+            raise ValueError(f"the {place.ids.kind}s of this model are fixed: a batch cannot add new ones")
 
 
 def _seen_after(fitted: Fitted | None, step: Step) -> UserItems | None:
-    """What users have had, that of a batch included; None if it was dropped before."""
+    """The seen items of all users after the batch; None if the model does not keep them."""
     csr, members = step.csr, step.places[USERS].members
     seen = (np.zeros(1, np.int64), np.empty(0, csr.indices.dtype)) if fitted is None else fitted.seen
     if seen is None:

@@ -13,13 +13,13 @@ class ProgressBar:
     """Iterations, time left and the last likelihood on standard error; nothing unless ``enabled``."""
 
     def __init__(self, maxiter: int | None, first: int = 0, *, enabled: bool) -> None:
-        # A bar takes a lock that forked processes share, and keep for ever if they are killed with it.
+        # A bar takes a lock that forked processes share, and which stays locked if the holder is killed.
         self._bar = (
             tqdm(total=maxiter, initial=first, desc="HPF", unit="it", dynamic_ncols=True) if enabled else None
         )
 
     def report(self, check: Check) -> None:
-        """Hear of one finished iteration."""
+        """Advance the bar; called after every iteration."""
         if self._bar is None:
             return
         self._bar.update()

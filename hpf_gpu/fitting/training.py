@@ -1,4 +1,4 @@
-"""From counts to a fitted model: one fit, full-batch or stochastic, from its start or from a checkpoint."""
+"""Fits a model, full-batch or stochastic, from start values or from a checkpoint."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from hpf_gpu.model.stochastic import Batch, Epochs, LocalUpdates
 
 from .progress import ProgressBar
 
-#: Users in a block of counts; None for one block, which is what memory holds best.
+#: Users in a block of counts; None for a single block.
 USERS_PER_BLOCK: int | None = None
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a fit is given, as the user passed it."""
+    """The data arguments of :meth:`hpf_gpu.HPF.fit`, as the user passed them."""
 
     counts: Any
     validation: Any = None
@@ -52,12 +52,12 @@ class _Data:
 
     training: TrainingData
     validation: Pairs | None
-    fixed: dict[str, NDArray[Any]]  # factors of a side, by the name of the argument
+    fixed: dict[str, NDArray[Any]]  # fixed factors (n, K) by argument: "fixed_users" or "fixed_items"
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A fitted model, and the interrupt or the callback exception that ended its fit."""
+    """A fitted model, and the KeyboardInterrupt or the callback's exception that ended the fit, or None."""
 
     fitted: Fitted
     ended_by: BaseException | None
@@ -71,7 +71,7 @@ def train(
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 10,
 ) -> Trained:
-    """Fit a model; see :meth:`hpf_gpu.HPF.fit`."""
+    """Fit a model; see :meth:`hpf_gpu.HPF.fit` for arguments and errors."""
     backend = working_backend(settings, settings.dtype, settings.width, settings.threads)
     data = _read(settings, backend, inputs)
     file = saved = None
@@ -81,7 +81,7 @@ def train(
         saved = file.read(settings.maxiter)
     seed = seed_or_fresh(settings.random_seed) if saved is None else saved.seed
 
-    # First: it refuses what would not fit into memory.
+    # Before anything else is allocated, because this raises NotEnoughMemory if the fit is too large.
     k, schedule = settings.width, schedule_of(settings)
     blocks = in_memory(backend, data.training.csr, k, data.validation, USERS_PER_BLOCK)
     objective = Objective.of(backend, blocks, full_llk=settings.full_llk)
@@ -100,7 +100,7 @@ def train(
             answer = None if callback is None else callback(check)
             return isinstance(answer, (bool, np.bool_)) and bool(answer)
 
-        # Nobody else holds the start, so that its matrices are free once they are not needed.
+        # No variable refers to the start state, so that its matrices are freed when no longer needed.
         result = fit(
             backend,
             _start(settings, backend, blocks, data.fixed, seed, full)
@@ -116,12 +116,12 @@ def train(
 
 
 def working_backend(settings: Settings, dtype: np.dtype[Any], k: int, threads: int | None) -> Backend:
-    """The backend that the settings ask for, for a model of this type with ``k`` columns."""
+    """Create the backend that the settings name, for a model of this dtype with ``k`` columns."""
     return backends.choose(settings.backend, dtype, threads, k=k, **settings.backend_options)
 
 
 def schedule_of(settings: Settings) -> Schedule:
-    """How iterations are put together and when the fit ends."""
+    """The order of updates and the stopping rule."""
     informs = settings.stop_crit != "maxiter" or settings.verbose
     return Schedule(
         settings.stop_crit,
@@ -134,7 +134,7 @@ def schedule_of(settings: Settings) -> Schedule:
 
 
 def local_updates(settings: Settings) -> LocalUpdates:
-    """How the side of a batch is updated."""
+    """How the rows of a batch are updated."""
     return LocalUpdates(settings.schedule == "alternating", settings.sum_exp_trick)
 
 
@@ -146,10 +146,10 @@ def start_sides(
     slices: tuple[slice, ...] = (slice(None),),
     fixed: dict[str, NDArray[Any]] | None = None,
 ) -> Model:
-    """Users, in blocks, and items before their first update, or with factors (n, K) that are fixed.
+    """The model before its first update, with start values or fixed factors (n, K).
 
-    Biases, if there are any, wait for :func:`hpf_gpu.model.biases.warm_up`, unless a side is fixed and makes
-    the factors differ.
+    ``shape`` is (N, M), and ``slices`` are the rows of each block of users.  Biases, if any, are pinned until
+    :func:`hpf_gpu.model.biases.warm_up`, unless a side is fixed: then the factors differ from the start.
     """
     fixed = fixed or {}
     of_users, of_items = settings.priors(biases_wait=not fixed)
@@ -170,9 +170,9 @@ def start_sides(
 
 def _read(settings: Settings, backend: Backend, inputs: Inputs) -> _Data:
     if inputs.fixed_users is not None and inputs.fixed_items is not None:
-        raise ValueError("fixed_users with fixed_items too: there is nothing to fit")
+        raise ValueError("fixed_users and fixed_items are both set: there is nothing to fit")
     if inputs.fixed_users is not None and settings.stop_crit == "diff-norm":
-        raise ValueError("fixed_users with stop_crit='diff-norm', which watches Theta: it never changes")
+        raise ValueError("stop_crit='diff-norm' monitors Theta, which fixed_users keeps constant")
     data = training_data(inputs.counts, backend=backend, reindex=settings.reindex, binary=settings.binary)
     validation = None
     if inputs.validation is not None:
@@ -211,7 +211,7 @@ def _start(
 
 
 def _epochs(settings: Settings, backend: Backend, data: TrainingData, seed: int) -> Epochs:
-    """What stochastic fits do in place of full iterations."""
+    """The epochs of a stochastic fit, with their batches."""
     rng, k = np.random.default_rng(seed), settings.width
 
     def batches(csr: Any, size: int | None) -> tuple[Batch, ...]:
@@ -226,7 +226,7 @@ def _epochs(settings: Settings, backend: Backend, data: TrainingData, seed: int)
 
 
 def _fitted(settings: Settings, backend: Backend, data: TrainingData, result: Fit, seed: int) -> Fitted:
-    """Bring what a fit leaves to the host."""
+    """Copy the result of a fit to the host."""
     users, items = result.model.users, result.model.items
     theta = [backend.asnumpy(backend.mean(side.factor)) for side in users]
     beta = backend.asnumpy(backend.mean(items.factor))

@@ -1,9 +1,9 @@
-"""Biases of users and items: ordinary columns of θ and β, but for how a fit begins.
+"""Biases of users and items: columns of θ and β that are ordinary except at the start of a fit.
 
-Biases that are free from the start take all counts: while factors are alike, each of them is near its
-prior, where exp E[ln θ] is a small part of E[θ].  Biases that begin at zero once the factors differ find no
-counts left, even where they alone explain them.  So they are pinned near zero for some updates, and then
-get a share of each row's counts.  CONTRIBUTING.md has the figures.
+Biases that are updated from the start take nearly all counts: while the factors are still alike, each of them
+is near its prior, where exp E[ln θ] is much smaller than E[θ].  Biases that start at zero once the factors
+differ get no counts, even if the data have nothing but biases.  So biases are pinned near zero for some
+updates, and then released with a share of each row's counts.  docs/performance.md has the figures.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from hpf_gpu.backends.protocol import Array, Backend, RankOne
 
 from .sides import Model, Side
 
-#: Updates for which biases are pinned near zero, and the share of a row's counts that they have afterwards.
+#: Updates for which biases are pinned near zero, and the share of a row's counts that they then get.
 WARM_UP, SHARE = 11, 0.1
 
 
 def warm_up(
     backend: Backend, model: Model, columns: tuple[int, int], update: Callable[[Model], Model]
 ) -> Model:
-    """Run ``update`` while the biases of users and items, in these columns, wait; then set them free."""
+    """Run ``update`` while the biases of users and items, in these columns, are pinned; then release them."""
     for _ in range(WARM_UP):
         model = update(model)
     return with_free_biases(backend, model, columns)
 
 
 def with_free_biases(backend: Backend, model: Model, columns: tuple[int, int]) -> Model:
-    """The model after its biases have waited, with a share of each row's counts for its bias."""
+    """The model with released biases, each with a share of its row's counts."""
     users, items = columns
     item_sums, user_sums = model.items.column_sums, model.user_sums
     return Model(
@@ -45,7 +45,7 @@ def _with_share(backend: Backend, side: Side, column: int, other_sums: Array) ->
     shape = backend.select_rows(side.factor.shape, np.arange(len(side.hyper_rate)))
     factors = backend.select_columns(shape, np.setdiff1d(np.arange(k), taken))
     counts = factors.sum(axis=1) + -prior.shape * (k - len(taken))
-    shape *= 1.0 - 2.0 * SHARE  # one share for the biases of this side, one for those of the other
+    shape *= 1.0 - 2.0 * SHARE  # one share for the biases of this side, one for those of the other side
     shape += 2.0 * SHARE * prior.shape
     shape[:, column] = counts * SHARE + prior.shape
     prior.pin_shapes(shape)

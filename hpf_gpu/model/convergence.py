@@ -1,4 +1,4 @@
-"""When to stop: the rules, and the history that they are judged on."""
+"""Stopping rules, and the history of checks that they use."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-#: What ``stop_crit`` may be, and the quantity in the history that the rule watches.
+#: Values of ``stop_crit``, and the field of Check that each rule monitors.
 STOP_CRITERIA = {
     "maxiter": None,
     "train-llk": "llk",
@@ -20,7 +20,7 @@ STOP_CRITERIA = {
 
 @dataclass(frozen=True)
 class Check:
-    """One row of the history: the state after ``iteration`` full iterations."""
+    """One row of the history: figures after ``iteration`` iterations; NaN where not computed."""
 
     iteration: int
     llk: float = math.nan
@@ -33,9 +33,9 @@ class Check:
 def has_converged(stop_crit: str, stop_thr: float, previous: Check | None, current: Check) -> bool:
     """Whether the monitored quantity improved by at most ``stop_thr`` since the last check.
 
-    For likelihoods and the ELBO this is the gain relative to their magnitude.  (hpfrec's
-    1 − current/previous is the same number below zero and has the wrong sign above.)  For diff-norm it is
-    the norm of the change in Theta, which must be below ``stop_thr``.
+    For likelihoods and the ELBO the improvement is relative to their magnitude.  (hpfrec's
+    1 − current/previous is the same number for negative likelihoods and has the wrong sign for positive
+    ones.)  The rule diff-norm is met when the norm of the change in Theta is below ``stop_thr``.
     """
     watched = STOP_CRITERIA[stop_crit]
     if watched is None:
@@ -50,7 +50,7 @@ def has_converged(stop_crit: str, stop_thr: float, previous: Check | None, curre
 
 
 def history_frame(history: Sequence[Check], stop_crit: str) -> pd.DataFrame:
-    """The checks of a fit, one row each; diff_norm only where the rule watches it."""
+    """The checks of a fit, one row each; the column diff_norm only with the rule diff-norm."""
     columns = ["iteration", "llk", "elbo", "val_llk", "seconds"]
     if stop_crit == "diff-norm":
         columns.append("diff_norm")

@@ -1,4 +1,4 @@
-"""All that a fit leaves, as one value that is never changed."""
+"""The result of a fit, as one immutable value."""
 
 from __future__ import annotations
 
@@ -19,40 +19,40 @@ from .posterior import Posterior
 class Fitted:
     """A fitted model without its settings.
 
-    Whatever changes a model makes a new value, which the model takes in one assignment, so an interrupt
-    leaves the old model or the new one.  Whatever answers takes the value once, so a thread that reads while
-    another fits gets the answer of one model, never of a mixture of two.
+    A fit, a batch or new users produce a new Fitted, which :class:`hpf_gpu.HPF` takes in one assignment: an
+    interrupt leaves either the old or the new model.  Methods that read a model fetch it once, so that a
+    thread that reads during a refit never sees a mixture of two models.
 
     Raises
     ------
     ValueError
-        If Theta or Beta are too large for their type.
+        If Theta or Beta overflow their dtype.
     """
 
     theta: NDArray[Any]  # (N, K) E[θ]
     beta: NDArray[Any]  # (M, K) E[β]
     user_ids: Ids  # of the N rows
     item_ids: Ids  # of the M rows
-    nusers: int  # how many there are in all, those that no batch has brought yet included
+    nusers: int  # in total, including those that no batch has brought yet
     nitems: int
     posteriors: tuple[Posterior, Posterior] | None  # of users and items; None without keep_all_objs
     seen: UserItems | None  # items of each user; None without keep_data
     niter: int
     train_llk: float | None
     history: pd.DataFrame
-    seed: int  # that the start values were drawn with
-    backend: str  # name of the one that fitted
+    seed: int  # of the start values
+    backend: str  # name of the backend that fitted the model
 
     def __post_init__(self) -> None:
         for name, mean in (("Theta", self.theta), ("Beta", self.beta)):
             if np.isinf(mean).any():
                 raise ValueError(
-                    f"{name} is too large for {mean.dtype}: take use_float=False, or priors nearer to 1"
+                    f"{name} is too large for {mean.dtype}: set use_float=False, or priors closer to 1"
                 )
 
     @property
     def k(self) -> int:
-        """Columns K of Theta and Beta, those of biases included."""
+        """Number of columns K of Theta and Beta, including those of biases."""
         return int(self.theta.shape[1])
 
     @property
@@ -61,15 +61,15 @@ class Fitted:
         return np.dtype(self.theta.dtype)
 
     def require_posteriors(self) -> tuple[Posterior, Posterior]:
-        """Shapes and rates of users and items; ValueError if they were not kept."""
+        """Posteriors of users and items; ValueError if they were not kept."""
         if self.posteriors is None:
-            raise ValueError("fold-in needs shapes and rates, which keep_all_objs=False has dropped")
+            raise ValueError("fold-in needs shapes and rates: fit with keep_all_objs=True")
         return self.posteriors
 
     def posterior(self, side: int) -> Posterior:
-        """Shapes and rates of users (0) or items (1); AttributeError, for hasattr, if they were not kept."""
+        """Posterior of users (0) or items (1); AttributeError, for hasattr, if it was not kept."""
         if self.posteriors is None:
-            raise AttributeError("shapes and rates exist after fit with keep_all_objs=True")
+            raise AttributeError("shapes and rates exist only after fit with keep_all_objs=True")
         return self.posteriors[side]
 
     def hyper_rate(self, side: int) -> NDArray[Any]:
@@ -77,6 +77,6 @@ class Fitted:
         posterior = self.posterior(side)
         if not posterior.has_hyper_rate:
             raise AttributeError(
-                "a side that is fixed has no such rates, nor has a model that is not hierarchical"
+                "a fixed side has no rates of q(ξ) or q(η), and neither has a model with hierarchical=False"
             )
         return np.asarray(posterior.hyper_rate[:, None].astype(posterior.shape.dtype))

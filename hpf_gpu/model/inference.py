@@ -1,4 +1,7 @@
-"""Coordinate ascent: one loop for every backend, schedule and number of blocks, full-batch or stochastic."""
+"""Coordinate ascent (Gopalan, Hofman and Blei 2015, section 3), and the loop of every fit.
+
+The loop is the same for every backend, schedule and number of blocks, and for stochastic fits.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,11 @@ from .sides import Model, Side, column_sums, update_side
 
 @dataclass(frozen=True)
 class Schedule:
-    """How an iteration is put together and when the fit ends.
+    """The order of updates in an iteration, and the stopping rule.
 
-    ``alternating`` computes φ anew between the two sides; otherwise, as in hpfrec, one φ serves
-    both. ``check_every=None`` checks after the last iteration only, ``maxiter=None`` never ends
-    by count.
+    With ``alternating``, φ is computed again after the update of the users; otherwise, as in hpfrec, both
+    sides use the same φ.  With ``exact_phi`` every φ is computed by the log-sum-exp.  ``check_every=None``
+    checks only after the last iteration; ``maxiter=None`` sets no limit on iterations.
     """
 
     stop_crit: str
@@ -34,20 +37,20 @@ class Schedule:
 
 @dataclass(frozen=True)
 class State:
-    """Where a fit is between two iterations: all that the rest of it depends on."""
+    """The state of a fit between two iterations: everything that the remaining iterations depend on."""
 
     model: Model
     iteration: int = 0
     history: tuple[Check, ...] = ()
-    seconds: float = 0.0  # taken so far
-    checked_theta: tuple[Array, ...] = ()  # E[θ] of each block at the last check, if the rule watches it
+    seconds: float = 0.0  # elapsed so far
+    checked_theta: tuple[Array, ...] = ()  # E[θ] of each block at the last check, only with diff-norm
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What a fit leaves: the last finished model, its checks, and how it ended.
+    """The result of the loop: the model after the last finished iteration, the checks, and how it ended.
 
-    ``ended_by`` is the interrupt of the user or the callback exception that stopped it.
+    ``ended_by`` is the KeyboardInterrupt, or the exception of a callback, that stopped the fit; else None.
     """
 
     model: Model
@@ -57,7 +60,7 @@ class Fit:
 
 
 def iterate(backend: Backend, blocks: CountBlocks, model: Model, schedule: Schedule) -> Model:
-    """One full iteration over all blocks: φ, then the users, then the items."""
+    """One full iteration over all blocks: φ, then the update of the users, then that of the items."""
     items, updated = model.items, []
     statistic: Array | None = None
     for block, users in zip(blocks, model.users, strict=True):
@@ -80,7 +83,7 @@ def iterate(backend: Backend, blocks: CountBlocks, model: Model, schedule: Sched
 
 
 def _sides_to_update(users: Side, items: Side, schedule: Schedule) -> tuple[SideName, ...]:
-    """For which sides φ is computed, one after the other; none for a side that is fixed."""
+    """The sides for which Σ yφ is computed, in order; a fixed side is left out."""
     if users.fixed:
         return ("items",)
     if items.fixed:
@@ -97,12 +100,33 @@ def fit(
     report: Callable[[Check], object],
     on_state: Callable[[State], None] | None = None,
 ) -> Fit:
-    """Iterate until the rule is met, ``maxiter`` is reached, ``report`` returns True or the user interrupts.
+    """Iterate until the stopping rule is met, ``maxiter`` is reached, ``report`` returns True or Ctrl-C.
 
-    ``advance`` makes the next model from a model and the number of iterations before it.  ``report`` is
-    called after every iteration; its Check holds figures where they were due.  ``on_state`` is called with
-    every state that the fit continues from.  An error of either ends the fit with the last iteration.
-    KeyboardInterrupt is passed on when no iteration has finished yet.
+    Parameters
+    ----------
+    backend : Backend
+    state : State
+        Where to start: start values, or a checkpoint.
+    schedule : Schedule
+    objective : Objective
+        Computes the figures of a check.
+    advance : callable
+        One iteration: takes a model and the number of iterations before it, and returns the next model.
+    report : callable
+        Called after every iteration with a Check, whose figures are NaN unless a check was made.
+    on_state : callable, optional
+        Called with every state from which the fit continues.
+
+    Returns
+    -------
+    Fit
+        An exception of ``report`` or ``on_state``, or a KeyboardInterrupt, ends the fit after the last
+        finished iteration and is returned in ``ended_by``.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        If no iteration has finished yet.
     """
     started = time.perf_counter() - state.seconds
     ended_by: BaseException | None = None
@@ -111,7 +135,7 @@ def fit(
             state = replace(state, checked_theta=_user_means(backend, state.model))
         while True:
             model = advance(state.model, state.iteration)
-            # In one step: an interrupt finds the iteration counted or not begun.
+            # In one assignment: after an interrupt the iteration is either counted or not started.
             state = replace(state, model=model, iteration=state.iteration + 1)
             previous, check = state.history[-1] if state.history else None, Check(state.iteration)
             last = state.iteration == schedule.maxiter
@@ -143,13 +167,13 @@ def fit(
 
 
 def _without_spares(model: Model) -> Model:
-    """The model without the matrices that are kept to be overwritten."""
+    """The model without its spare matrices, so that their memory is freed."""
     users = (replace(side, spare=None) for side in model.users)
     return Model(tuple(users), replace(model.items, spare=None))
 
 
 def _judge(backend: Backend, state: State, objective: Objective) -> tuple[Check, tuple[Array, ...]]:
-    """The figures of a state, and E[θ] where they have its distance from the last check."""
+    """The check of a state, and with the rule diff-norm E[θ] of each block."""
     check = objective.check(state.model, state.iteration)
     if not state.checked_theta:
         return check, ()
@@ -168,11 +192,11 @@ def fold_in(
     stop_thr: float,
     exact_phi: bool = False,
 ) -> Side:
-    """Coordinate ascent on q(θ) and q(ξ) of new users given q(β), which stays as it is.
+    """Coordinate ascent on q(θ) and q(ξ) of new users, with q(β) unchanged.
 
-    Items are folded in by the same function, with their counts as rows and the users frozen.  Ends when
-    the root mean square over the rows of ‖E[θ_n] − E[θ_n] before‖ is below ``stop_thr``: for one row
-    hpfrec's rule.
+    New items are folded in by the same function, with items as rows and the users as ``frozen``.  Stops when
+    the root mean square over rows of the norm of the change of E[θ_n] in one iteration is below ``stop_thr``;
+    for a single row this is hpfrec's rule.
     """
     theta = backend.mean(new.factor)
     threshold = stop_thr * math.sqrt(counts.shape[0])

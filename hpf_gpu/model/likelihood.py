@@ -1,4 +1,4 @@
-"""What a fit is judged by: Poisson log-likelihoods and the evidence lower bound, in float64."""
+"""Poisson log-likelihoods and the evidence lower bound (ELBO), in float64."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _CHUNK = 1 << 16  # counts whose temporaries are held at once
 
 @dataclass(frozen=True)
 class Objective:
-    """The objective of a model on its training data.
+    """Computes log-likelihoods and the ELBO of a model on its training data.
 
-    ``log_factorial_sum`` is Σ ln y! of the training counts: constant during a fit, always part of
-    the ELBO, part of the log-likelihood if ``full_llk``.
+    ``log_factorial_sum`` is Σ ln y! of the training counts.  It is constant during a fit, always part of
+    the ELBO, and part of the log-likelihood if ``full_llk``.
     """
 
     backend: Backend
@@ -33,12 +33,12 @@ class Objective:
 
     @staticmethod
     def of(backend: Backend, blocks: CountBlocks, *, full_llk: bool) -> Objective:
-        """The objective of these counts."""
+        """The objective for these counts."""
         total = sum(backend.log_factorial_sum(block.counts) for block in blocks)
         return Objective(backend, blocks, float(total), full_llk)
 
     def check(self, model: Model, iteration: int) -> Check:
-        """Training and held-out log-likelihood, and the ELBO."""
+        """Training log-likelihood, held-out log-likelihood (NaN without held-out data) and ELBO."""
         beta = self.backend.mean(model.items.factor)
         log_rates, log_normalizers, held_out = 0.0, 0.0, []
         for block, users in zip(self.blocks, model.users, strict=True):
@@ -73,7 +73,7 @@ class Objective:
         return total + log_normalizers - _expected_total(model) - self.log_factorial_sum
 
     def _gamma_elbo(self, side: Side) -> float:
-        """Terms of θ and ξ: what is fixed or pinned has none, for its distribution is that of the prior."""
+        """Terms of θ and ξ; fixed sides and pinned columns have none, because their q equals their prior."""
         prior, (n, k) = side.prior, side.factor.shape.shape
         if side.fixed:
             return 0.0
@@ -83,14 +83,14 @@ class Objective:
         )
         if prior.hierarchical:
             return total
-        # E[ξ] is b' in every row, but ξ has no distribution: what the backend has counted for it goes.
+        # ξ is the constant b', so the terms that the backend has added for its distribution are subtracted.
         excess = (prior.hyper_shape, prior.posterior_hyper_shape(k))
         without, counted = (math.lgamma(x) - x * math.log(x) + x for x in excess)
         return total + int(n) * (without - counted)
 
 
 def _expected_total(model: Model) -> float:
-    """Σ_ui E[θ_u]·E[β_i] over all pairs, those without a count included."""
+    """Σ_ui E[θ_u]·E[β_i] over all pairs, including those without a count."""
     return float((model.user_sums * model.items.column_sums).sum())
 
 
@@ -109,15 +109,15 @@ def _without_pins(backend: Backend, factor: Factor, pins: tuple[Pin, ...]) -> Fa
 
 
 def pair_llk(backend: Backend, theta: Array, beta: Array, pairs: Pairs, *, full_llk: bool) -> float:
-    """Poisson log-likelihood of the given pairs alone; without Σ ln y! unless ``full_llk``."""
+    """Poisson log-likelihood of these pairs, not of absent ones; without −Σ ln y! unless ``full_llk``."""
     rates = backend.predict_pairs(theta, beta, pairs.rows, pairs.columns).astype(np.float64)
-    # A rate below float32's range arrives as zero; its logarithm has to stay finite.
+    # A rate below the range of float32 is zero here; its logarithm must stay finite.
     log_rates = np.log(np.maximum(rates, np.finfo(np.float64).tiny))
     llk = float(np.dot(pairs.values.astype(np.float64), log_rates) - rates.sum())
     return llk - log_factorial_sum(pairs.values) if full_llk else llk
 
 
 def log_factorial_sum(counts: Host) -> float:
-    """Σ ln y! in float64 for counts (Z,), which need not be whole."""
+    """Σ ln y! in float64 for counts (Z,), which need not be integers."""
     chunks = (counts[start : start + _CHUNK] for start in range(0, len(counts), _CHUNK))
     return float(sum(gammaln(chunk.astype(np.float64) + 1.0).sum() for chunk in chunks))

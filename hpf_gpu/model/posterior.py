@@ -1,4 +1,4 @@
-"""A fitted side on the host: what is kept of q(θ) and q(ξ) after the backend is gone."""
+"""The posteriors q(θ) and q(ξ) of a fitted side, as host arrays."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ class Posterior:
     rates: Rates  # (N, K), of host arrays
     hyper_rate: Host  # (N,) float64
     column_sums: Host  # (K,) float64, Σ_n E[θ_nk]
-    fixed: bool = False  # θ was given
+    fixed: bool = False  # θ was passed by the user and is not updated
 
     @property
     def rate(self) -> Host:
-        """Rates of q(θ), (N, K), in the type of the shapes, built anew at each call."""
+        """Rates of q(θ), (N, K), in the dtype of the shapes, built at each access."""
         rate: Host = self.exact_rate.astype(self.shape.dtype)
         return rate
 
     @property
     def exact_rate(self) -> Host:
-        """Rates of q(θ), (N, K), as they are kept: the sum of its parts is float64."""
+        """Rates of q(θ), (N, K), as stored: float64 if they have rank one."""
         rates = self.rates
         exact: Host = rates.matrix if isinstance(rates, Full) else rates.rows[:, None] + rates.columns
         return exact
@@ -43,7 +43,7 @@ class Posterior:
         return self.prior.hierarchical and not self.fixed
 
     def rows(self, rows: Host | slice) -> Posterior:
-        """Some rows (B,), with the column sums of all."""
+        """Some rows (B,); the column sums are still those of all rows."""
         rates = self.rates
         return replace(
             self,
@@ -56,7 +56,7 @@ class Posterior:
 
     @staticmethod
     def joined(parts: Sequence[Posterior]) -> Posterior:
-        """Parts of a side, whose rates have the same columns or are all full, one after the other."""
+        """Concatenate the parts of a side; their rates have the same columns or are all full."""
         first = parts[0]
         if len(parts) == 1:
             return first
@@ -75,7 +75,11 @@ class Posterior:
         )
 
     def with_rank_one_rates(self, other_sums: Host) -> Posterior:
-        """The side with rates of rank one again: their next update, where rows were folded in."""
+        """The side with rates of rank one.
+
+        Full rates, of a side into which rows were folded, are replaced by those of the next update, with the
+        column sums (K,) of the other side.
+        """
         if isinstance(self.rates, RankOne):
             return self
         k = self.shape.shape[1]
@@ -83,10 +87,10 @@ class Posterior:
         return replace(self, rates=RankOne(rows, self.prior.column_rates(other_sums, k)))
 
     def with_rows(self, rows: Host, new: Posterior, mean: Host) -> Posterior:
-        """The side after other rows took the places ``rows`` (B,), some of them behind its end.
+        """The side with new rows at positions ``rows`` (B,); positions past the end append rows.
 
-        ``mean`` (N', K) is E[θ] of the result.  Rows of the fit and new ones differ in the columns of their
-        rates, so rates become a full matrix.
+        ``mean`` (N', K) is E[θ] of the result.  Fitted and new rows differ in the column part of their rates,
+        so the rates become a full matrix.
         """
         return replace(
             self,
@@ -97,9 +101,9 @@ class Posterior:
         )
 
     def with_start_rows(self, n: int, rng: np.random.Generator) -> Posterior:
-        """The side, of rank-one rates, with ``n`` more rows behind its end, whose shapes are as fits start.
+        """The side, with rank-one rates, after appending ``n`` rows whose shapes are start values.
 
-        Their rates are what the next update would make of them, those of rows that have no counts.
+        Their rates are those that the next update would give to rows without counts.
         """
         if n == 0 or not isinstance(self.rates, RankOne):
             return self
@@ -117,7 +121,7 @@ class Posterior:
 
 
 def put_rows(array: Host, rows: Host, new: Host) -> Host:
-    """A copy with new rows at the places ``rows`` (B,); places behind the end make it longer."""
+    """A copy with new rows at positions ``rows`` (B,); positions past the end make it longer."""
     size = max(len(array), int(rows.max()) + 1)
     result = np.empty((size, *array.shape[1:]), array.dtype)
     result[: len(array)] = array

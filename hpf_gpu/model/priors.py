@@ -1,4 +1,4 @@
-"""Priors of users and items, and the columns of θ and β whose values are given."""
+"""Priors of users and items, and columns of θ and β with fixed values (pins)."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import numpy as np
 
 from hpf_gpu.backends.protocol import Array, Host
 
-#: Rates of point masses: q(θ) = Gamma(θ·rate, rate) is so narrow that E[ln θ] is ln θ, so that kernels need
-#: no special case.  A column of ones has the larger: its rate is a sum with E[ξ], which must not show in it.
+#: Rates of numerical point masses: q(θ) = Gamma(θ·rate, rate) is so narrow that E[ln θ] rounds to ln θ, so
+#: kernels need no special case.  A column of ones has the larger rate, because E[ξ] is added to it and must
+#: be lost in rounding.
 POINT_MASS_RATE, UNIT_RATE = 2.0**80, 2.0**120
 
 
 @dataclass(frozen=True)
 class Pin:
-    """A column of θ with a given value, shape / rate, in every row: a numerical point mass."""
+    """A column of θ that is fixed at shape / rate in every row: q(θ) is a numerical point mass there."""
 
     column: int
     shape: float
@@ -24,7 +25,7 @@ class Pin:
 
     @property
     def value(self) -> float:
-        """The value."""
+        """The fixed value of θ."""
         return self.shape / self.rate
 
 
@@ -37,9 +38,9 @@ def unit(column: int) -> Pin:
 class Prior:
     """θ_nk ~ Gamma(shape, ξ_n),  ξ_n ~ Gamma(hyper_shape, hyper_shape / hyper_mean).
 
-    For users these are a, a', b' of Gopalan, Hofman and Blei (2015), for items c, c', d'.  If not
-    ``hierarchical``, ξ_n is its mean: θ_nk ~ Gamma(shape, hyper_mean).  Columns in ``pins`` have given values
-    in place of all this, and no update changes them.
+    Shape, hyper-shape and hyper-mean are a, a', b' of Gopalan, Hofman and Blei (2015, section 3) for users,
+    and c, c', d' for items.  If not ``hierarchical``, ξ_n is fixed at its mean: θ_nk ~ Gamma(shape,
+    hyper_mean).  Columns in ``pins`` have fixed values instead, and no update changes them.
     """
 
     shape: float
@@ -50,15 +51,15 @@ class Prior:
 
     @property
     def biases_wait(self) -> bool:
-        """Whether a column is pinned near zero, see :mod:`hpf_gpu.model.biases`."""
+        """Whether biases are pinned near zero, see :mod:`hpf_gpu.model.biases`."""
         return any(pin.rate == POINT_MASS_RATE for pin in self.pins)
 
     def with_waiting_biases(self, column: int) -> Prior:
-        """The prior while the biases in a column wait, so near zero that they take no counts."""
+        """The prior while the biases in a column are pinned, so near zero that they take no counts."""
         return replace(self, pins=(*self.pins, Pin(column, self.shape, POINT_MASS_RATE)))
 
     def with_free_biases(self) -> Prior:
-        """The prior once they no longer wait."""
+        """The prior after the biases have been released."""
         return replace(self, pins=tuple(pin for pin in self.pins if pin.rate != POINT_MASS_RATE))
 
     @property
@@ -67,21 +68,21 @@ class Prior:
         return self.hyper_shape / self.hyper_mean
 
     def posterior_hyper_shape(self, k: int) -> float:
-        """Shape a' + K·a of q(ξ), which no data change; ``k`` columns of θ, pinned ones included."""
+        """Shape a' + K·a of q(ξ), whatever the data; ``k`` is the number of columns, pinned ones included."""
         return self.hyper_shape + (k - len(self.pins)) * self.shape
 
     def start_hyper_rate(self, k: int) -> float:
-        """Rate of q(ξ) before the first update: hpfrec's, or what makes E[ξ] its prior mean."""
+        """Rate of q(ξ) before the first update: hpfrec's, or without hierarchy the one with E[ξ] = b'."""
         return self.hyper_mean if self.hierarchical else self.posterior_hyper_shape(k) / self.hyper_mean
 
     def next_hyper_rate(self, row_sums: Array, k: int) -> Array:
-        """Rates (N,) of q(ξ) at their optimum, given Σ_k E[θ_nk], pinned columns included."""
+        """Optimal rates (N,) of q(ξ) for the sums Σ_k E[θ_nk] (N,), which include pinned columns."""
         if not self.hierarchical:
             return row_sums * 0.0 + self.start_hyper_rate(k)
         return row_sums + -sum(pin.value for pin in self.pins) + self.hyper_rate
 
     def column_rates(self, rates: Array, k: int, asarray: Callable[[Host], Array] = np.asarray) -> Array:
-        """Column part (K,) of rates of q(θ), with those of pinned columns."""
+        """Column part (K,) of the rates of q(θ), with the rates of pinned columns put in."""
         if not self.pins:
             return rates
         free, values = np.ones(k), np.zeros(k)
@@ -90,6 +91,6 @@ class Prior:
         return rates * asarray(free) + asarray(values)
 
     def pin_shapes(self, shape: Array, added: float = 0.0) -> None:
-        """Give pinned columns of the shape (N, K) of q(θ) theirs, less what is then ``added`` to all."""
+        """Set pinned columns of the shape (N, K) of q(θ), less what will be ``added`` to every entry."""
         for pin in self.pins:
             shape[:, pin.column] = pin.shape - added

@@ -1,4 +1,4 @@
-"""The settings of a model: one table of names, kinds, bounds and defaults, and their checks."""
+"""The parameters of a model: one table of names, types, ranges and defaults, and their checks."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def default_step_size(iteration: int) -> float:
 
 
 class Kind(Protocol):
-    """What values a setting takes."""
+    """The values that a setting accepts."""
 
     def checked(self, name: str, value: Any) -> Any:
-        """The value in its own type; TypeError or ValueError if it cannot be used."""
+        """The value, converted to its type; TypeError or ValueError if it is not accepted."""
 
     def describe(self) -> str:
         """What is taken, for documentation."""
@@ -42,7 +42,7 @@ class Kind(Protocol):
 
 @dataclass(frozen=True)
 class Whole:
-    """An integer; 10.0 and numpy.int64(10) count as integers, True and 10.5 do not."""
+    """An integer; 10.0 and numpy.int64(10) are accepted, True and 10.5 are not."""
 
     least: int | None = None
     most: int = _MAX_WHOLE
@@ -53,9 +53,9 @@ class Whole:
         if value is None and self.optional:
             return None
         if not _is_real(value):
-            raise TypeError(f"{name} must be a whole number, not {value!r}")
+            raise TypeError(f"{name} must be an integer, not {value!r}")
         if not isinstance(value, numbers.Integral) and not float(value).is_integer():
-            raise ValueError(f"{name}={value!r} must be a whole number")
+            raise ValueError(f"{name}={value!r} must be an integer")
         if self.least is not None and value < self.least:
             raise ValueError(f"{name}={value!r} must be at least {self.least}")
         if value > self.most:
@@ -71,7 +71,7 @@ class Whole:
 
 @dataclass(frozen=True)
 class Real:
-    """A number above zero and finite, between bounds if there are any."""
+    """A positive finite number, within bounds if there are any."""
 
     least: float = 0.0
     most: float = math.inf
@@ -93,7 +93,7 @@ class Real:
 
 @dataclass(frozen=True)
 class Flag:
-    """True or False; 1 and 0 are taken too."""
+    """True or False; integers are accepted too."""
 
     def checked(self, name: str, value: Any) -> bool:
         """The value as bool."""
@@ -108,7 +108,7 @@ class Flag:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of some names."""
+    """One of a set of names."""
 
     names: tuple[str, ...]
 
@@ -127,7 +127,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class BackendName:
-    """A name, which the backends check when one is made."""
+    """The name of a backend, which is checked when the backend is created."""
 
     def checked(self, name: str, value: Any) -> str:
         """The value."""
@@ -146,7 +146,7 @@ class StepSize:
 
     def checked(self, name: str, value: Any) -> Any:
         """The value."""
-        if value is None:  # users of pickle have always set it to None after a fit
+        if value is None:  # hpfrec's users set it to None before pickling
             return None
         if not callable(value):
             raise TypeError(f"{name} must be a function of the iteration number, not {value!r}")
@@ -178,7 +178,7 @@ class Folder:
 
 
 def _setting(default: Any, kind: Kind, *, resume: bool = False) -> Any:
-    """A row of the table; ``resume`` if a fit may continue from a checkpoint with another value."""
+    """A row of the table; ``resume`` if a checkpoint may be resumed with a different value."""
     return field(default=default, metadata={"kind": kind, "resume": resume})
 
 
@@ -188,9 +188,9 @@ _COUNT = Whole(1, optional=True)
 
 @dataclass(frozen=True)
 class Settings:
-    """The parameters of :class:`hpf_gpu.HPF`, which describes them, each in its own type.
+    """The checked parameters of :class:`hpf_gpu.HPF`, whose docstring describes them.
 
-    Names, order and defaults are those of its constructor.  :meth:`of` is the way to make one.
+    Names, order and defaults are those of its constructor.  Create with :meth:`of`, which checks the values.
     """
 
     k: int = _setting(30, Whole(1, _MAX_FACTORS))
@@ -230,7 +230,7 @@ class Settings:
 
     @staticmethod
     def of(values: Mapping[str, Any]) -> Settings:
-        """The settings with these values; TypeError or ValueError for the first that cannot be used."""
+        """The settings with these values; TypeError or ValueError for the first that is not accepted."""
         settings = Settings(
             **{row.name: row.metadata["kind"].checked(row.name, values[row.name]) for row in TABLE}
         )
@@ -239,12 +239,12 @@ class Settings:
 
     @property
     def width(self) -> int:
-        """Columns of Theta and Beta, those of biases included."""
+        """Number of columns of Theta and Beta, including those of biases."""
         return self.k + 2 * self.bias
 
     @property
     def bias_columns(self) -> tuple[int, int] | None:
-        """Columns with the biases of users and of items; the other side has ones there."""
+        """Columns of the user biases and of the item biases, where the other side has ones; None without."""
         return (self.k, self.k + 1) if self.bias else None
 
     @property
@@ -254,12 +254,12 @@ class Settings:
 
     @property
     def threads(self) -> int | None:
-        """Number of threads; None for every core."""
+        """Number of threads; None for all cores."""
         return thread_count(self.ncores)
 
     @property
     def is_stochastic(self) -> bool:
-        """Whether a fit goes through batches."""
+        """Whether a fit is stochastic (in batches)."""
         return self.users_per_batch is not None or self.items_per_batch is not None
 
     @property
@@ -269,7 +269,7 @@ class Settings:
         return {name: value for name, value in values.items() if value != _DEFAULTS[name]}
 
     def priors(self, *, biases_wait: bool = False) -> tuple[Prior, Prior]:
-        """Of users and of items; biases, if there are any, wait at the beginning of a fit."""
+        """Priors of users and of items; with ``biases_wait`` their biases, if any, are pinned near zero."""
         users = Prior(self.a, self.a_prime, self.b_prime, self.hierarchical)
         items = Prior(self.c, self.c_prime, self.d_prime, self.hierarchical)
         if self.bias_columns is None:
@@ -286,9 +286,11 @@ class Settings:
             self._check_rates_beside_ones()
         self._check_backend_options()
         if self.stop_crit == "maxiter" and self.maxiter is None:
-            raise ValueError("stop_crit='maxiter' needs a number of iterations in maxiter")
+            raise ValueError("stop_crit='maxiter' needs a number of iterations: maxiter is None")
         if self.stop_crit != "maxiter" and self.check_every is None:
-            raise ValueError(f"stop_crit={self.stop_crit!r} needs a number of iterations in check_every")
+            raise ValueError(
+                f"stop_crit={self.stop_crit!r} needs a number of iterations: check_every is None"
+            )
 
     def _check_backend_options(self) -> None:
         options = self.backend_options
@@ -300,11 +302,11 @@ class Settings:
             raise ValueError("precision='mixed' keeps factors in half precision and needs use_float=True")
         if self.precision == "mixed" and self.allocate == "cusparse":
             raise ValueError(
-                "allocate='cusparse' is in full precision: precision='mixed' needs allocate='fused'"
+                "allocate='cusparse' works in full precision: precision='mixed' needs allocate='fused'"
             )
 
     def _check_rates_beside_ones(self) -> None:
-        """A rate of q(θ) that is a sum with E[ξ] must not be seen in the column of ones."""
+        """Raise ValueError if E[ξ] could be so large that it changes the column of ones by rounding."""
         for shape, hyper_shape, mean in (("a", "a_prime", "b_prime"), ("c", "c_prime", "d_prime")):
             share = self.k * getattr(self, shape) / getattr(self, hyper_shape)
             largest = getattr(self, mean) * (1 + share)
@@ -333,32 +335,32 @@ def markdown() -> str:
 
 
 def is_default(name: str, value: Any) -> bool:
-    """Whether a value is the default of its setting, in value and in kind."""
+    """Whether a value equals the default of its setting and has the same type."""
     default = _DEFAULTS[name]
     return value is default or (type(value) is type(default) and bool(value == default))
 
 
 def may_differ_on_resume(name: str) -> bool:
-    """Whether a fit may continue from a checkpoint with another value of this setting."""
+    """Whether a checkpoint may be resumed with a different value of this setting."""
     return bool(next(row for row in TABLE if row.name == name).metadata["resume"])
 
 
-# -- single values, of arguments of methods --------------------------------------------------------
+# -- arguments of methods --------------------------------------------------------------------------
 
 
 def thread_count(ncores: Any) -> int | None:
-    """``ncores`` as a number of threads; None, for every core, if it is None or below 1."""
+    """``ncores`` as a number of threads; None, meaning all cores, if it is None or below 1."""
     cores = Whole(optional=True).checked("ncores", ncores)
     return None if cores is None or cores < 1 else cores
 
 
 def seed_or_fresh(random_seed: int | None) -> int:
-    """The seed, or one that nobody has given."""
+    """The seed, or a random one if it is None."""
     return int(np.random.default_rng().integers(1, 2**31)) if random_seed is None else random_seed
 
 
 def whole_number(name: str, value: Any, least: int) -> int:
-    """``value`` as int; 10.0 and numpy.int64(10) count as integers, True and 10.5 do not."""
+    """``value`` as int, at least ``least``; 10.0 and numpy.int64(10) are accepted, True and 10.5 are not."""
     return int(Whole(least).checked(name, value) or 0)
 
 
@@ -374,14 +376,14 @@ def check_folder(folder: Any) -> None:
 
 
 def step_at(step_size: Callable[[int], float] | None, iteration: int) -> float:
-    """The step of an iteration, from zero, as a float in [0, 1]; None stands for the default.
+    """The step size in [0, 1] of an iteration, counted from zero; None means the default function.
 
-    TypeError or ValueError if the function does not give one.
+    Raises TypeError or ValueError if the function does not return such a number.
     """
     try:
         step = (step_size or default_step_size)(iteration)
     except TypeError as error:
-        raise TypeError(f"step_size must take the iteration number alone: {error}") from error
+        raise TypeError(f"step_size must take the iteration number as its only argument: {error}") from error
     return checked_step(f"step_size({iteration})", step)
 
 

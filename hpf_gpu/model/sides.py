@@ -1,4 +1,7 @@
-"""The variational state: q(θ) and q(ξ) of one side, and how updates move them."""
+"""The variational state: q(θ) and q(ξ) of users and items, and their coordinate updates.
+
+"Side" means the users or the items.  Names follow the users: θ, ξ, a, a', b'; for items read β, η, c, c', d'.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,11 @@ from .priors import POINT_MASS_RATE, Prior
 
 @dataclass(frozen=True)
 class Side:
-    """Some users, or the items: q(θ), q(ξ), and what the other side needs of them.
+    """The variational state of some users, or of the items: q(θ), q(ξ) and Σ_n E[θ_n].
 
-    A Side is never changed, so the last one that was finished stays usable whatever interrupts the next.
-    ``spare`` is the factor before this one, whose matrices are no longer needed: the next update overwrites
-    them.  If ``fixed``, θ is given and no update changes it.
+    A Side is immutable, so the last finished one remains valid if an update is interrupted.  ``spare`` is the
+    previous factor, whose matrices are no longer needed and are overwritten by the next update.  If
+    ``fixed``, θ was passed by the user and no update changes it.
     """
 
     prior: Prior
@@ -31,20 +34,20 @@ class Side:
 
     @property
     def spare_shape(self) -> Array | None:
-        """A matrix (N, K) to overwrite, if there is one."""
+        """A matrix (N, K) that may be overwritten, or None."""
         return None if self.spare is None else self.spare.shape
 
 
 @dataclass(frozen=True)
 class Model:
-    """The whole variational state: a side for the users of each block of counts, and the items."""
+    """The whole variational state: one Side per block of users, and one for the items."""
 
     users: tuple[Side, ...]
     items: Side
 
     @property
     def user_sums(self) -> Array:
-        """Σ_u E[θ_uk] over all blocks, (K,)."""
+        """Σ_u E[θ_uk] over the users of all blocks, (K,)."""
         return column_sums(self.users)
 
 
@@ -56,11 +59,11 @@ def column_sums(sides: Sequence[Side]) -> Array:
     return first
 
 
-# -- from start values, given factors and fitted sides -------------------------------------------
+# -- from start values, fixed factors and fitted sides -------------------------------------------
 
 
 def start_side(backend: Backend, prior: Prior, shape: Host, rate: Host) -> Side:
-    """A side before its first update, with start values (N, K) for shape and rate."""
+    """A side before its first update, with start values (N, K) for shapes and rates."""
     n, k = shape.shape
     if prior.pins:
         shape, rate = shape.copy(), rate.copy()
@@ -72,39 +75,40 @@ def start_side(backend: Backend, prior: Prior, shape: Host, rate: Host) -> Side:
 
 
 def fixed_side(backend: Backend, prior: Prior, mean: Host) -> Side:
-    """A side whose θ are given, (N, K), and stay."""
+    """A side whose θ is fixed at ``mean`` (N, K)."""
     n, k = mean.shape
-    # Zero has no logarithm: this is so far below all else that it adds nothing.
+    # Zero has no logarithm; 1e-30 is too small to contribute.
     shape = np.maximum(mean.astype(np.float64) * POINT_MASS_RATE, 1e-30)
     rates = RankOne(np.zeros(n), np.full(k, POINT_MASS_RATE))
     return replace(_side(backend, prior, shape, rates, np.ones(n)), fixed=True)
 
 
 def noise_free_side(backend: Backend, prior: Prior, n: int, k: int) -> Side:
-    """A side at the start values of a fit without their noise, for rows that are folded in.
+    """A side with N rows at the start values of a fit without noise, for fold-in.
 
-    The other side, which stays as it is, makes the factors differ.  All rows start alike, so a row's result
-    does not depend on its place among the others.  Their biases do not wait.
+    No noise is needed, because the other side, which is not updated, makes the factors differ.  All rows
+    start from the same values, so the result for a row does not depend on its position.  Biases are not
+    pinned.
     """
     level = np.broadcast_to(backend.dtype.type(prior.hyper_shape), (n, k))
     return start_side(backend, prior.with_free_biases(), level, level)
 
 
 def side_from_posterior(backend: Backend, posterior: Posterior) -> Side:
-    """A fitted side in the backend's memory, ready to be updated."""
+    """Copy a fitted side to the backend's memory, ready to be updated."""
     side = _side(backend, posterior.prior, posterior.shape, posterior.rates, posterior.hyper_rate)
     return replace(side, fixed=posterior.fixed)
 
 
 def gather_side(backend: Backend, posterior: Posterior, rows: Host) -> Side:
-    """Some rows (B,) of a fitted side in the backend's memory, with the column sums of all."""
+    """Copy some rows (B,) of a fitted side to the backend's memory, with the column sums of all rows."""
     part = posterior.rows(rows)
     side = _side(backend, part.prior, part.shape, part.rates, part.hyper_rate)
     return replace(side, column_sums=backend.asarray(posterior.column_sums), fixed=part.fixed)
 
 
 def posterior_of(backend: Backend, sides: Sequence[Side]) -> Posterior:
-    """Bring the sides of one block after the other to the host, as one."""
+    """Copy the sides of all blocks to the host, concatenated."""
     posteriors = []
     for side in sides:
         rates = side.factor.rates
@@ -124,7 +128,7 @@ def posterior_of(backend: Backend, sides: Sequence[Side]) -> Posterior:
 
 
 def _side(backend: Backend, prior: Prior, shape: Host, rates: RankOne | Full, hyper_rate: Host) -> Side:
-    """A side of host arrays: shapes (N, K), rates (N, K) and rates of q(ξ) (N,)."""
+    """A side from host arrays: shapes and rates of q(θ) (N, K), and rates of q(ξ) (N,)."""
     on_device = (
         RankOne(backend.asarray(rates.rows), backend.asarray(rates.columns))
         if isinstance(rates, RankOne)
@@ -146,13 +150,34 @@ def update_side(
     scale: float = 1.0,
     step: float = 1.0,
 ) -> Side:
-    """Coordinate ascent on q(θ), then on q(ξ), given Σ yφ (N, K) and the other side's column sums (K,).
+    """Update q(θ), then q(ξ), of users or items; full-batch or stochastic.
 
-    The one update of users and of items (equations in section 3 of Gopalan, Hofman and Blei 2015), full and
-    stochastic.  ``statistic``, which is overwritten, and ``other_sums`` may be of a sample of the other side
-    that is one of ``scale``; the prior is counted once.  With a ``step`` below 1, for which the side's rates
-    must be of rank one, q(θ) moves by that much towards the optimum.  q(ξ) depends on data through q(θ)
-    alone, so it is always at its optimum.
+    The coordinate update is, with Σ_i E[β_ik] in ``other_sums`` (Gopalan, Hofman and Blei 2015, section 3)::
+
+        shape_uk = a + Σ_i y_ui φ_uik        rate_uk = E[ξ_u] + Σ_i E[β_ik]
+
+    and the rate of q(ξ_u) is a'/b' + Σ_k E[θ_uk].  A stochastic update (Hoffman et al. 2013) moves shape and
+    rate by ``step`` towards these values.  q(ξ) is always set to its optimum.
+
+    Parameters
+    ----------
+    backend : Backend
+    side : Side
+        N rows; returned unchanged if fixed.
+    statistic : Array, (N, K)
+        Σ yφ, which is overwritten.
+    other_sums : Array, (K,)
+        Σ_i E[β_ik] over the other side (for items Σ_u E[θ_uk]).
+    scale : float
+        Factor for both sums, if they come from a sample that is 1/scale of the other side.  The prior is
+        not scaled.
+    step : float
+        In [0, 1].  Below 1 the side's rates must have rank one.
+
+    Returns
+    -------
+    Side
+        Its ``spare`` is the factor of the given side.
     """
     prior, old, kept = side.prior, side.factor, 1.0 - step
     if side.fixed:

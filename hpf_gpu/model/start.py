@@ -1,4 +1,4 @@
-"""Start values: hpfrec's, for all rows or for some of them."""
+"""Start values of a fit, equal to those of hpfrec."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _SKIPPED_AT_ONCE = 1 << 22  # draws
 
 
 class StartValues:
-    """The shapes and rates that a fit begins with: near a' and c', with noise that makes the factors differ.
+    """Shapes and rates at the start of a fit: near a' and c', with noise that makes the factors differ.
 
-    The generator and the order of the draws are those of hpfrec 0.2.14, so that one seed gives the same model
-    there and here, and on every backend: rates of all users, rates of all items, shapes of all users, shapes
-    of all items, row after row.  Some rows can be drawn alone, and get what they have among all.
+    The generator and the order of the draws are those of hpfrec 0.2.14, so the same seed gives the same model
+    as hpfrec, on every backend: rates of all users, rates of all items, shapes of all users, shapes of all
+    items, row after row.  Rows that are drawn separately get the same values as when all rows are drawn.
 
     Parameters
     ----------
     n_users, n_items : int
-        N and M.
+        Numbers of rows N and M.
     k : int
-        Columns K.
+        Number of columns K.
     seed : int
         Seed of NumPy's MT19937.
     dtype : numpy.dtype
@@ -36,7 +36,7 @@ class StartValues:
     Raises
     ------
     NotEnoughMemory
-        If the machine could never hold the model.
+        If the model is larger than the memory of the machine.
     """
 
     def __init__(self, n_users: int, n_items: int, k: int, seed: int, dtype: np.dtype[Any]) -> None:
@@ -53,11 +53,11 @@ class StartValues:
         self._generators: dict[int, np.random.Generator] = {}  # by the row of their next draw
 
     def users(self, prior: Prior, rows: slice | None = None) -> tuple[Host, Host]:
-        """Shapes and rates (B, K) of some users, of all unless given."""
+        """Shapes and rates (B, K) of some users, by default of all."""
         return self._drawn("users", prior, rows)
 
     def items(self, prior: Prior, rows: slice | None = None) -> tuple[Host, Host]:
-        """Shapes and rates (B, K) of some items, of all unless given."""
+        """Shapes and rates (B, K) of some items, by default of all."""
         return self._drawn("items", prior, rows)
 
     def _drawn(self, side: str, prior: Prior, rows: slice | None) -> tuple[Host, Host]:
@@ -97,8 +97,8 @@ class StartValues:
 
 
 def _check_memory(rows: int, k: int, dtype: np.dtype[Any]) -> None:
-    """Refuse what this machine could never hold: some systems grant it, and end the process that uses it."""
-    least = 4 * rows * k * dtype.itemsize  # shapes and rates of the start, and two matrices made of them
+    """Refuse models larger than memory: some systems grant such memory, and kill the process that uses it."""
+    least = 4 * rows * k * dtype.itemsize  # shapes and rates, and two matrices computed from them
     have = physical_memory()
     if have is not None and least > have:
         raise NotEnoughMemory(
@@ -108,7 +108,7 @@ def _check_memory(rows: int, k: int, dtype: np.dtype[Any]) -> None:
 
 
 def physical_memory() -> int | None:
-    """Bytes of memory that this machine has; None where the system does not tell."""
+    """Physical memory of this machine in bytes; None if the system does not report it."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):

@@ -1,8 +1,9 @@
-"""Stochastic variational inference (Hoffman, Blei, Wang and Paisley 2013): a step after every batch.
+"""Stochastic variational inference (Hoffman, Blei, Wang and Paisley 2013): one step per batch.
 
-A batch is some rows of one side, users or items, with all their counts.  That side is local: some updates of
-its variables are run against the other side, the global one, which is then moved towards what it would be if
-all rows were like those of the batch.
+A batch is some rows of one side, users or items, with all their counts.  The variables of these rows are
+local: some updates of them are run with the other side unchanged.  The variables of the other side are
+global: they are then moved by a step towards the values that they would have if all rows were like those of
+the batch.
 """
 
 from __future__ import annotations
@@ -16,23 +17,23 @@ from hpf_gpu.backends.protocol import Array, Backend, Counts, Factor, Full, Host
 
 from .sides import Model, Side, update_side
 
-#: Updates of a batch's own side before the other side moves.  Held-out likelihoods after 5 to 20 epochs
-#: (bench/stochastic.py) gain from 1 to 2 and from 2 to 5 updates, and are as often better as worse with 10.
+#: Local updates per batch.  Held-out likelihoods after 5 to 20 epochs (bench/stochastic.py) improve from 1 to
+#: 2 and from 2 to 5 updates; with 10 they are better as often as worse.
 LOCAL_STEPS = 5
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some rows of the local side, with all their counts; ``scale`` such batches make the whole."""
+    """Some rows of the local side with all their counts; ``scale`` is the number of all rows divided by B."""
 
-    rows: Host  # (B,) their numbers
+    rows: Host  # (B,) row numbers
     counts: Counts  # (B, M)
     scale: float
 
 
 @dataclass(frozen=True)
 class LocalUpdates:
-    """How a batch's own side is updated: ``steps`` times, with φ as in Schedule."""
+    """How the rows of a batch are updated: ``steps`` times, with φ as in Schedule."""
 
     alternating: bool = False
     exact_phi: bool = False
@@ -41,10 +42,10 @@ class LocalUpdates:
 
 @dataclass(frozen=True)
 class Epochs:
-    """Takes the place of full iterations in a fit: each epoch goes through all batches once.
+    """The iteration of a stochastic fit: an epoch, which is one pass over all batches.
 
-    With batches of both sides, epochs of items and of users take turns.  Batches stay the same for the
-    whole fit, so that a backend lays out their counts once; their order is drawn anew for each epoch.
+    With batches of both sides, epochs of items and of users alternate, items first.  The batches are the same
+    in the whole fit, so that a backend lays out their counts once; their order is drawn for each epoch.
     """
 
     backend: Backend
@@ -55,7 +56,7 @@ class Epochs:
     local: LocalUpdates
 
     def __call__(self, model: Model, epoch: int) -> Model:
-        """Run epoch number ``epoch``, counted from zero; the given model is not changed."""
+        """Run epoch number ``epoch``, counted from zero; ``model`` is not modified."""
         users, items = _joined(self.backend, model.users), model.items
         users, items = (average_start_rates(self.backend, side) for side in (users, items))
         step = self.step_size(epoch)
@@ -74,10 +75,10 @@ class Epochs:
 def run_epoch(
     backend: Backend, batches: Iterable[Batch], side: Side, other: Side, local: LocalUpdates, step: float
 ) -> tuple[Side, Side]:
-    """Go through ``batches`` of different rows of ``side``, and move ``other`` by ``step`` after each.
+    """Run local updates of each batch of rows of ``side``, and move ``other`` by ``step`` after each batch.
 
-    Rates of both sides must have rank one.  Neither of the given sides is changed.  Rows in no batch keep
-    their shapes; only the columns of their rates are refreshed.
+    The batches have no rows in common, and the rates of both sides have rank one.  Neither argument is
+    modified.  Rows that are in no batch keep their shapes; only the column part of their rates is updated.
     """
     start, old = other, side.factor
     shape = _copy(backend, old.shape)
@@ -89,10 +90,10 @@ def run_epoch(
         backend.assign_rows(shape, batch.rows, part.factor.shape)
         backend.assign_rows(rows, batch.rows, _rank_one(part).rows)
         moved = update_side(backend, other, statistic, part.column_sums, scale=batch.scale, step=step)
-        other = replace(moved, spare=None) if other is start else moved  # what was given stays whole
+        other = replace(moved, spare=None) if other is start else moved  # the argument is not overwritten
     if side.fixed:
         return side, other
-    # One set of columns for all rows: those that the last batch had.
+    # All rows share the column part of the rates: that of the last batch.
     k = shape.shape[1]
     rates = RankOne(rows, side.prior.column_rates(columns, k, backend.asarray))
     exp_log = None if side.spare is None else side.spare.exp_log
@@ -104,7 +105,7 @@ def run_epoch(
 def update_local(
     backend: Backend, counts: Counts, part: Side, other: Side, local: LocalUpdates
 ) -> tuple[Side, Array]:
-    """Update the rows ``part`` of a batch, then share its counts among the other side: Σ yφ (M, K)."""
+    """Update the rows ``part`` (B, K) of a batch; returns them, and Σ yφ for the other side (M, K)."""
     statistic = None
     asked: list[SideName] = ["users"] * local.steps
     if part.fixed:
@@ -136,9 +137,9 @@ def select_rows(backend: Backend, side: Side, rows: Host) -> Side:
 
 
 def average_start_rates(backend: Backend, side: Side) -> Side:
-    """Start values with the mean rate of each row in place of its rates, so that steps can blend them.
+    """Replace full rates, as start values have them, by the mean of each row, so that steps can blend them.
 
-    Expectations stay as the single rates had made them.  Rates of rank one stay as they are.
+    Expectations are not recomputed.  Rates of rank one are unchanged.
     """
     rates = side.factor.rates
     if isinstance(rates, RankOne):
@@ -153,7 +154,7 @@ def average_start_rates(backend: Backend, side: Side) -> Side:
 def _rank_one(side: Side) -> RankOne:
     rates = side.factor.rates
     if isinstance(rates, Full):
-        raise TypeError("stochastic updates need rates of rank one: see average_start_rates")
+        raise TypeError("stochastic updates need rates of rank one: use average_start_rates first")
     return rates
 
 
@@ -162,7 +163,7 @@ def _copy(backend: Backend, array: Array) -> Array:
 
 
 def _joined(backend: Backend, sides: Sequence[Side]) -> Side:
-    """The sides of several blocks as one: batches are drawn from all users."""
+    """The sides of all blocks as one, because batches are drawn from all users."""
     if len(sides) == 1:
         return sides[0]
     first = sides[0]
@@ -185,7 +186,7 @@ def _joined(backend: Backend, sides: Sequence[Side]) -> Side:
 
 
 def _split(backend: Backend, side: Side, lengths: Sequence[int]) -> tuple[Side, ...]:
-    """The blocks of a side that :func:`_joined` made, with the sums of their own rows."""
+    """Split a side made by :func:`_joined` into its blocks, each with the column sums of its own rows."""
     if len(lengths) == 1:
         return (side,)
     ends = np.cumsum(lengths)
