@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from hpf_gpu import HPF, metrics
+from hpf_gpu.model.settings import markdown
 
 PAGE = (Path(__file__).resolve().parents[1] / "MIGRATION.md").read_text(encoding="utf-8")
 VERDICTS = {"same", "better", "ignored"}
@@ -61,6 +62,12 @@ def test_parameters():
     assert all(why for _, verdict, why in rows if verdict != "same")
     new = re.search(r"New, by keyword only: (.*)\.", PAGE)[1]
     assert re.findall(r"`(\w+)`", new) == keyword_only(HPF)
+
+
+def test_what_parameters_take():
+    """The page has the table of the settings."""
+    _, _, below = PAGE.partition("### All parameters, and what they take\n\n")
+    assert below.partition("\n\n")[0] + "\n" == markdown()
 
 
 def test_methods():
