@@ -47,9 +47,9 @@ class HPF:
     k : int
         Number of factors K.
     a, a_prime, b_prime : float
-        Prior of the users: shape of θ, shape and mean of the activity ξ.
+        Prior of the users: shape a of θ, shape a' and mean b' of the activity ξ.
     c, c_prime, d_prime : float
-        Prior of the items: shape of β, shape and mean of the popularity η.
+        Prior of the items: shape c of β, shape c' and mean d' of the popularity η.
     ncores : int
         Threads of the ``openmp`` backend; −1 (or any number below 1) means every core that
         this process may use.  A process forked from one that has loaded the backend uses one
@@ -60,15 +60,17 @@ class HPF:
         improved by at most ``stop_thr`` since the last check, relative to its magnitude.  'diff-norm': when
         the Frobenius norm of the change in Theta since the last check is below ``stop_thr``.
     check_every : int or None
-        Iterations between two checks.  With ``stop_crit='maxiter'`` checks are made only if ``verbose``.
-        The last iteration is always checked.
+        Iterations between two checks.  A check computes log-likelihoods and ELBO, adds a row to ``history_``
+        and applies ``stop_crit``.  With ``stop_crit='maxiter'`` checks are made only if ``verbose``.  The
+        last iteration is always checked.
     stop_thr : float
         Threshold of ``stop_crit``.
     users_per_batch, items_per_batch : int or None
         If either is set, the fit is stochastic [2]_ and an iteration is an epoch: a pass over random batches
-        of this many users (or items) with all their counts.  For each batch, five local updates are run;
-        then all items (or users) are moved by one step.  If both are set, epochs of items and of users
-        alternate, items first.  An epoch does more work than a full iteration, and takes longer.
+        of this many users (or items) with all their counts.  For each batch of users, five updates of these
+        users are run with the items unchanged; then all items are moved by one step towards their optimum
+        for this batch.  Batches of items likewise.  If both are set, epochs of items and of users alternate,
+        items first.  An epoch takes longer than a full iteration.
     step_size : callable or None
         Function from the epoch number, counted from zero, to the step size in [0, 1] of every batch in that
         epoch; the default, also for None, is 1/√(epoch + 2).  With hundreds of batches smaller steps are
@@ -100,7 +102,7 @@ class HPF:
     produce_dicts : bool
         Whether ``user_dict_`` and ``item_dict_`` are available; they are built on first access.
     keep_all_objs : bool
-        Whether to keep shapes and rates (``Gamma_shp`` ... ``t_rte``) beside ``Theta`` and ``Beta``.
+        Whether to keep shapes and rates (``Gamma_shp`` ... ``t_rte``) in addition to ``Theta`` and ``Beta``.
         Folding in new users or items needs them.
     sum_exp_trick : bool
         Whether to compute φ of every count by the max-shifted log-sum-exp.  Counts whose product underflows

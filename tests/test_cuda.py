@@ -626,7 +626,7 @@ def test_memory_that_others_took_meanwhile(cuda32: Any, monkeypatch: pytest.Monk
 
     with cp.cuda.using_allocator(allocate):
         for work in (lambda: fit(random_counts()), lambda: model.topN(np.arange(60), 5)):
-            with pytest.raises(NotEnoughMemory, match=r"for \w+: Out of memory .* take backend='openmp'"):
+            with pytest.raises(NotEnoughMemory, match=r"for \w+: Out of memory .* use backend='openmp'"):
                 work()
 
 
@@ -634,7 +634,7 @@ def test_the_cusparse_form_refuses_more_nonzeros_than_it_can_number(cuda32: Any)
     class Huge:
         shape, nnz = (10, 10), 1 << 31
 
-    with pytest.raises(ValueError, match=r"2,147,483,648; take allocate='fused'"):
+    with pytest.raises(ValueError, match=r"2,147,483,648; use allocate='fused'"):
         create("cuda", np.float32, allocate="cusparse").counts(Huge, 5)
 
 
@@ -946,16 +946,16 @@ def test_bad_device_matrices(cuda32: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"indptr": [1, 1, 2, 3]}, "does not part its 3 nonzeros into 3 rows"),
-        ({"indptr": [0, 1, 2, 2]}, "does not part"),
-        ({"indptr": [0, 2, 1, 3]}, "does not part"),
-        ({"indptr": [0, 1, 3]}, "does not part"),
+        ({"indptr": [1, 1, 2, 3]}, "does not divide its 3 nonzeros into 3 rows"),
+        ({"indptr": [0, 1, 2, 2]}, "does not divide"),
+        ({"indptr": [0, 2, 1, 3]}, "does not divide"),
+        ({"indptr": [0, 1, 3]}, "does not divide"),
         ({"indices": [0, -1, 2]}, "a column outside its shape"),
         ({"indices": [0, 3, 2]}, "a column outside its shape"),
         ({"format": "csc", "indices": [0, 3, 2]}, "a row outside its shape"),
         ({"data": np.array([1, 2, 1], np.complex64)}, "counts of type complex64 are not numbers"),
         ({"data": np.zeros(3, np.float32)}, "no count above zero"),
-        ({"format": "bsr"}, r"'bsr' is not taken: pass data\.tocsr"),
+        ({"format": "bsr"}, r"'bsr' is not supported: pass data\.tocsr"),
         ({"shape": (0, 3)}, r"needs rows and columns; this one has shape \(0, 3\)"),
         ({"shape": (3,)}, r"this array has shape \(3,\)"),
         ({"shape": (2**31, 3)}, "numbers rows and columns in 32 bits"),

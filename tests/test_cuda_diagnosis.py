@@ -30,7 +30,7 @@ print(json.dumps(told | {"machine": cuda_diagnosis.describe_machine()}))
 
 WORKS = "def compile(): pass"
 NEVER_IMPORTED = "raise SystemExit('CuPy was imported')"
-NVIDIA_SMI = "run nvidia-smi; if that fails too, restart the machine, or a container with --gpus all"
+NVIDIA_SMI = "run nvidia-smi; if that fails too, restart the machine, or the container with --gpus all"
 
 
 @pytest.fixture
@@ -74,13 +74,13 @@ def test_no_driver(sandbox):
         (100, "CUDA_ERROR_NO_DEVICE", NVIDIA_SMI),
         (999, "CUDA_ERROR_UNKNOWN", NVIDIA_SMI),
         (803, "error", "restart the machine: its driver was updated, and the kernel still runs the old one"),
-        (34, "error", "take the folder 'stubs' of the CUDA toolkit out of LD_LIBRARY_PATH"),
-        (804, "error", "take the folder 'compat' of the CUDA toolkit out of LD_LIBRARY_PATH"),
+        (34, "error", "remove the folder 'stubs' of the CUDA toolkit from LD_LIBRARY_PATH"),
+        (804, "error", "remove the folder 'compat' of the CUDA toolkit from LD_LIBRARY_PATH"),
         (
             3,
             "error",
-            "start processes by multiprocessing's 'spawn', or take backend='openmp' in them: CUDA was in use "
-            "when this one was forked, and does not survive that",
+            "start processes by multiprocessing's 'spawn', or use backend='openmp' in them: CUDA was in use "
+            "when this one was forked, and does not survive a fork",
         ),
     ],
 )
@@ -183,7 +183,7 @@ def test_two_cupys(sandbox, other):
     sandbox.module("cupy", NEVER_IMPORTED)
     problem, remedy, expected = diagnosis(sandbox)
     names = sorted([other, "cupy-cuda13x"])
-    assert problem.startswith("2 CuPys are installed over one another: ")
+    assert problem.startswith("2 packages of CuPy overwrite each other: ")
     assert f"{other} 13.6.0" in problem
     assert "cupy-cuda13x 14.2.0" in problem
     assert remedy == f"pip uninstall -y {' '.join(names)} && pip install 'hpf_gpu[cuda13]'"
@@ -251,7 +251,7 @@ def test_no_compiler_or_headers(sandbox, message):
     sandbox.install("cupy-cuda13x", "14.2.0")
     sandbox.module("cupy", f"def compile():\n    raise RuntimeError({message!r} + '\\n  more lines')")
     problem, remedy, _ = diagnosis(sandbox)
-    assert problem == f"cupy-cuda13x 14.2.0 finds no CUDA compiler (NVRTC), or not its headers: {message}"
+    assert problem == f"cupy-cuda13x 14.2.0 does not find the CUDA compiler (NVRTC) or its headers: {message}"
     assert remedy == "pip uninstall -y cupy-cuda13x && pip install 'hpf_gpu[cuda13]'"
 
 

@@ -153,7 +153,7 @@ def test_compiled_without_openmp(capsys, monkeypatch):
     assert lines[-1] == "Next: install it"
 
 
-def test_hardware_that_is_not_there_is_nothing_to_mend(capsys, made_up):
+def test_hardware_that_is_not_there_is_nothing_to_fix(capsys, made_up):
     made_up(cuda=BackendUnavailable("no such card", remedy="buy one", expected=True), numpy="numpy")
     status, lines = said(capsys)
     assert "cuda     not for this machine: no such card" in lines

@@ -187,7 +187,7 @@ def test_threads(monkeypatch):
     monkeypatch.setenv("OMP_THREAD_LIMIT", "1")
     assert openmp_diagnosis.describe_machine() == [
         "this process may use 2 of 64 cores (CPU affinity)",
-        "OMP_NUM_THREADS=4 is not heeded: HPF(ncores=...) is",
+        "OMP_NUM_THREADS=4 is ignored: use HPF(ncores=...)",
         "OMP_THREAD_LIMIT=1 limits HPF(ncores=...)",
     ]
     monkeypatch.delattr(os, "sched_getaffinity")
@@ -231,8 +231,10 @@ except BackendUnavailable as error:
 """
     problem, remedy = in_its_own_process(code, "x86-64-v9").splitlines()
     there = ", ".join(openmp.levels())
-    assert problem == f"HPF_GPU_LEVEL='x86-64-v9' is no instruction set of this machine: it has {there}"
-    assert remedy == "unset HPF_GPU_LEVEL: the best one is then taken"
+    assert (
+        problem == f"HPF_GPU_LEVEL='x86-64-v9' is not an instruction set of this machine, which has {there}"
+    )
+    assert remedy == "unset HPF_GPU_LEVEL, to use the best one"
 
 
 @pytest.mark.parametrize("policy", [None, "active"])

@@ -2,8 +2,9 @@
 
 Shapes have N rows and M columns (users and items, or the reverse), K factors and Z nonzeros.  Backends know
 nothing about models and files.  They do not see ids, except in :meth:`Backend.read_device_data`, for data
-that never leave the memory of a GPU.  There is no base class: every backend implements every operation, and
-``tests/test_backend_contract.py`` compares each one with the same dense formulas.
+that never leave the memory of a GPU.  "users" and "items" in names mean the rows and the columns of the
+counts; fold-in of items exchanges them.  There is no base class: every backend implements every operation,
+and ``tests/test_backend_contract.py`` compares each one with the same dense formulas.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ class Factor:
 class DeviceData:
     """Counts of users and items that a backend has read from its own memory."""
 
-    csr: Any  # (N, M) canonical, accepted by :meth:`Backend.counts`; indptr is on the host
+    csr: Any  # (N, M), canonical as for :meth:`Backend.counts`, which accepts it; indptr is on the host
     user_ids: Host | None  # (N,); None where ids are row numbers
     item_ids: Host | None  # (M,)
     dropped: int  # number of zeros that were left out

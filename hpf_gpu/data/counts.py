@@ -56,7 +56,7 @@ class TrainingData:
 def training_data(data: Any, *, backend: Backend, reindex: bool, binary: bool = False) -> TrainingData:
     """Read counts in any accepted form; see :meth:`hpf_gpu.HPF.fit` for the forms and the errors.
 
-    Data in the backend's own memory are used in place; all others are copied to the host.
+    Data in the memory of the backend's GPU stay there; all others are copied to the host.
     """
     on_device = backend.read_device_data(data, reindex=reindex)
     if on_device is not None:
@@ -186,10 +186,15 @@ class BatchSide:
 def batch_sides(
     triplets: Triplets, known: tuple[Ids, Ids], members: tuple[Any, Any], *, name: str
 ) -> tuple[BatchSide, BatchSide]:
-    """The users and items of a batch, for a model with the ids ``known``.
+    """The users and items of a batch.
 
-    ``members`` has, for each side, all ids that are in the batch, or None for those in the data; ids that
-    have only zeros are then included.
+    ``known`` are the ids of the model's users and items.  ``members`` has, for users and items, all ids of
+    the batch, or None for the ids in the data, including those with only zeros.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the data are empty, ``members`` is not a list, or an id in the data is not among ``members``.
     """
     if len(triplets.counts) == 0:
         raise ValueError(f"{name} is empty")

@@ -117,7 +117,7 @@ def believed(source: Path) -> Iterator[None]:
         raise
     except MALFORMED as error:
         said = str(error) if isinstance(error, (TypeError, ValueError)) else repr(error)
-        raise ModelFileError(f"{source} was not written by hpf_gpu, or is damaged: {said}") from error
+        raise ModelFileError(f"{source} has invalid contents: {said}") from error
 
 
 def checksum(text: str, tensors: Tensors) -> str:

@@ -85,6 +85,7 @@ def train(
     k, schedule = settings.width, schedule_of(settings)
     blocks = in_memory(backend, data.training.csr, k, data.validation, USERS_PER_BLOCK)
     objective = Objective.of(backend, blocks, full_llk=settings.full_llk)
+    # An iteration is a pass over all blocks, or an epoch over batches in stochastic fits.
     full = partial(_iterate, backend, blocks, schedule)
     epochs = _epochs(settings, backend, data.training, seed) if settings.is_stochastic else None
     rng = None if epochs is None else epochs.rng

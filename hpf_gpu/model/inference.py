@@ -60,7 +60,10 @@ class Fit:
 
 
 def iterate(backend: Backend, blocks: CountBlocks, model: Model, schedule: Schedule) -> Model:
-    """One full iteration over all blocks: φ, then the update of the users, then that of the items."""
+    """One full iteration over all blocks: φ, then the update of the users, then that of the items.
+
+    The users of a block are updated with the block; Σ yφ for the items is summed over all blocks first.
+    """
     items, updated = model.items, []
     statistic: Array | None = None
     for block, users in zip(blocks, model.users, strict=True):
@@ -111,7 +114,8 @@ def fit(
     objective : Objective
         Computes the figures of a check.
     advance : callable
-        One iteration: takes a model and the number of iterations before it, and returns the next model.
+        One iteration, or one epoch of a stochastic fit: takes a model and the number of iterations before
+        it, and returns the next model.
     report : callable
         Called after every iteration with a Check, whose figures are NaN unless a check was made.
     on_state : callable, optional

@@ -20,9 +20,9 @@ from .priors import POINT_MASS_RATE, Prior
 class Side:
     """The variational state of some users, or of the items: q(θ), q(ξ) and Σ_n E[θ_n].
 
-    A Side is immutable, so the last finished one remains valid if an update is interrupted.  ``spare`` is the
-    previous factor, whose matrices are no longer needed and are overwritten by the next update.  If
-    ``fixed``, θ was passed by the user and no update changes it.
+    ``factor`` has the shapes and rates of q(θ).  ``spare`` is the factor before the last update, whose
+    matrices are overwritten by the next one.  A Side itself is immutable, so the last finished one remains
+    valid if an update is interrupted.  If ``fixed``, θ was passed by the user and no update changes it.
     """
 
     prior: Prior
@@ -183,7 +183,7 @@ def update_side(
     if side.fixed:
         return side
     k = statistic.shape[1]
-    rows = prior.posterior_hyper_shape(k) / side.hyper_rate
+    rows = prior.posterior_hyper_shape(k) / side.hyper_rate  # E[ξ]
     if step * scale != 1.0:
         statistic *= step * scale
         other_sums = other_sums * (step * scale)
@@ -191,7 +191,7 @@ def update_side(
         statistic += old.shape * kept
         rows = rows * step + old.rates.rows * kept
         other_sums = other_sums + old.rates.columns * kept
-    prior.pin_shapes(statistic, step * prior.shape)
+    prior.pin_shapes(statistic, step * prior.shape)  # gamma_update adds step·a to every entry
     factor, row_sums, sums = backend.gamma_update(
         statistic,
         step * prior.shape,
