@@ -30,6 +30,7 @@ assert model.backend_ == {expected!r}, model.backend_
 assert len(model.topN(12347)) == 10
 kernels = resources.files("hpf_gpu") / "kernels"
 assert "expected_log" in (kernels / "common" / "special.h").read_text()
+assert (resources.files("hpf_gpu") / "py.typed").is_file()
 """
 
 

@@ -1,0 +1,86 @@
+"""Every check by name: `nox -l` lists them, `nox -s NAME` runs one in an environment of its own.
+
+With `nox --no-venv -s NAME` it runs in the environment that is active and installs nothing, as in .ci/run.
+"""
+
+import nox
+
+nox.needs_version = ">=2024.10.9"
+nox.options.default_venv_backend = "virtualenv"
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["lint", "types", "tests"]
+
+PROJECT = nox.project.load_toml("pyproject.toml")["project"]
+LINT = PROJECT["optional-dependencies"]["lint"]
+
+
+def install(session: nox.Session, *packages: str) -> None:
+    """Install into the session's own environment; without one, all must be there."""
+    if session.venv_backend != "none":
+        session.install(*packages)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style of Python and C++: ruff, ruff format and clang-format."""
+    install(session, *LINT)
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    listed = session.run(
+        "git", "ls-files", "*.h", "*.cpp", "*.cu", "*.cuh", external=True, silent=True, stderr=None
+    )
+    session.run("clang-format", "--dry-run", "--Werror", *listed.split())
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Types of the package: mypy, strict."""
+    install(session, *LINT, *PROJECT["dependencies"])
+    session.run("mypy")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The everyday suite (arguments after -- go to pytest)."""
+    install(session, ".[test]")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def slow(session: nox.Session) -> None:
+    """Tests that take long for what they tell."""
+    install(session, ".[test]")
+    session.run("pytest", "-m", "slow", *session.posargs)
+
+
+@nox.session
+def levels(session: nox.Session) -> None:
+    """Tests of what the instruction set changes, at every level that this machine has, with hpfrec."""
+    install(session, ".[test,parity]")
+    find = "from hpf_gpu import _openmp; print(*_openmp.levels())"
+    found = session.run("python", "-P", "-c", find, silent=True, stderr=None)
+    names = ("backend_contract", "parity", "levels", "special", "agreement")
+    for level in found.split():
+        session.run("pytest", "--level", level, *(f"tests/test_{name}.py" for name in names))
+
+
+@nox.session
+def packages(session: nox.Session) -> None:
+    """Tests of sdist, wheel and editable install, in fresh environments."""
+    install(session, ".[test]")
+    session.run("pytest", "-m", "package", *session.posargs)
+
+
+@nox.session
+def compile_check(session: nox.Session) -> None:
+    """The CUDA kernels, compiled for every architecture and compared with the record; no GPU."""
+    install(session, ".[test,cuda-check]")
+    session.run("pytest", "tests/test_compile_cuda.py")
+    session.run("python", "bench/compile_cuda.py", "--quick")
+
+
+@nox.session
+def bench_smoke(session: nox.Session) -> None:
+    """Every case of the benchmark once, small."""
+    install(session, ".[test,parity]")
+    session.run("python", "bench/run.py", "--smoke")
