@@ -129,9 +129,9 @@ class HPF:
         Whether expected counts have a bias b_u of the user and c_i of the item, ``θ_u·β_i + b_u + c_i``, with
         the priors of θ_uk and β_ik.  Theta and Beta then have k + 2 columns.  The last two are b_u and 1 in
         Theta, 1 and c_i in Beta, so that Theta @ Beta.T are still the expected counts.  Biases are held near
-        zero for eleven updates, until the factors differ, and then released.  In ``fit`` these updates precede
-        the first iteration and are not counted; in ``partial_fit`` they are the first eleven batches.  The ELBO
-        with biases is lower because of their prior, so do not compare it with the ELBO without biases.
+        zero for eleven updates, until the factors differ, and then released.  In ``fit`` these updates are
+        not counted and precede the first iteration; in ``partial_fit`` they are the first eleven batches.
+        The ELBO with biases is lower because of their prior: do not compare it with that without.
 
     Attributes
     ----------
