@@ -33,11 +33,16 @@ template <class T>
 constexpr int64_t stride = (k * sizeof(T) + 63) / 64 * 64 / sizeof(T);
 
 template <class T>
-T* matrix(int64_t rows) {
+Matrix<T> matrix(int64_t rows) {
   T* numbers = drawn<T>(rows * stride<T>, 0.1, 1.0);
   for (int64_t u = 0; u < rows; ++u)
     for (int64_t j = k; j < stride<T>; ++j) numbers[u * stride<T> + j] = 0;
-  return numbers;
+  return {numbers, rows, k, stride<T>};
+}
+
+template <class T>
+Matrix<const T> to_read(const Matrix<T>& m) {
+  return {m.data, m.rows, m.k, m.stride};
 }
 
 template <class T>
@@ -55,36 +60,33 @@ double everything(const Kernels<T>& kernels) {
   const Tiles<T> counts(n, m, indptr.data(), indices.data(), data.data(), threads, 100);
   const TilesView<T> tiles = counts.view();
 
-  T *user_shape = matrix<T>(n), *item_shape = matrix<T>(m), *user_exp_log = matrix<T>(n), *item_exp_log = matrix<T>(m);
-  T *user_sums = matrix<T>(n), *item_sums = matrix<T>(m);
+  const Matrix<T> shape = matrix<T>(n), exp_log = matrix<T>(n), user_sums = matrix<T>(n), item_sums = matrix<T>(m);
   for (int64_t u = 0; u < n; u += 3)  // of every third user, products underflow
-    for (int64_t j = 0; j < k; ++j) user_exp_log[u * stride<T> + j] *= T(sizeof(T) == 4 ? 1e-20 : 1e-155);
-  const Rates<T> user_rates{drawn<double>(n, 1, 2), nullptr, drawn<double>(k, 1, 2)};
-  const Rates<T> item_rates{drawn<double>(m, 1, 2), nullptr, drawn<double>(k, 1, 2)};
+    for (int64_t j = 0; j < k; ++j) exp_log.data[u * stride<T> + j] *= T(sizeof(T) == 4 ? 1e-20 : 1e-155);
+  const Rates<T> user_rates{drawn<double>(n, 1, 2), {}, drawn<double>(k, 1, 2)};
+  const Rates<T> item_rates{drawn<double>(m, 1, 2), {}, drawn<double>(k, 1, 2)};
   double *log_scale = drawn<double>(n, 0, 1), *row_sums = drawn<double>(n, 0, 1), *column_sums = drawn<double>(k, 0, 1);
-  const Factor<T> users{user_shape, user_rates, user_exp_log, log_scale};
-  const Factor<T> items{item_shape, item_rates, item_exp_log, drawn<double>(m, 0, 1)};
+  const Factor<T> users{to_read(shape), user_rates, to_read(exp_log), log_scale};
+  const Factor<T> items{to_read(matrix<T>(m)), item_rates, to_read(matrix<T>(m)), drawn<double>(m, 0, 1)};
 
   for (const bool exact : {false, true}) {
-    kernels.allocate(tiles, k, stride<T>, users, items, user_sums, item_sums, exact, threads);
-    kernels.allocate(tiles, k, stride<T>, users, items, user_sums, nullptr, exact, threads);
-    kernels.allocate(tiles, k, stride<T>, users, items, nullptr, item_sums, exact, threads);
+    kernels.allocate(tiles, users, items, user_sums, item_sums, exact, threads);
+    kernels.allocate(tiles, users, items, user_sums, {}, exact, threads);
+    kernels.allocate(tiles, users, items, {}, item_sums, exact, threads);
   }
-  double sum = kernels.log_rate_sum(tiles, k, stride<T>, user_shape, item_shape, nullptr, nullptr, threads) +
-               kernels.log_rate_sum(tiles, k, stride<T>, user_exp_log, item_exp_log, &users, &items, threads) +
+  double sum = kernels.log_rate_sum(tiles, users.shape, items.shape, nullptr, nullptr, threads) +
+               kernels.log_rate_sum(tiles, users.exp_log, items.exp_log, &users, &items, threads) +
                kernels.log_factorial_sum(tiles, threads) +
-               kernels.gamma_entropy(n, k, stride<T>, user_shape, user_rates, 0.3, row_sums, threads) +
-               kernels.distance(n, k, stride<T>, user_shape, user_exp_log, threads);
-  kernels.mean(n, k, stride<T>, user_shape, user_rates, user_sums, threads);
+               kernels.gamma_entropy(users.shape, user_rates, 0.3, row_sums, threads) +
+               kernels.distance(users.shape, users.exp_log, threads);
+  kernels.mean(users.shape, user_rates, user_sums, threads);
 
   std::vector<int64_t> rows(pairs), columns(pairs), best(n * length);
   for (int64_t z = 0; z < pairs; ++z) rows[z] = randomness() % n, columns[z] = randomness() % m;
-  kernels.predict_pairs(pairs, k, user_shape, stride<T>, item_shape, stride<T>, rows.data(), columns.data(),
-                        drawn<T>(pairs, 0, 1), threads);
-  kernels.top_items(n, m, k, user_shape, stride<T>, item_shape, stride<T>, {indptr.data(), indices.data()}, length,
-                    best.data(), drawn<T>(n * length, 0, 1), threads);
-  kernels.gamma_update(n, k, stride<T>, user_shape, 0.3, user_rates, user_exp_log, log_scale, row_sums, column_sums,
-                       threads);
+  kernels.predict_pairs(users.shape, items.shape, pairs, rows.data(), columns.data(), drawn<T>(pairs, 0, 1), threads);
+  kernels.top_items(users.shape, items.shape, {indptr.data(), indices.data()}, length, best.data(),
+                    drawn<T>(n * length, 0, 1), threads);
+  kernels.gamma_update(shape, 0.3, user_rates, exp_log, log_scale, row_sums, column_sums, threads);
   return sum;
 }
 

@@ -102,6 +102,7 @@ def test_sanitizers_find_nothing(environment: dict[str, str], file: str, chosen:
 # -- races -------------------------------------------------------------------------------------
 
 KERNELS = TESTS.parent / "kernels"
+ALLOCATE = KERNELS / "openmp" / "allocate.cpp"
 STEPS = "inline void in_steps"
 BARRIER = "#pragma omp for schedule(static, 1)"
 
@@ -121,11 +122,11 @@ def archer() -> str:
     return str(library)
 
 
-def races(folder: Path, archer: str, kernels: str) -> str:
-    """What ThreadSanitizer reports of these kernels, with the rest of the sources."""
-    (folder / "kernels.cpp").write_text(kernels)
-    sources = [KERNELS / "openmp" / f"{name}.cpp" for name in ("top_items", "tiles", "memory")]
-    sources += [folder / "kernels.cpp", TESTS / "openmp_threads.cpp"]
+def races(folder: Path, archer: str, allocate: str) -> str:
+    """What ThreadSanitizer reports of the kernels with this text as allocate.cpp."""
+    (folder / "allocate.cpp").write_text(allocate)
+    others = set((KERNELS / "openmp").glob("*.cpp")) - {ALLOCATE, KERNELS / "openmp" / "module.cpp"}
+    sources = [*others, folder / "allocate.cpp", TESTS / "openmp_threads.cpp"]
     flags = ["-std=c++17", "-O1", "-g", "-w", "-fsanitize=thread", "-fopenmp", "-DHPF_ISA=baseline"]
     flags += [f"-I{KERNELS / name}" for name in ("common", "openmp")]
     program = folder / "threads"
@@ -154,11 +155,11 @@ def races(folder: Path, archer: str, kernels: str) -> str:
 
 
 def test_no_thread_races_another(archer: str, tmp_path: Path) -> None:
-    assert races(tmp_path, archer, (KERNELS / "openmp" / "kernels.cpp").read_text()) == ""
+    assert races(tmp_path, archer, ALLOCATE.read_text()) == ""
 
 
 def test_a_missing_barrier_is_a_race(archer: str, tmp_path: Path) -> None:
     """So that silence means something."""
-    before, after = (KERNELS / "openmp" / "kernels.cpp").read_text().split(STEPS)
+    before, after = ALLOCATE.read_text().split(STEPS)
     without = before + STEPS + after.replace(BARRIER, f"{BARRIER} nowait", 1)
     assert "data race" in races(tmp_path, archer, without)

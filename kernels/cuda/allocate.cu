@@ -21,9 +21,11 @@ struct Segments {
 // Adds y/(U·V) V of `Count` nonzeros for every group; with Whole all of them exist, else only those before
 // `size`.  Each lane has the value and the weight of its share of the nonzeros.
 template <int Count, bool Whole>
-__device__ __forceinline__ void add_nonzeros(const int* __restrict__ column, const Real* __restrict__ value, int first,
-                                             int size, const Own& own, const Store* __restrict__ other, int lane,
-                                             Own& sum, bool& underflowed) {
+__device__ __forceinline__ void add_nonzeros(const int* __restrict__ column,  // (size,)
+                                             const Real* __restrict__ value,  // (size,)
+                                             int first, int size, const Own& own,
+                                             const Store* __restrict__ other,  // (M, width)
+                                             int lane, Own& sum, bool& underflowed) {
   using L = Layout<Store>;
   using Sums = LaneSums<L::lanes, Count>;
   // The last nonzero stands in for those that do not exist, with y = 0.
@@ -146,6 +148,7 @@ __device__ __forceinline__ double log_phi_of(const Gamma& rows, long long row, c
   return max_lanes<warp>(top);
 }
 
+// Σ_k exp(log_phi − top) of log_phi (K,), in all lanes.
 __device__ __forceinline__ double sum_exp(const double* log_phi, double top, int in_warp) {
   double sum = 0;
   for (int k = in_warp; k < K; k += warp) sum += exp_nonpositive(log_phi[k] - top);

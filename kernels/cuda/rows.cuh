@@ -90,6 +90,7 @@ struct Slice {
       for (int i = 0; i < L::size; ++i) item[p][i] = 0;
   }
 
+  // From a matrix (N, width).
   __device__ __forceinline__ void load(const T* __restrict__ matrix, long long row, int lane) {
     const Piece<T>* pieces = reinterpret_cast<const Piece<T>*>(matrix + row * width) + lane;
     clear();
@@ -102,7 +103,7 @@ struct Slice {
       }
   }
 
-  // Written as numbers of type Real, whatever T is.
+  // To a matrix (N, width), as numbers of type Real, whatever T is.
   __device__ __forceinline__ void store(Real* matrix, long long row, int lane) const {
     constexpr int size = 16 / sizeof(Real);
 #pragma unroll
@@ -167,7 +168,7 @@ __device__ __forceinline__ T sum_lanes(T value) {
   return value;
 }
 
-// What sum_lanes gives for each of `Count` values, bit by bit, with fewer shuffles: while a lane has several
+// What sum_lanes gives for each of the values (Count,), bit by bit, with fewer shuffles: while a lane has several
 // values, it gives half of them away and gets its partner's part of the others.  The sums end up spread
 // over the lanes: `kept` of them in a lane, the same ones in `sharers` lanes side by side.
 template <int lanes, int Count>

@@ -14,7 +14,7 @@ __device__ __forceinline__ bool before(Real score, int column, Real other_score,
   return score > other_score || (score == other_score && column < other_column);
 }
 
-// Bitonic sort of one collection by the whole block, best first.
+// Bitonic sort of one collection, scores and columns (top_room,), by the whole block, best first.
 __device__ __forceinline__ void sort_collection(Real* score, int* column) {
   for (int size = 2; size <= top_room; size *= 2)
     for (int step = size / 2; step > 0; step /= 2) {
@@ -33,6 +33,7 @@ __device__ __forceinline__ void sort_collection(Real* score, int* column) {
   __syncthreads();
 }
 
+// Whether `sorted` (last,) has the column from `first` on.
 __device__ __forceinline__ bool contains(const int* __restrict__ sorted, long long first, long long last, int wanted) {
   while (first < last) {
     const long long middle = (first + last) / 2;

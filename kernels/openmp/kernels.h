@@ -7,21 +7,28 @@
 
 namespace hpf {
 
-// Rates of one side: rows[u * row_stride + k * factor_stride] + columns[k].  Start values have a
-// full matrix in `matrix` instead of `rows`.
+// Numbers of a matrix, its rows `stride` apart.  But for predict_pairs and top_items, a row begins on a 64-byte line
+// and fills whole ones, with zeros beyond K.
 template <class T>
-struct Rates {
-  const double* rows;     // (N,), or null
-  const T* matrix;        // (N, K) with stride `stride`, or null
-  const double* columns;  // (K,)
+struct Matrix {
+  T* data;  // (rows, stride), or null
+  int64_t rows, k, stride;
 };
 
-// q(θ) of one side.  Matrices share one row stride, whole 64-byte lines, zero beyond K.
+// Rates of one side: rows[u] + columns[k].  Start values have a full matrix in place of `rows`.
+template <class T>
+struct Rates {
+  const double* rows;      // (N,), or null
+  Matrix<const T> matrix;  // (N, K), or null
+  const double* columns;   // (K,)
+};
+
+// q(θ) of one side.  Its matrices have one stride.
 template <class T>
 struct Factor {
-  const T* shape;  // (N, K)
+  Matrix<const T> shape;  // (N, K)
   Rates<T> rates;
-  const T* exp_log;         // (N, K)
+  Matrix<const T> exp_log;  // (N, K)
   const double* log_scale;  // (N,)
 };
 
@@ -33,27 +40,52 @@ struct Excluded {
 
 template <class T>
 struct Kernels {
-  void (*gamma_update)(int64_t n, int64_t k, int64_t stride, T* shape, double prior_shape, Rates<T> rates, T* exp_log,
-                       double* log_scale, double* row_sums, double* column_sums, int threads);
-  void (*mean)(int64_t n, int64_t k, int64_t stride, const T* shape, Rates<T> rates, T* out, int threads);
+  void (*gamma_update)(Matrix<T> shape,  // (N, K) statistic, becomes the shape
+                       double prior_shape, Rates<T> rates,
+                       Matrix<T> exp_log,    // (N, K)
+                       double* log_scale,    // (N,)
+                       double* row_sums,     // (N,)
+                       double* column_sums,  // (K,)
+                       int threads);
+  void (*mean)(Matrix<const T> shape,  // (N, K)
+               Rates<T> rates,
+               Matrix<T> out,  // (N, K)
+               int threads);
   // Σ over the matrix of (a − s) E[ln θ] + ln Γ(s) − s ln r + s, and Σ_k E[θ] of every row.
-  double (*gamma_entropy)(int64_t n, int64_t k, int64_t stride, const T* shape, Rates<T> rates, double prior_shape,
-                          double* row_sums, int threads);
-  // Either of user_sums and item_sums may be null.
-  void (*allocate)(TilesView<T> tiles, int64_t k, int64_t stride, Factor<T> users, Factor<T> items, T* user_sums,
-                   T* item_sums, bool exact, int threads);
+  double (*gamma_entropy)(Matrix<const T> shape,  // (N, K)
+                          Rates<T> rates, double prior_shape,
+                          double* row_sums,  // (N,)
+                          int threads);
+  void (*allocate)(TilesView<T> tiles, Factor<T> users, Factor<T> items,
+                   Matrix<T> user_sums,  // (N, K), or null where there are item_sums
+                   Matrix<T> item_sums,  // (M, K), or null where there are user_sums
+                   bool exact, int threads);
   // Σ y ln(a_u·b_i); where factors are given, ln Σ_k exp(E[ln θ] + E[ln β]) with all scales.
-  double (*log_rate_sum)(TilesView<T> tiles, int64_t k, int64_t stride, const T* a, const T* b, const Factor<T>* users,
-                         const Factor<T>* items, int threads);
+  double (*log_rate_sum)(TilesView<T> tiles,
+                         Matrix<const T> a,       // (N, K)
+                         Matrix<const T> b,       // (M, K)
+                         const Factor<T>* users,  // one, or null
+                         const Factor<T>* items,  // one, or null
+                         int threads);
   // Σ ln y!.
   double (*log_factorial_sum)(TilesView<T> tiles, int threads);
-  void (*predict_pairs)(int64_t pairs, int64_t k, const T* theta, int64_t theta_stride, const T* beta,
-                        int64_t beta_stride, const int64_t* rows, const int64_t* columns, T* out, int threads);
-  // The `length` best items of each of n users, columns and scores (N, length); of equal scores the lower
-  // column first, −1 and −∞ where no more are left.
-  void (*top_items)(int64_t n, int64_t m, int64_t k, const T* theta, int64_t theta_stride, const T* beta,
-                    int64_t beta_stride, Excluded excluded, int64_t length, int64_t* columns, T* scores, int threads);
-  double (*distance)(int64_t n, int64_t k, int64_t stride, const T* a, const T* b, int threads);
+  void (*predict_pairs)(Matrix<const T> theta,  // (N, K)
+                        Matrix<const T> beta,   // (M, K)
+                        int64_t pairs,
+                        const int64_t* rows,     // (pairs,)
+                        const int64_t* columns,  // (pairs,)
+                        T* out,                  // (pairs,)
+                        int threads);
+  // The `length` best items of each user; of equal scores the lower column first, −1 and −∞ where no more are left.
+  void (*top_items)(Matrix<const T> theta,  // (N, K)
+                    Matrix<const T> beta,   // (M, K)
+                    Excluded excluded, int64_t length,
+                    int64_t* columns,  // (N, length)
+                    T* scores,         // (N, length)
+                    int threads);
+  double (*distance)(Matrix<const T> a,  // (N, K)
+                     Matrix<const T> b,  // (N, K)
+                     int threads);
 };
 
 }  // namespace hpf

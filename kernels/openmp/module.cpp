@@ -119,7 +119,7 @@ int64_t column_block_bytes(int threads) {
 
 // A matrix (N, K) with rows on whole cache lines; what lies beyond K is zero (and is there, in the last row, too).
 template <class T>
-using Matrix = nb::ndarray<T, nb::ndim<2>, nb::device::cpu>;
+using Padded = nb::ndarray<T, nb::ndim<2>, nb::device::cpu>;
 using Vector = nb::ndarray<double, nb::ndim<1>, nb::device::cpu, nb::c_contig>;
 // A matrix (N, K) of the caller's own: only its rows are contiguous.
 template <class T>
@@ -175,31 +175,35 @@ int64_t stride_of(int64_t k) {
   return (k + in_line - 1) / in_line * in_line;
 }
 
-// A matrix's numbers.  Kernels read and write whole rows, K to the stride included, so only one layout will do.
-template <class T>
-T* aligned(const char* name, const Matrix<T>& m, int64_t n, int64_t k) {
+// Kernels read and write whole rows of such a matrix, K to the stride included, so only one layout will do.
+template <class Number, class T>
+Matrix<Number> aligned(const char* name, const Padded<T>& m, int64_t n, int64_t k) {
   if (int64_t(m.shape(0)) != n || int64_t(m.shape(1)) != k)
     refuse(name, " has the shape (", m.shape(0), ", ", m.shape(1), ") instead of (", n, ", ", k, ")");
   if (m.stride(0) != stride_of<T>(k) || (m.stride(1) != 1 && k != 1) || reinterpret_cast<uintptr_t>(m.data()) % 64 != 0)
     refuse(name, " is not laid out in rows of whole cache lines: see OpenMPBackend.asarray");
-  return m.data();
+  return {m.data(), n, k, m.stride(0)};
 }
 
 template <class T>
-Rates<T> rates_of(int64_t n, int64_t k, const std::optional<Vector>& rows, const std::optional<Matrix<T>>& matrix,
+Rates<T> rates_of(int64_t n, int64_t k, const std::optional<Vector>& rows, const std::optional<Padded<T>>& matrix,
                   const Vector& columns) {
   if (rows.has_value() == matrix.has_value()) refuse("rates need either rate_rows or rate_matrix, not both or neither");
   if (rows) check_length("rate_rows", rows->shape(0), n);
   check_length("rate_columns", columns.shape(0), k);
-  return {rows ? numbers_of(*rows) : nullptr, matrix ? aligned("rate_matrix", *matrix, n, k) : nullptr,
-          numbers_of(columns)};
+  return {rows ? numbers_of(*rows) : nullptr,
+          matrix ? aligned<const T>("rate_matrix", *matrix, n, k) : Matrix<const T>{}, numbers_of(columns)};
 }
 
 template <class T>
 class Side {  // a Factor with the arrays behind it
  public:
-  Side(Matrix<T> shape, std::optional<Vector> rate_rows, std::optional<Matrix<T>> rate_matrix, Vector rate_columns,
-       Matrix<T> exp_log, Vector log_scale)
+  Side(Padded<T> shape,                       // (N, K)
+       std::optional<Vector> rate_rows,       // (N,), or none
+       std::optional<Padded<T>> rate_matrix,  // (N, K), or none
+       Vector rate_columns,                   // (K,)
+       Padded<T> exp_log,                     // (N, K)
+       Vector log_scale)                      // (N,)
       : shape_(shape),
         exp_log_(exp_log),
         rate_rows_(rate_rows),
@@ -208,19 +212,18 @@ class Side {  // a Factor with the arrays behind it
         log_scale_(log_scale) {
     checked_factors(k());
     check_length("log_scale", log_scale.shape(0), n());
-    factor_ = {aligned("shape", shape, n(), k()), rates_of(n(), k(), rate_rows, rate_matrix, rate_columns),
-               aligned("exp_log", exp_log, n(), k()), numbers_of(log_scale)};
+    factor_ = {aligned<const T>("shape", shape, n(), k()), rates_of(n(), k(), rate_rows, rate_matrix, rate_columns),
+               aligned<const T>("exp_log", exp_log, n(), k()), numbers_of(log_scale)};
   }
 
   int64_t n() const { return shape_.shape(0); }
   int64_t k() const { return shape_.shape(1); }
-  int64_t stride() const { return stride_of<T>(k()); }
   const Factor<T>& factor() const { return factor_; }
 
  private:
-  Matrix<T> shape_, exp_log_;
+  Padded<T> shape_, exp_log_;
   std::optional<Vector> rate_rows_;
-  std::optional<Matrix<T>> rate_matrix_;
+  std::optional<Padded<T>> rate_matrix_;
   Vector rate_columns_, log_scale_;
   Factor<T> factor_;
 };
@@ -228,7 +231,9 @@ class Side {  // a Factor with the arrays behind it
 // Whether these are sorted, distinct columns within the shape.  An index outside the matrix would read or
 // write outside memory, so nothing is taken on trust.
 template <class Index>
-bool is_csr(int64_t rows, int64_t columns, int64_t nonzeros, const Index* indptr, const Index* indices) {
+bool is_csr(int64_t rows, int64_t columns, int64_t nonzeros,
+            const Index* indptr,     // (rows + 1,)
+            const Index* indices) {  // (nonzeros,)
   bool fits = indptr[0] == 0 && int64_t(indptr[rows]) == nonzeros;
   for (int64_t u = 0; fits && u < rows; ++u) fits = indptr[u] <= indptr[u + 1];
   if (fits) {
@@ -240,10 +245,17 @@ bool is_csr(int64_t rows, int64_t columns, int64_t nonzeros, const Index* indptr
 }
 
 template <class Index>
-void check_counts(int64_t rows, int64_t columns, int64_t nonzeros, const Index* indptr, const Index* indices) {
+void check_counts(int64_t rows, int64_t columns, int64_t nonzeros,
+                  const Index* indptr,     // (rows + 1,)
+                  const Index* indices) {  // (nonzeros,)
   constexpr int64_t most = INT32_MAX;
   if (rows < 1 || rows > most || columns < 1 || columns > most || !is_csr(rows, columns, nonzeros, indptr, indices))
     throw std::invalid_argument("counts are not a CSR matrix with sorted, distinct columns within its shape");
+}
+
+template <class T>
+Matrix<const T> rows_of(const Rows<T>& m) {
+  return {numbers_of(m), int64_t(m.shape(0)), int64_t(m.shape(1)), m.stride(0)};
 }
 
 template <class T>
@@ -272,7 +284,10 @@ void define(nb::module_& m, const char* counts_name, const char* side_name) {
     using Index = decltype(index);
     counts.def(
         "__init__",
-        [](Counts* self, int64_t columns, const Line<Index>& indptr, const Line<Index>& indices, const Line<T>& data,
+        [](Counts* self, int64_t columns,
+           const Line<Index>& indptr,   // (N + 1,)
+           const Line<Index>& indices,  // (Z,)
+           const Line<T>& data,         // (Z,)
            int64_t k, int64_t threads) {
           const int64_t rows = int64_t(indptr.shape(0)) - 1, nonzeros = indices.shape(0);
           const int team = checked_threads(threads);
@@ -292,22 +307,29 @@ void define(nb::module_& m, const char* counts_name, const char* side_name) {
   counts.def_prop_ro("nnz", &Counts::nonzeros);
 
   nb::class_<Side<T>>(m, side_name)
-      .def(nb::init<Matrix<T>, std::optional<Vector>, std::optional<Matrix<T>>, Vector, Matrix<T>, Vector>(),
+      .def(nb::init<Padded<T>, std::optional<Vector>, std::optional<Padded<T>>, Vector, Padded<T>, Vector>(),
            "shape"_a.noconvert(), "rate_rows"_a.noconvert().none(), "rate_matrix"_a.noconvert().none(),
            "rate_columns"_a.noconvert(), "exp_log"_a.noconvert(), "log_scale"_a.noconvert());
 
   m.def(
       "gamma_update",
-      [](const Matrix<T>& shape, double prior_shape, const std::optional<Vector>& rate_rows,
-         const std::optional<Matrix<T>>& rate_matrix, const Vector& rate_columns, const Matrix<T>& exp_log,
-         const Vector& log_scale, const Vector& row_sums, const Vector& column_sums, int64_t threads) {
+      [](const Padded<T>& shape,  // (N, K)
+         double prior_shape,
+         const std::optional<Vector>& rate_rows,       // (N,), or none
+         const std::optional<Padded<T>>& rate_matrix,  // (N, K), or none
+         const Vector& rate_columns,                   // (K,)
+         const Padded<T>& exp_log,                     // (N, K)
+         const Vector& log_scale,                      // (N,)
+         const Vector& row_sums,                       // (N,)
+         const Vector& column_sums,                    // (K,)
+         int64_t threads) {
         const int64_t n = shape.shape(0), k = checked_factors(shape.shape(1));
         check_length("log_scale", log_scale.shape(0), n);
         check_length("row_sums", row_sums.shape(0), n);
         check_length("column_sums", column_sums.shape(0), k);
-        kernels<T>().gamma_update(n, k, stride_of<T>(k), aligned("shape", shape, n, k), prior_shape,
+        kernels<T>().gamma_update(aligned<T>("shape", shape, n, k), prior_shape,
                                   rates_of(n, k, rate_rows, rate_matrix, rate_columns),
-                                  aligned("exp_log", exp_log, n, k), numbers_of(log_scale), numbers_of(row_sums),
+                                  aligned<T>("exp_log", exp_log, n, k), numbers_of(log_scale), numbers_of(row_sums),
                                   numbers_of(column_sums), checked_threads(threads));
       },
       "shape"_a.noconvert(), "prior_shape"_a, "rate_rows"_a.noconvert().none(), "rate_matrix"_a.noconvert().none(),
@@ -316,34 +338,40 @@ void define(nb::module_& m, const char* counts_name, const char* side_name) {
 
   m.def(
       "mean",
-      [](const Side<T>& side, const Matrix<T>& out, int64_t threads) {
+      [](const Side<T>& side,
+         const Padded<T>& out,  // (N, K)
+         int64_t threads) {
         const Factor<T>& factor = side.factor();
-        kernels<T>().mean(side.n(), side.k(), side.stride(), factor.shape, factor.rates,
-                          aligned("out", out, side.n(), side.k()), checked_threads(threads));
+        kernels<T>().mean(factor.shape, factor.rates, aligned<T>("out", out, side.n(), side.k()),
+                          checked_threads(threads));
       },
       "side"_a, "out"_a.noconvert(), "threads"_a, release);
 
   m.def(
       "gamma_entropy",
-      [](const Side<T>& side, double prior_shape, const Vector& row_sums, int64_t threads) {
+      [](const Side<T>& side, double prior_shape,
+         const Vector& row_sums,  // (N,)
+         int64_t threads) {
         check_length("row_sums", row_sums.shape(0), side.n());
         const Factor<T>& factor = side.factor();
-        return kernels<T>().gamma_entropy(side.n(), side.k(), side.stride(), factor.shape, factor.rates, prior_shape,
-                                          numbers_of(row_sums), checked_threads(threads));
+        return kernels<T>().gamma_entropy(factor.shape, factor.rates, prior_shape, numbers_of(row_sums),
+                                          checked_threads(threads));
       },
       "side"_a, "prior_shape"_a, "row_sums"_a.noconvert(), "threads"_a, release);
 
   m.def(
       "allocate",
-      [](const Counts& counts, const Side<T>& users, const Side<T>& items, const std::optional<Matrix<T>>& user_sums,
-         const std::optional<Matrix<T>>& item_sums, bool exact, int64_t threads) {
+      [](const Counts& counts, const Side<T>& users, const Side<T>& items,
+         const std::optional<Padded<T>>& user_sums,  // (N, K), or none
+         const std::optional<Padded<T>>& item_sums,  // (M, K), or none
+         bool exact, int64_t threads) {
         const TilesView<T> tiles = counts.view();
         const int64_t k = users.k();
         check_sides(tiles, users.n(), items.n(), k, items.k());
         if (!user_sums && !item_sums) refuse("allocate needs user_sums, item_sums or both");
-        kernels<T>().allocate(tiles, k, users.stride(), users.factor(), items.factor(),
-                              user_sums ? aligned("user_sums", *user_sums, users.n(), k) : nullptr,
-                              item_sums ? aligned("item_sums", *item_sums, items.n(), k) : nullptr, exact,
+        kernels<T>().allocate(tiles, users.factor(), items.factor(),
+                              user_sums ? aligned<T>("user_sums", *user_sums, users.n(), k) : Matrix<T>{},
+                              item_sums ? aligned<T>("item_sums", *item_sums, items.n(), k) : Matrix<T>{}, exact,
                               checked_threads(threads));
       },
       "counts"_a, "users"_a, "items"_a, "user_sums"_a.noconvert().none(), "item_sums"_a.noconvert().none(), "exact"_a,
@@ -351,12 +379,16 @@ void define(nb::module_& m, const char* counts_name, const char* side_name) {
 
   m.def(
       "log_rate_sum",
-      [](const Counts& counts, const Matrix<T>& theta, const Matrix<T>& beta, int64_t threads) {
+      [](const Counts& counts,
+         const Padded<T>& theta,  // (N, K)
+         const Padded<T>& beta,   // (M, K)
+         int64_t threads) {
         const TilesView<T> tiles = counts.view();
         const int64_t n = theta.shape(0), m_ = beta.shape(0), k = checked_factors(theta.shape(1));
         check_sides(tiles, n, m_, k, int64_t(beta.shape(1)));
-        return kernels<T>().log_rate_sum(tiles, k, stride_of<T>(k), aligned("theta", theta, n, k),
-                                         aligned("beta", beta, m_, k), nullptr, nullptr, checked_threads(threads));
+        return kernels<T>().log_rate_sum(tiles, aligned<const T>("theta", theta, n, k),
+                                         aligned<const T>("beta", beta, m_, k), nullptr, nullptr,
+                                         checked_threads(threads));
       },
       "counts"_a, "theta"_a.noconvert(), "beta"_a.noconvert(), "threads"_a, release);
 
@@ -366,8 +398,7 @@ void define(nb::module_& m, const char* counts_name, const char* side_name) {
         const TilesView<T> tiles = counts.view();
         check_sides(tiles, users.n(), items.n(), users.k(), items.k());
         const Factor<T>&user = users.factor(), &item = items.factor();
-        return kernels<T>().log_rate_sum(tiles, users.k(), users.stride(), user.exp_log, item.exp_log, &user, &item,
-                                         checked_threads(threads));
+        return kernels<T>().log_rate_sum(tiles, user.exp_log, item.exp_log, &user, &item, checked_threads(threads));
       },
       "counts"_a, "users"_a, "items"_a, "threads"_a, release);
 
@@ -380,8 +411,12 @@ void define(nb::module_& m, const char* counts_name, const char* side_name) {
 
   m.def(
       "predict_pairs",
-      [](const Rows<T>& theta, const Rows<T>& beta, const Line<const int64_t>& rows, const Line<const int64_t>& columns,
-         const Line<T>& out, int64_t threads) {
+      [](const Rows<T>& theta,                // (N, K)
+         const Rows<T>& beta,                 // (M, K)
+         const Line<const int64_t>& rows,     // (pairs,)
+         const Line<const int64_t>& columns,  // (pairs,)
+         const Line<T>& out,                  // (pairs,)
+         int64_t threads) {
         const int64_t pairs = rows.shape(0), n = theta.shape(0), m_ = beta.shape(0);
         check_rows(theta, beta);
         check_length("columns", columns.shape(0), pairs);
@@ -390,18 +425,22 @@ void define(nb::module_& m, const char* counts_name, const char* side_name) {
         for (int64_t z = 0; z < pairs; ++z)
           if (row[z] < 0 || row[z] >= n || column[z] < 0 || column[z] >= m_)
             throw nb::index_error("a pair lies outside the matrices");
-        kernels<T>().predict_pairs(pairs, theta.shape(1), numbers_of(theta), theta.stride(0), numbers_of(beta),
-                                   beta.stride(0), row, column, numbers_of(out), checked_threads(threads));
+        kernels<T>().predict_pairs(rows_of(theta), rows_of(beta), pairs, row, column, numbers_of(out),
+                                   checked_threads(threads));
       },
       "theta"_a.noconvert(), "beta"_a.noconvert(), "rows"_a.noconvert(), "columns"_a.noconvert(), "out"_a.noconvert(),
       "threads"_a, release);
 
   m.def(
       "top_items",
-      [](const Rows<T>& theta, const Rows<T>& beta, const std::optional<Line<const int64_t>>& indptr,
-         const std::optional<Line<const int64_t>>& indices, const Table<int64_t>& columns, const Table<T>& scores,
+      [](const Rows<T>& theta,                               // (N, K)
+         const Rows<T>& beta,                                // (M, K)
+         const std::optional<Line<const int64_t>>& indptr,   // (N + 1,), or none
+         const std::optional<Line<const int64_t>>& indices,  // (excluded,), or none
+         const Table<int64_t>& columns,                      // (N, length)
+         const Table<T>& scores,                             // (N, length)
          int64_t threads) {
-        const int64_t n = theta.shape(0), m_ = beta.shape(0), k = theta.shape(1), length = scores.shape(1);
+        const int64_t n = theta.shape(0), m_ = beta.shape(0), length = scores.shape(1);
         const int team = checked_threads(threads);
         check_rows(theta, beta);
         check_length("columns", columns.shape(0), n);
@@ -414,17 +453,19 @@ void define(nb::module_& m, const char* counts_name, const char* side_name) {
           refuse("excluded items are not CSR rows of sorted, distinct items within the shape");
         const Excluded excluded{indptr ? indptr->data() : nullptr, indptr ? indices->data() : nullptr};
         if (n == 0) return;
-        kernels<T>().top_items(n, m_, k, numbers_of(theta), theta.stride(0), numbers_of(beta), beta.stride(0), excluded,
-                               length, numbers_of(columns), numbers_of(scores), team);
+        kernels<T>().top_items(rows_of(theta), rows_of(beta), excluded, length, numbers_of(columns), numbers_of(scores),
+                               team);
       },
       "theta"_a.noconvert(), "beta"_a.noconvert(), "indptr"_a.noconvert().none(), "indices"_a.noconvert().none(),
       "columns"_a.noconvert(), "scores"_a.noconvert(), "threads"_a, release);
 
   m.def(
       "distance",
-      [](const Matrix<T>& a, const Matrix<T>& b, int64_t threads) {
+      [](const Padded<T>& a,  // (N, K)
+         const Padded<T>& b,  // (N, K)
+         int64_t threads) {
         const int64_t n = a.shape(0), k = checked_factors(a.shape(1));
-        return kernels<T>().distance(n, k, stride_of<T>(k), aligned("a", a, n, k), aligned("b", b, n, k),
+        return kernels<T>().distance(aligned<const T>("a", a, n, k), aligned<const T>("b", b, n, k),
                                      checked_threads(threads));
       },
       "a"_a.noconvert(), "b"_a.noconvert(), "threads"_a, release);

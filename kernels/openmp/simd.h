@@ -29,7 +29,7 @@ struct Simd {
 template <class T>
 using Vector = typename Simd<T>::Vector;
 
-// Matrix rows start at multiples of 64 bytes.
+// One vector, (lanes,).  Matrix rows start at multiples of 64 bytes.
 template <class T>
 static inline Vector<T> load(const T* p) {
   return *reinterpret_cast<const Vector<T>*>(p);
@@ -122,7 +122,7 @@ inline Four<double> lane_sums_of_four<double>(Vector<double> a, Vector<double> b
 
 #endif
 
-// The same, to out[0..4).
+// The same, to `out` (4,).
 template <class T>
 static inline void sum_lanes_of_four(Vector<T> a, Vector<T> b, Vector<T> c, Vector<T> d, T* out) {
   const Four<T> sums = lane_sums_of_four<T>(a, b, c, d);

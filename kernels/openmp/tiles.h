@@ -64,8 +64,11 @@ class Tiles {
  public:
   // CSR with sorted columns.  Index is int32_t or int64_t.
   template <class Index>
-  Tiles(int64_t rows, int64_t columns, const Index* indptr, const Index* indices, const T* data, int64_t row_blocks,
-        int64_t column_block_size);
+  Tiles(int64_t rows, int64_t columns,
+        const Index* indptr,   // (rows + 1,)
+        const Index* indices,  // (Z,)
+        const T* data,         // (Z,)
+        int64_t row_blocks, int64_t column_block_size);
 
   TilesView<T> view() const;
   int64_t nonzeros() const { return static_cast<int64_t>(value_.size()); }

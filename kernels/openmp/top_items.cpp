@@ -1,7 +1,7 @@
 // The best items of every user: θ·βᵀ in register tiles, each forgotten as soon as it has been held
-// against the last of each user's list.  Compiled once for every instruction set, like kernels.cpp.
-#include "top_items.h"
-
+// against the last of each user's list.
+#include "operations.h"
+#include "rows.h"
 #include "scratch.h"
 #include "simd.h"
 
@@ -25,9 +25,11 @@ constexpr int items_in_panel = vectors_in_panel * Simd<T>::lanes;
 // not to count, few enough for L2.
 constexpr int64_t chunk_bytes = 1 << 18;
 
-// Rows (count, K) as columns (K, width), zero beyond `count`.
+// Rows as columns, zero beyond `count`.
 template <class T>
-void transpose(const T* rows, int64_t stride, int64_t count, int64_t k, int width, T* out) {
+void transpose(const T* rows,  // (count, K)
+               int64_t stride, int64_t count, int64_t k, int width,
+               T* out) {  // (K, width)
   for (int64_t i = 0; i < count; ++i)
     for (int64_t j = 0; j < k; ++j) out[j * width + i] = rows[i * stride + j];
   for (int64_t j = 0; j < k; ++j)
@@ -44,7 +46,9 @@ struct List {
 };
 
 template <class T>
-List<T> empty_list(int64_t* columns, T* scores, int64_t length, Excluded excluded, int64_t u) {
+List<T> empty_list(int64_t* columns,  // (length,)
+                   T* scores,         // (length,)
+                   int64_t length, Excluded excluded, int64_t u) {
   if (!excluded.start) return {scores, columns, length, 0, nullptr, nullptr};
   return {scores, columns, length, 0, excluded.items + excluded.start[u], excluded.items + excluded.start[u + 1]};
 }
@@ -95,7 +99,9 @@ inline T take(List<T>& list, T score, int64_t column) {
 
 // Looks through a panel in which something exceeds the threshold: `count` items from number `first` on.
 template <class T>
-__attribute__((noinline)) T take_panel(List<T>& list, T threshold, T* score, int64_t first, int64_t count) {
+__attribute__((noinline)) T take_panel(List<T>& list, T threshold,
+                                       T* score,  // (items_in_panel,)
+                                       int64_t first, int64_t count) {
   constexpr int lanes = Simd<T>::lanes;
   for (int64_t i = count; i < items_in_panel<T>; ++i) score[i] = -T(__builtin_inf());
   for (; list.excluded < list.excluded_end && *list.excluded < first + count; ++list.excluded)
@@ -110,8 +116,12 @@ __attribute__((noinline)) T take_panel(List<T>& list, T threshold, T* score, int
 
 // A tile of users against a panel of items.
 template <class T>
-inline void meet(const T* users, const T* items, int64_t k, int64_t first, int64_t count, List<T>* lists, T* threshold,
-                 T* score) {
+inline void meet(const T* users,  // (K, users_in_tile)
+                 const T* items,  // (K, items_in_panel)
+                 int64_t k, int64_t first, int64_t count,
+                 List<T>* lists,  // (users_in_tile,)
+                 T* threshold,    // (users_in_tile,)
+                 T* score) {      // (items_in_panel,)
   constexpr int lanes = Simd<T>::lanes;
   Vector<T> sum[users_in_tile][vectors_in_panel];
   HPF_UNROLL
@@ -160,8 +170,9 @@ int64_t whole_tiles(int64_t users) {
 }  // namespace
 
 template <class T>
-void top_items(int64_t n, int64_t m, int64_t k, const T* theta, int64_t theta_stride, const T* beta,
-               int64_t beta_stride, Excluded excluded, int64_t length, int64_t* columns, T* scores, int threads) {
+void top_items(Matrix<const T> theta, Matrix<const T> beta, Excluded excluded, int64_t length, int64_t* columns,
+               T* scores, int threads) {
+  const int64_t n = theta.rows, m = beta.rows, k = theta.k;
   constexpr int panel = items_in_panel<T>;
   constexpr T infinity = __builtin_inf();
   const int64_t bytes_of_user = k * int64_t(sizeof(T)) + length * int64_t(sizeof(T) + sizeof(int64_t));
@@ -184,11 +195,11 @@ void top_items(int64_t n, int64_t m, int64_t k, const T* theta, int64_t theta_st
       }
       for (int64_t i = own; i < whole_tiles(own); ++i) threshold[i] = infinity;  // nobody's: never exceeded
       for (int64_t i = 0; i < own; i += users_in_tile)
-        transpose(theta + (begin + i) * theta_stride, theta_stride, minimum(users_in_tile, own - i), k, users_in_tile,
+        transpose(row_of(theta, begin + i), theta.stride, minimum(users_in_tile, own - i), k, users_in_tile,
                   users + i * k);
       for (int64_t first = 0; first < m; first += panel) {
         const int64_t count = minimum(panel, m - first);
-        transpose(beta + first * beta_stride, beta_stride, count, k, panel, items);
+        transpose(row_of(beta, first), beta.stride, count, k, panel, items);
         for (int64_t i = 0; i < own; i += users_in_tile)
           meet(users + i * k, items, k, first, count, lists + i, threshold + i, score);
       }
@@ -197,10 +208,8 @@ void top_items(int64_t n, int64_t m, int64_t k, const T* theta, int64_t theta_st
   }
 }
 
-template void top_items<float>(int64_t, int64_t, int64_t, const float*, int64_t, const float*, int64_t, Excluded,
-                               int64_t, int64_t*, float*, int);
-template void top_items<double>(int64_t, int64_t, int64_t, const double*, int64_t, const double*, int64_t, Excluded,
-                                int64_t, int64_t*, double*, int);
+template void top_items<float>(Matrix<const float>, Matrix<const float>, Excluded, int64_t, int64_t*, float*, int);
+template void top_items<double>(Matrix<const double>, Matrix<const double>, Excluded, int64_t, int64_t*, double*, int);
 
 }  // namespace HPF_ISA
 }  // namespace hpf

@@ -1,0 +1,44 @@
+// The functions of the table in kernels.h, which says what they do and how their arrays are shaped; each is compiled
+// for float and double in the file of its subject.
+#pragma once
+
+#include "kernels.h"
+
+namespace hpf {
+namespace HPF_ISA {
+
+// gamma.cpp
+template <class T>
+void gamma_update(Matrix<T> shape, double prior_shape, Rates<T> rates, Matrix<T> exp_log, double* log_scale,
+                  double* row_sums, double* column_sums, int threads);
+template <class T>
+void mean(Matrix<const T> shape, Rates<T> rates, Matrix<T> out, int threads);
+template <class T>
+double gamma_entropy(Matrix<const T> shape, Rates<T> rates, double prior_shape, double* row_sums, int threads);
+template <class T>
+double distance(Matrix<const T> a, Matrix<const T> b, int threads);
+
+// allocate.cpp
+template <class T>
+void allocate(TilesView<T> tiles, Factor<T> users, Factor<T> items, Matrix<T> user_sums, Matrix<T> item_sums,
+              bool exact, int threads);
+
+// log_rates.cpp
+template <class T>
+double log_rate_sum(TilesView<T> tiles, Matrix<const T> a, Matrix<const T> b, const Factor<T>* users,
+                    const Factor<T>* items, int threads);
+template <class T>
+double log_factorial_sum(TilesView<T> tiles, int threads);
+
+// predict.cpp
+template <class T>
+void predict_pairs(Matrix<const T> theta, Matrix<const T> beta, int64_t pairs, const int64_t* rows,
+                   const int64_t* columns, T* out, int threads);
+
+// top_items.cpp
+template <class T>
+void top_items(Matrix<const T> theta, Matrix<const T> beta, Excluded excluded, int64_t length, int64_t* columns,
+               T* scores, int threads);
+
+}  // namespace HPF_ISA
+}  // namespace hpf
