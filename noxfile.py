@@ -59,9 +59,11 @@ def levels(session: nox.Session) -> None:
     install(session, ".[test,parity]")
     find = "from hpf_gpu import _openmp; print(*_openmp.levels())"
     found = session.run("python", "-P", "-c", find, silent=True, stderr=None)
-    names = ("backend_contract", "parity", "levels", "special", "agreement")
+    names = ("inference", "parity", "levels", "special", "agreement")
     for level in found.split():
-        session.run("pytest", "--level", level, *(f"tests/test_{name}.py" for name in names))
+        session.run(
+            "pytest", "--level", level, "tests/contract", *(f"tests/test_{name}.py" for name in names)
+        )
 
 
 @nox.session

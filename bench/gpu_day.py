@@ -50,7 +50,7 @@ def install(site: Path) -> Step:
 
 
 def tests(*select: str) -> Step:
-    files = (str(ROOT / "tests" / name) for name in ("test_backend_contract.py", "test_cuda.py"))
+    files = (str(ROOT / "tests" / name) for name in ("contract", "test_inference.py", "test_cuda.py"))
     options = ["-q", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT)]
     if find_spec("xdist"):  # most of the time goes into compiling and into Python
         options += ["-n", "4"]

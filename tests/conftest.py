@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from contract.tolerances import TOLERANCE, Tolerance
 from hypothesis import HealthCheck, settings
 
 from hpf_gpu import backends
@@ -85,6 +86,11 @@ def backend_name(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session", params=("float32", "float64"))
 def dtype(request: pytest.FixtureRequest) -> np.dtype[Any]:
     return np.dtype(request.param)
+
+
+@pytest.fixture(scope="session")
+def tolerance(dtype: np.dtype[Any]) -> Tolerance:
+    return TOLERANCE[dtype.name]
 
 
 @pytest.fixture(scope="session")

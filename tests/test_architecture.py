@@ -148,6 +148,16 @@ def test_inference_imports_no_array_library():
     }
 
 
+TESTS = sorted(Path(__file__).parent.rglob("test_*.py"))
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
+def test_tests_import_no_tests(path):
+    """What several need lies in a module of its own, so that each can be moved, and run, alone."""
+    others = {other.stem for other in TESTS}
+    assert not [name for name in imported(path.stem, path) if name.split(".")[-1] in others]
+
+
 def test_nothing_is_printed():
     for name, path in modules():
         calls = [

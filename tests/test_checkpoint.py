@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 from safetensors.numpy import load_file, save_file
 from scipy import sparse
-from test_folding import COUNTS
+from small_data import COUNTS
 
 from hpf_gpu import HPF, ModelFileError
 from hpf_gpu.files.checkpoint import Checkpoint

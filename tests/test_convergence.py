@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from test_backend_contract import SMALL
+from problems import SMALL
 
 from hpf_gpu.backends import create
 from hpf_gpu.model.convergence import Check, has_converged

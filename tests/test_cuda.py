@@ -18,8 +18,27 @@ import numpy as np
 import oracle
 import pandas as pd
 import pytest
-import test_backend_contract as contract
+from contract import checks
+from contract.cases import (
+    Case,
+    Parameters,
+    as_csr,
+    disjoint,
+    expected_log_normalizer_sum,
+    expected_statistics,
+    factor_on_host,
+    float32_exact,
+    garbage,
+    make_case,
+    make_counts,
+    make_factor,
+    make_factors,
+    make_parameters,
+    rates_of,
+)
+from contract.tolerances import TOLERANCE, assert_close, assert_near
 from parity import MATRICES, relative_error
+from problems import SMALL, rule, run_fit
 from scipy import sparse
 
 from hpf_gpu import HPF, BackendUnavailable, NotEnoughMemory
@@ -146,30 +165,28 @@ def test_columns_outside_are_refused(cuda: Any, column: int) -> None:
 @pytest.mark.parametrize("k", [513, 1024])
 def test_most_factors(cuda: Any, k: int) -> None:
     rng = np.random.default_rng(k)
-    case = contract.Case(
-        "k", contract._counts(rng, 9, 7, 40), contract._parameters(rng, 9, k), contract._parameters(rng, 7, k)
-    )
-    users, items = contract.make_factors(cuda, case)
+    case = Case("k", make_counts(rng, 9, 7, 40), make_parameters(rng, 9, k), make_parameters(rng, 7, k))
+    users, items = make_factors(cuda, case)
     wanted = oracle.allocate(case.y, case.users.gamma.expected_log, case.items.gamma.expected_log)
     for exact in (False, True):
         got = cuda.allocate(cuda.counts(case.csr(cuda.dtype), k), users, items, exact=exact)
         for statistic, want in zip(got, wanted, strict=True):
-            contract.assert_close(cuda.asnumpy(statistic), want, contract.TOLERANCE[cuda.dtype.name].allocate)
+            assert_close(cuda.asnumpy(statistic), want, TOLERANCE[cuda.dtype.name].allocate)
     with pytest.raises(ValueError, match="k=1025: the cuda backend takes at most 1024"):
         cuda.counts(case.csr(cuda.dtype), 1025)
 
 
-def triangle(k: int, lows: tuple[float, float] | None = None) -> contract.Case:
+def triangle(k: int, lows: tuple[float, float] | None = None) -> Case:
     """Rows and columns of every length from 0 to 130; with ``lows``, many products underflow."""
     rng, (n, m) = np.random.default_rng(k), (131, 130)
     y = np.tril(rng.geometric(0.3, (n, m)), -1).astype(np.float64)
     if conftest.SIMULATED in ("asan", "tsan"):  # a few lengths, for they take minutes
         y[np.arange(n) % 13 > 0] = 0
     if lows is None:
-        return contract.Case("triangle", y, contract._parameters(rng, n, k), contract._parameters(rng, m, k))
-    shapes = (contract._disjoint(size, k, rng.uniform(*lows, (size, 1))) for size in (n, m))
-    users, items = (contract._parameters(rng, len(shape), k, shape) for shape in shapes)
-    return contract.Case("triangle", y, users, items)
+        return Case("triangle", y, make_parameters(rng, n, k), make_parameters(rng, m, k))
+    shapes = (disjoint(size, k, rng.uniform(*lows, (size, 1))) for size in (n, m))
+    users, items = (make_parameters(rng, len(shape), k, shape) for shape in shapes)
+    return Case("triangle", y, users, items)
 
 
 #: Number of factors, precision and allocation: ways for rows to lie over the lanes of a warp that the
@@ -201,10 +218,10 @@ def test_allocate_and_log_sums_of_every_length(
     if "precision" in options:
         lows = (0.04, 0.065)
     case = triangle(k, lows if underflow else None)
-    users, items = contract.make_factors(backend, case)
+    users, items = make_factors(backend, case)
     counts = backend.counts(case.csr(backend.dtype), k)
     log_theta, log_beta = case.users.gamma.expected_log, case.items.gamma.expected_log
-    tolerance = contract.TOLERANCE[cuda.dtype.name]
+    tolerance = TOLERANCE[cuda.dtype.name]
     for exact in (False, True):
         got = backend.allocate(counts, users, items, exact=exact)
         for statistic, want in zip(got, oracle.allocate(case.y, log_theta, log_beta), strict=True):
@@ -212,30 +229,30 @@ def test_allocate_and_log_sums_of_every_length(
                 error = np.abs(backend.asnumpy(statistic) - want)
                 assert (error <= MIXED * want.sum(axis=1, keepdims=True)).all()
             else:
-                contract.assert_close(backend.asnumpy(statistic), want, tolerance.allocate)
+                assert_close(backend.asnumpy(statistic), want, tolerance.allocate)
     want, total = oracle.log_normalizer_sum(case.y, log_theta, log_beta), float(case.y.sum())
     limit = MIXED if "precision" in options else tolerance.log_sums
-    contract.assert_near(backend.log_normalizer_sum(counts, users, items), want, limit, abs(want) + total)
-    theta, beta = (contract._float32_exact(side.gamma.mean) for side in (case.users, case.items))
+    assert_near(backend.log_normalizer_sum(counts, users, items), want, limit, abs(want) + total)
+    theta, beta = (float32_exact(side.gamma.mean) for side in (case.users, case.items))
     want = oracle.log_rate_sum(case.y, theta, beta)
     got_sum = backend.log_rate_sum(counts, backend.asarray(theta), backend.asarray(beta))
-    contract.assert_near(got_sum, want, tolerance.log_sums, abs(want) + total)
+    assert_near(got_sum, want, tolerance.log_sums, abs(want) + total)
     want = oracle.log_factorial_sum(case.y)
-    contract.assert_near(backend.log_factorial_sum(counts), want, tolerance.gamma_elbo, want)
+    assert_near(backend.log_factorial_sum(counts), want, tolerance.gamma_elbo, want)
 
 
 def test_allocate_for_more_rows_than_blocks(cuda: Any) -> None:
     """The warps that do what underflowed take several segments each, and each segment once."""
     rng, n, m, k = np.random.default_rng(0), 2100, 11, 7
     lows = {"float32": 0.02, "float64": 0.0035}[cuda.dtype.name]
-    shapes = (contract._disjoint(size, k, rng.uniform(lows / 2, lows, (size, 1))) for size in (n, m))
-    users, items = (contract._parameters(rng, len(shape), k, shape) for shape in shapes)
-    case = contract.Case("rows", (rng.random((n, m)) < 0.2).astype(float), users, items)
-    factors, counts = contract.make_factors(cuda, case), cuda.counts(case.csr(cuda.dtype), k)
+    shapes = (disjoint(size, k, rng.uniform(lows / 2, lows, (size, 1))) for size in (n, m))
+    users, items = (make_parameters(rng, len(shape), k, shape) for shape in shapes)
+    case = Case("rows", (rng.random((n, m)) < 0.2).astype(float), users, items)
+    factors, counts = make_factors(cuda, case), cuda.counts(case.csr(cuda.dtype), k)
     wanted = oracle.allocate(case.y, users.gamma.expected_log, items.gamma.expected_log)
     for exact in (False, True):
         for statistic, want in zip(cuda.allocate(counts, *factors, exact=exact), wanted, strict=True):
-            contract.assert_close(cuda.asnumpy(statistic), want, contract.TOLERANCE[cuda.dtype.name].allocate)
+            assert_close(cuda.asnumpy(statistic), want, TOLERANCE[cuda.dtype.name].allocate)
 
 
 def test_allocate_joins_long_rows_in_double(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,10 +261,10 @@ def test_allocate_joins_long_rows_in_double(cuda: Any, monkeypatch: pytest.Monke
     parts, first = 64, 2**20 - 14
     y = np.ones((1, 16 * parts))
     y[0, ::16] = first
-    one = contract.Parameters(np.ones((1, 1)), np.ones(1), np.zeros(1))
-    many = contract.Parameters(np.ones((y.size, 1)), np.ones(y.size), np.zeros(1))
-    case = contract.Case("long", y, one, many)
-    users, items = contract.make_factors(cuda, case)
+    one = Parameters(np.ones((1, 1)), np.ones(1), np.zeros(1))
+    many = Parameters(np.ones((y.size, 1)), np.ones(y.size), np.zeros(1))
+    case = Case("long", y, one, many)
+    users, items = make_factors(cuda, case)
     counts = cuda.counts(case.csr(cuda.dtype), 1)
     for exact in (False, True):
         statistic, _ = cuda.allocate(counts, users, items, side="users", exact=exact)
@@ -257,8 +274,8 @@ def test_allocate_joins_long_rows_in_double(cuda: Any, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("exact", [False, True], ids=["", "exact"])
 def test_rows_are_padded_with_zeros(cuda: Any, exact: bool) -> None:
     """What operations return is as wide as kernels take it, and zero beyond K."""
-    case = contract.make_case("K=5")
-    users, items = contract.make_factors(cuda, case)
+    case = make_case("K=5")
+    users, items = make_factors(cuda, case)
     counts, some = cuda.counts(case.csr(cuda.dtype), case.k), np.array([2, 0])
     returned = {
         "statistics": cuda.allocate(counts, users, items, exact=exact),
@@ -275,7 +292,7 @@ def test_rows_are_padded_with_zeros(cuda: Any, exact: bool) -> None:
 
 def test_mixed_factors_come_to_the_host_unscaled(cuda32: Any) -> None:
     mixed = create("cuda", np.dtype(np.float32), precision="mixed")
-    factor = contract.make_factor(mixed, triangle(40).users)
+    factor = make_factor(mixed, triangle(40).users)
     exp_log = mixed.asnumpy(factor.exp_log)
     assert exp_log.dtype == np.float32
     assert (exp_log.max(axis=1) == 1).all()
@@ -293,7 +310,7 @@ def test_top_items_of_any_sign_at_random(cuda: Any) -> None:
 def test_rows_and_columns_of_mixed_factors(cuda32: Any) -> None:
     """Copies of half-precision factors are in half precision, which is what kernels take."""
     mixed = create("cuda", np.dtype(np.float32), precision="mixed")
-    factor, some = contract.make_factor(mixed, triangle(40).users), np.array([5, 0, 2])
+    factor, some = make_factor(mixed, triangle(40).users), np.array([5, 0, 2])
     whole = mixed.asnumpy(factor.exp_log)
     rows, columns = mixed.select_rows(factor.exp_log, some), mixed.select_columns(factor.exp_log, some)
     assert rows.dtype == columns.dtype == factor.exp_log.dtype == np.float16
@@ -327,10 +344,7 @@ def test_products_of_exactly_the_threshold_are_counted_once(cuda: Any) -> None:
     """One of the two passes takes a product, also the smallest that is not left to the log-sum-exp."""
     threshold = cuda.dtype.type({"float32": 1e-18, "float64": 1e-150}[cuda.dtype.name])
     products = np.array([np.nextafter(threshold, 0), threshold, np.nextafter(threshold, 1)], cuda.dtype)
-    users, items = (
-        contract.make_factor(cuda, contract.Parameters(np.ones((n, 1)), np.ones(n), np.zeros(1)))
-        for n in (1, 3)
-    )
+    users, items = (make_factor(cuda, Parameters(np.ones((n, 1)), np.ones(n), np.zeros(1))) for n in (1, 3))
     items.exp_log[:, 0] = cuda.asarray(products.astype(np.float64)[:, None])[:, 0]
     counts = cuda.counts(sparse.csr_array(np.full((1, 3), 2.0, cuda.dtype)), 1)
     for statistic, want in zip(cuda.allocate(counts, users, items), ([6], [2, 2, 2]), strict=True):
@@ -349,7 +363,7 @@ def far(array: Any, rows: int) -> Any:
 @pytest.mark.parametrize("k", [3, 40])
 def test_one_product_underflows_in_the_composed_form(cuda: Any, k: int) -> None:
     composed = create("cuda", cuda.dtype, allocate="cusparse")
-    contract.test_one_product_underflows(composed, contract.TOLERANCE[cuda.dtype.name], k, 13)
+    checks.one_product_underflows(composed, TOLERANCE[cuda.dtype.name], k, 13)
 
 
 @pytest.mark.parametrize("name", ["nearly disjoint", "start values, K=1"])
@@ -359,8 +373,8 @@ def test_allocate_in_matrices_of_more_than_32_bits(
 ) -> None:
     """Rows beyond 2^31 numbers are found: of matrices whose last rows alone are in memory."""
     monkeypatch.setattr(cuda_layout, "SEGMENT", 8)
-    case, rows = contract.make_case(name), 2**30 + 6  # 2^32 numbers, and more: width is 4 or 8
-    factors, counts = contract.make_factors(cuda, case), cuda.counts(case.csr(cuda.dtype), case.k)
+    case, rows = make_case(name), 2**30 + 6  # 2^32 numbers, and more: width is 4 or 8
+    factors, counts = make_factors(cuda, case), cuda.counts(case.csr(cuda.dtype), case.k)
     assert counts.users.slots
     wanted = cuda.allocate(counts, *factors, exact=exact)
 
@@ -384,7 +398,7 @@ def test_allocate_in_matrices_of_more_than_32_bits(
 
     far_counts = dataclasses.replace(counts, users=far_rows(counts.users), items=far_rows(counts.items))
     far_factors = tuple(map(far_factor, factors))
-    outs = tuple(contract.garbage(cuda, n, case.k) for n in case.y.shape)
+    outs = tuple(garbage(cuda, n, case.k) for n in case.y.shape)
     cuda.allocate(far_counts, *far_factors, exact=exact, out=tuple(far(out, rows) for out in outs))
     for out, want in zip(outs, wanted, strict=True):
         np.testing.assert_array_equal(cuda.asnumpy(out), cuda.asnumpy(want))
@@ -402,14 +416,14 @@ def test_allocate_in_matrices_of_more_than_32_bits(
 def test_predict_pairs_of_every_number(cuda: Any, k: int) -> None:
     """However many pairs are left for the last warp and the last block."""
     rng = np.random.default_rng(k)
-    theta, beta = (contract._float32_exact(rng.gamma(0.3, 1.0, (n, k))) for n in (20, 30))
+    theta, beta = (float32_exact(rng.gamma(0.3, 1.0, (n, k))) for n in (20, 30))
     rows, columns = rng.integers(0, 20, 200), rng.integers(0, 30, 200)
     want = np.einsum("zk,zk->z", theta[rows], beta[columns])
     arrays = cuda.asarray(theta), cuda.asarray(beta)
     for size in (*range(1, 66), 127, 128, 129, 200):
         got = cuda.predict_pairs(*arrays, rows[:size], columns[:size])
-        limit = contract.TOLERANCE[cuda.dtype.name].predict
-        contract.assert_close(got[:, None], want[:size, None], limit)
+        limit = TOLERANCE[cuda.dtype.name].predict
+        assert_close(got[:, None], want[:size, None], limit)
 
 
 @pytest.mark.parametrize(
@@ -419,24 +433,24 @@ def test_predict_pairs_of_every_number(cuda: Any, k: int) -> None:
 def test_gamma_update_of_any_number_of_rows(cuda: Any, n: int, k: int) -> None:
     """Blocks, groups of lanes and strands of the sum over blocks that are full, and those that are not."""
     side, tolerance = (
-        contract._parameters(np.random.default_rng(n), n, k),
-        contract.TOLERANCE[cuda.dtype.name],
+        make_parameters(np.random.default_rng(n), n, k),
+        TOLERANCE[cuda.dtype.name],
     )
-    rates = contract.rates_of(cuda, side)
+    rates = rates_of(cuda, side)
     factor, row_sums, column_sums = cuda.gamma_update(cuda.asarray(side.shape), 0.0, rates)
     gamma = side.gamma
     wanted = np.exp(gamma.expected_log - gamma.expected_log.max(axis=1, keepdims=True))
-    contract.assert_close(cuda.asnumpy(factor.exp_log), wanted, tolerance.exp_log)
+    assert_close(cuda.asnumpy(factor.exp_log), wanted, tolerance.exp_log)
     for sums, want in ((row_sums, gamma.row_sums), (column_sums, gamma.column_sums)):
-        contract.assert_close(cuda.asnumpy(sums)[:, None], want[:, None], tolerance.sums)
-    contract.assert_close(cuda.asnumpy(cuda.mean(factor)), gamma.mean, tolerance.mean)
+        assert_close(cuda.asnumpy(sums)[:, None], want[:, None], tolerance.sums)
+    assert_close(cuda.asnumpy(cuda.mean(factor)), gamma.mean, tolerance.mean)
     hyper = oracle.Gamma(np.full(n, 0.3 + k * 0.3), np.linspace(0.1, 3.0, n))
     terms = oracle.gamma_elbo_terms(gamma, hyper, 0.3, 0.3, 0.3)
     got = cuda.gamma_elbo(factor, cuda.asarray(hyper.rate), 0.3, 0.3, 0.3)
-    contract.assert_near(got, sum(terms.values()), tolerance.gamma_elbo, oracle.magnitude(terms))
+    assert_near(got, sum(terms.values()), tolerance.gamma_elbo, oracle.magnitude(terms))
     want = float(np.sqrt(((side.shape - gamma.mean) ** 2).sum()))
     got = cuda.distance(cuda.asarray(side.shape), cuda.asarray(gamma.mean))
-    contract.assert_near(got, want, 4e-7 if cuda.dtype == np.float32 else tolerance.distance, want)
+    assert_near(got, want, 4e-7 if cuda.dtype == np.float32 else tolerance.distance, want)
 
 
 def test_top_items_that_keep_rising(cuda: Any) -> None:
@@ -460,7 +474,7 @@ def test_top_items_of_whole_steps(cuda: Any, m: int) -> None:
     theta, beta = np.ones((3, 1)), rng.permutation(m)[:, None].astype(float)
     exclude = [[], [0, m - 1], list(range(0, m, 2))]
     for length in (1, 255, 256, 257, m):
-        got = cuda.top_items(cuda.asarray(theta), cuda.asarray(beta), length, contract.as_csr(exclude))
+        got = cuda.top_items(cuda.asarray(theta), cuda.asarray(beta), length, as_csr(exclude))
         for one, want in zip(got, oracle.top_items(theta @ beta.T, length, exclude), strict=True):
             np.testing.assert_array_equal(one, want)
 
@@ -471,10 +485,11 @@ def test_an_iteration_does_not_wait(cuda32: Any) -> None:
 
     if not conftest.SIMULATED or conftest.STREAMS != "lazy":
         pytest.skip("only streams that are simulated as lazy show who waits")
-    model = iterate(cuda32, contract.SMALL.model(cuda32), contract.rule("joint"))
+    blocks = SMALL.blocks(cuda32)
+    model = iterate(cuda32, blocks, SMALL.model(cuda32, blocks), rule("joint"))
     stream = cp.cuda.get_current_stream()
     stream.synchronize()
-    iterate(cuda32, model, contract.rule("joint"))
+    iterate(cuda32, blocks, model, rule("joint"))
     assert not stream.done
 
 
@@ -483,9 +498,7 @@ def test_any_stream(cuda32: Any) -> None:
     import cupy as cp
 
     def fitted() -> tuple[np.ndarray[Any, Any], ...]:
-        return contract.factor_on_host(
-            cuda32, contract.run_fit(cuda32, "joint", full_llk=False).model.items.factor
-        )
+        return factor_on_host(cuda32, run_fit(cuda32, "joint", full_llk=False).model.items.factor)
 
     plain = fitted()
     with cp.cuda.Stream(non_blocking=True):
@@ -579,8 +592,8 @@ def test_counts_are_refused_by_what_was_predicted(
 def test_every_operation_tells_what_needs_memory(cuda32: Any) -> None:
     import cupy as cp
 
-    case = contract.make_case("K=5")
-    csr, (users, items) = case.csr(cuda32.dtype), contract.make_factors(cuda32, case)
+    case = make_case("K=5")
+    csr, (users, items) = case.csr(cuda32.dtype), make_factors(cuda32, case)
     counts, (theta, beta) = cuda32.counts(csr, 5), map(cuda32.mean, (users, items))
     some, none = np.array([0, 1]), cuda32.asarray(np.ones((2, 5)))
     work = {
@@ -713,16 +726,16 @@ def test_memory_is_predicted(
 def test_composed_form(cuda: Any, name: str) -> None:
     """A kernel for the weights and cuSPARSE for the sums: the same statistic."""
     composed = create("cuda", cuda.dtype, allocate="cusparse")
-    case = contract.make_case(name)
-    users, items = contract.make_factors(composed, case)
+    case = make_case(name)
+    users, items = make_factors(composed, case)
     counts = composed.counts(case.csr(composed.dtype), case.k)
-    wanted = contract.expected_statistics(name)
+    wanted = expected_statistics(name)
     for exact in (False, True):
         old = tuple(composed.asarray(np.ones((n, case.k))) for n in case.y.shape)  # to be forgotten
         got = composed.allocate(counts, users, items, exact=exact, out=old)
         for statistic, want in zip(got, wanted, strict=True):
-            limit = contract.TOLERANCE[cuda.dtype.name].allocate
-            contract.assert_close(composed.asnumpy(statistic), want, limit)
+            limit = TOLERANCE[cuda.dtype.name].allocate
+            assert_close(composed.asnumpy(statistic), want, limit)
 
 
 #: Relative error of a statistic, entry by entry, with U and V in half precision: eleven bits each.
@@ -734,19 +747,19 @@ MIXED = 2e-3  # 8e-4 measured
 )
 def test_mixed_precision(cuda32: Any, name: str) -> None:
     mixed = create("cuda", np.dtype(np.float32), precision="mixed")
-    case = contract.make_case(name)
-    users, items = contract.make_factors(mixed, case)
+    case = make_case(name)
+    users, items = make_factors(mixed, case)
     counts = mixed.counts(case.csr(mixed.dtype), case.k)
     got = mixed.allocate(counts, users, items)
-    for statistic, want in zip(got, contract.expected_statistics(name), strict=True):
+    for statistic, want in zip(got, expected_statistics(name), strict=True):
         error = np.abs(mixed.asnumpy(statistic) - want)
         assert (error <= MIXED * want.sum(axis=1, keepdims=True)).all()
     exact = mixed.allocate(counts, users, items, exact=True)
-    for statistic, want in zip(exact, contract.expected_statistics(name), strict=True):
-        contract.assert_close(mixed.asnumpy(statistic), want, contract.TOLERANCE["float32"].allocate)
-    wanted = contract.expected_log_normalizer_sum(name)
+    for statistic, want in zip(exact, expected_statistics(name), strict=True):
+        assert_close(mixed.asnumpy(statistic), want, TOLERANCE["float32"].allocate)
+    wanted = expected_log_normalizer_sum(name)
     scale = abs(wanted) + float(case.y.sum())
-    contract.assert_near(mixed.log_normalizer_sum(counts, users, items), wanted, MIXED, scale)
+    assert_near(mixed.log_normalizer_sum(counts, users, items), wanted, MIXED, scale)
 
 
 def test_options_reach_the_backend(cuda32: Any) -> None:
@@ -780,6 +793,16 @@ def test_device_matrix(cuda32: Any, form: str, dtype: type) -> None:
     before = given.get().toarray()
     assert_same_fit(fit(given), fit(matrix))
     np.testing.assert_array_equal(given.get().toarray(), before)
+
+
+@pytest.mark.parametrize("form", ["csr", "csc", "coo"])
+def test_a_device_matrix_with_nothing_at_its_ends(cuda32: Any, form: str) -> None:
+    """No counts in the first rows and columns, nor in the last."""
+    cupy_sparse = pytest.importorskip("cupyx.scipy.sparse")
+    matrix = np.zeros((66, 51))
+    matrix[3:-3, 3:-3] = random_counts().toarray()[:60, :45]
+    given = getattr(cupy_sparse, f"{form}_matrix")(sparse.csr_matrix(matrix))
+    assert_same_fit(fit(given), fit(sparse.csr_array(matrix)))
 
 
 def test_blocks_of_a_device_matrix(cuda32: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from parity import relative_error
 from scipy import sparse
-from test_hpf import IDS
+from small_data import COUNTS, IDS, of_user, quick
 
 from hpf_gpu import HPF
 from hpf_gpu.backends.protocol import RankOne
@@ -27,30 +27,10 @@ from hpf_gpu.model.sides import gather_side, noise_free_side
 A, A_PRIME, B_PRIME = 0.25, 0.5, 2.0
 
 
-def planted(n=60, m=40, k=3, seed=5):
-    """Counts of users who each like the items of one group, and a little of all."""
-    rng = np.random.default_rng(seed)
-    rate = 0.05 + 4.0 * (np.arange(n)[:, None] % k == np.arange(m) % k)
-    dense = rng.poisson(rate * rng.gamma(3.0, 1 / 3, (n, 1)))
-    users, items = dense.nonzero()
-    return pd.DataFrame({"UserId": users + 100, "ItemId": items + 500, "Count": dense[users, items]})
-
-
-COUNTS = planted()
-
-
-def quick(**arguments):
-    return HPF(**{"k": 3, "maxiter": 20, "random_seed": 1, "verbose": False} | arguments)
-
-
 @pytest.fixture(scope="module")
 def model(backend_name):
     """A fit that nobody may change."""
     return quick(backend=backend_name, use_float=False).fit(COUNTS)
-
-
-def of_user(user, frame=COUNTS):
-    return frame.loc[frame.UserId == user, ["ItemId", "Count"]]
 
 
 def tight(**arguments):

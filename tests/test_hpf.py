@@ -13,14 +13,13 @@ import threading
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from decimal import Decimal
-from fractions import Fraction
 
 import numpy as np
 import pandas as pd
 import pytest
 from parity import DATA, relative_error
 from scipy import sparse
+from small_data import IDS
 
 from hpf_gpu import HPF
 
@@ -171,22 +170,6 @@ def test_fractional_counts_are_kept_under_every_rule(stop_crit):
     model = quick(stop_crit=stop_crit, use_float=False).fit(frame)
     assert model.nusers == model.nitems == 2
     assert np.allclose((model.Gamma_shp - 0.3).sum(axis=1), [0.4, 1e-3], rtol=1e-12)
-
-
-IDS = {
-    "strings": [f"u{j}" for j in range(40)],
-    "tuples": [(j, "x") for j in range(40)],
-    "mixed": [j if j % 2 else str(j) for j in range(40)],
-    "dates": list(pd.date_range("2020-01-01", periods=40)),
-    "zoned": list(pd.date_range("2020-01-01", periods=40, tz="Europe/Vienna")),
-    "floats": [j + 0.5 for j in range(40)],
-    "bytes": [b"%d" % j for j in range(40)],
-    "fractions": [Fraction(j, 7) for j in range(40)],
-    "decimals": [Decimal(j) / 3 for j in range(40)],
-    "frozensets": [frozenset({j, "a"}) for j in range(40)],
-    "negative": list(range(-20, 20)),
-    "huge": [2**62 + j for j in range(40)],
-}
 
 
 @pytest.mark.parametrize("kind", sorted(IDS))

@@ -9,7 +9,18 @@ from itertools import product
 import numpy as np
 import oracle
 import pytest
-import test_backend_contract as contract
+from contract import checks
+from contract.cases import (
+    FACTORS,
+    Case,
+    disjoint,
+    make_case,
+    make_counts,
+    make_factor,
+    make_factors,
+    make_parameters,
+)
+from contract.tolerances import TOLERANCE, assert_close, assert_near
 from parity import online_retail, random_strings, relative_error
 from scipy import sparse
 
@@ -56,13 +67,13 @@ def test_fits_of_every_level(level, k, use_float):
 @DTYPES
 def test_factors_fill_every_number_of_cache_lines(dtype):
     """Rows of up to eight lines have kernels of their own with AVX-512, of up to four and two with less."""
-    lines = {-(-k * dtype.itemsize // 64) for k in contract.FACTORS}
+    lines = {-(-k * dtype.itemsize // 64) for k in FACTORS}
     assert lines >= set(range(1, 9))
     assert max(lines) > 9
 
 
 CASES = (
-    *(f"K={k}" for k in contract.FACTORS),
+    *(f"K={k}" for k in FACTORS),
     "one nonzero",
     "no nonzero",
     "power law",
@@ -83,39 +94,39 @@ def test_every_level_keeps_the_contract(level, name, dtype):
     """What the contract asks of the best level, against the same dense formulas."""
     backend, case, tolerance = (
         create("openmp", dtype),
-        contract.make_case(name),
-        contract.TOLERANCE[dtype.name],
+        make_case(name),
+        TOLERANCE[dtype.name],
     )
-    contract.test_gamma_update(backend, case, tolerance, 0.3, True)
-    contract.test_mean(backend, case, tolerance)
-    contract.test_gamma_elbo(backend, case, tolerance, 0.3, 0.3, 1.0)
-    contract.test_distance(backend, case, tolerance)
-    for side, exact in product(contract.SIDES, (False, True)):
-        contract.test_allocate(backend, case, tolerance, side, exact)
-    contract.test_log_rate_sum(backend, case, tolerance)
-    contract.test_log_normalizer_sum(backend, case, tolerance)
-    contract.test_log_factorial_sum(backend, case, tolerance)
-    contract.test_predict_pairs(backend, case, tolerance, np.int64)
-    contract.test_top_items(backend, case, tolerance, 10)
+    checks.gamma_update(backend, case, tolerance, 0.3, True)
+    checks.mean(backend, case, tolerance)
+    checks.gamma_elbo(backend, case, tolerance, 0.3, 0.3, 1.0)
+    checks.distance(backend, case, tolerance)
+    for side, exact in product(checks.SIDES, (False, True)):
+        checks.allocate(backend, case, tolerance, side, exact)
+    checks.log_rate_sum(backend, case, tolerance)
+    checks.log_normalizer_sum(backend, case, tolerance)
+    checks.log_factorial_sum(backend, case, tolerance)
+    checks.predict_pairs(backend, case, tolerance, np.int64)
+    checks.top_items(backend, case, tolerance, 10)
 
 
 @DTYPES
 @pytest.mark.parametrize("k", [3, 30, 200])
 @LEVELS
 def test_every_level_finds_what_underflows(level, k, dtype):
-    backend, tolerance = create("openmp", dtype), contract.TOLERANCE[dtype.name]
+    backend, tolerance = create("openmp", dtype), TOLERANCE[dtype.name]
     for size in (*range(1, 10), 13, 70):
-        contract.test_one_product_underflows(backend, tolerance, k, size)
-    contract.test_log_rate_sum_of_small_products(backend, dtype, tolerance, k)
+        checks.one_product_underflows(backend, tolerance, k, size)
+    checks.log_rate_sum_of_small_products(backend, dtype, tolerance, k)
 
 
 @cache
 def much_underflow(k):
     """Users and items who hardly share a factor, in counts for five row blocks, and their statistics."""
     rng = np.random.default_rng(k)
-    shapes = [contract._disjoint(n, k, rng.uniform(0.008, 0.05, (n, 1))) for n in (1500, 200)]
-    users, items = (contract._parameters(rng, len(shape), k, shape) for shape in shapes)
-    case = contract.Case("much underflow", contract._counts(rng, 1500, 200, 45_000), users, items)
+    shapes = [disjoint(n, k, rng.uniform(0.008, 0.05, (n, 1))) for n in (1500, 200)]
+    users, items = (make_parameters(rng, len(shape), k, shape) for shape in shapes)
+    case = Case("much underflow", make_counts(rng, 1500, 200, 45_000), users, items)
     logs = users.gamma.expected_log, items.gamma.expected_log
     return case, oracle.allocate(case.y, *logs), oracle.log_normalizer_sum(case.y, *logs)
 
@@ -127,14 +138,14 @@ def much_underflow(k):
 def test_underflow_in_every_row_block(level, k, threads, dtype):
     """Nonzeros left to the log-sum-exp, in tiles of every thread."""
     case, statistics, normalizer = much_underflow(k)
-    backend, tolerance = create("openmp", dtype, threads), contract.TOLERANCE[dtype.name]
-    users, items = contract.make_factors(backend, case)
+    backend, tolerance = create("openmp", dtype, threads), TOLERANCE[dtype.name]
+    users, items = make_factors(backend, case)
     counts = backend.counts(case.csr(dtype), k)
     for exact in (False, True):
         for got, want in zip(backend.allocate(counts, users, items, exact=exact), statistics, strict=True):
-            contract.assert_close(backend.asnumpy(got), want, tolerance.allocate)
+            assert_close(backend.asnumpy(got), want, tolerance.allocate)
     got = backend.log_normalizer_sum(counts, users, items)
-    contract.assert_near(got, normalizer, tolerance.log_sums, abs(normalizer) + float(case.y.sum()))
+    assert_near(got, normalizer, tolerance.log_sums, abs(normalizer) + float(case.y.sum()))
 
 
 @pytest.mark.parametrize("threads", [2, 3])
@@ -143,14 +154,14 @@ def test_many_more_column_blocks_than_row_blocks(threads):
     rng, k = np.random.default_rng(3), 500
     csr = sparse.random_array((60, 9000), density=0.05, rng=rng, dtype=np.float64, format="csr")
     csr.data = np.ceil(csr.data * 9)
-    sides = [contract._parameters(rng, n, k) for n in csr.shape]
+    sides = [make_parameters(rng, n, k) for n in csr.shape]
     found = []
     for backend in (create("openmp", np.float64, threads), create("numpy", np.float64)):
-        users, items = (contract.make_factor(backend, side) for side in sides)
+        users, items = (make_factor(backend, side) for side in sides)
         statistics = backend.allocate(backend.counts(csr, k), users, items)
         found.append([backend.asnumpy(statistic) for statistic in statistics])
     for got, want in zip(*found, strict=True):
-        contract.assert_close(got, want, contract.TOLERANCE["float64"].allocate)
+        assert_close(got, want, TOLERANCE["float64"].allocate)
 
 
 @DTYPES
@@ -166,7 +177,7 @@ def test_any_number_of_pairs(level, k, dtype):
             rows, columns = rng.integers(0, 40, size), rng.integers(0, 50, size)
             got = backend.predict_pairs(backend.asarray(theta), backend.asarray(beta), rows, columns)
             want = np.einsum("zk,zk->z", theta[rows], beta[columns], dtype=np.float64)
-            contract.assert_close(got[:, None], want[:, None], contract.TOLERANCE[dtype.name].predict)
+            assert_close(got[:, None], want[:, None], TOLERANCE[dtype.name].predict)
 
 
 def test_the_best_level_is_in_use():

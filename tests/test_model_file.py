@@ -23,8 +23,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from scipy import sparse
-from test_folding import COUNTS, of_user, quick
-from test_hpf import IDS
+from small_data import COUNTS, IDS, of_user, quick
 
 from hpf_gpu import HPF, ModelFileError
 from hpf_gpu.data.ids import Ids

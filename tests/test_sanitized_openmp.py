@@ -82,17 +82,18 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="LD_PRELOAD and GCC's libasan.so are Linux's")
 @pytest.mark.parametrize(
-    ("file", "chosen"),
+    ("files", "chosen"),
     [
-        ("test_backend_contract", "openmp"),
-        ("test_levels", ""),
-        ("test_openmp_module", "not threads"),
+        (("contract", "test_inference.py"), "openmp"),
+        (("test_levels.py",), ""),
+        (("test_openmp_module.py",), "not threads"),
     ],
+    ids=["contract", "levels", "module"],
 )
-def test_sanitizers_find_nothing(environment: dict[str, str], file: str, chosen: str) -> None:
+def test_sanitizers_find_nothing(environment: dict[str, str], files: tuple[str, ...], chosen: str) -> None:
     options = ["-q", "-x", "--capture=sys", "-p", "sanitized", "-p", "no:cacheprovider", "-k", chosen]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, str(TESTS / f"{file}.py")],
+        [sys.executable, "-m", "pytest", *options, *(str(TESTS / file) for file in files)],
         cwd=TESTS.parent, env=environment, capture_output=True, text=True, check=False, timeout=1800,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]

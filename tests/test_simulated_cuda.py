@@ -21,7 +21,7 @@ import hpf_gpu
 from hpf_gpu.backends.openmp_diagnosis import usable_cores
 
 TESTS = Path(__file__).resolve().parent
-OPERATIONS = ("test_backend_contract.py", "test_cuda.py")
+OPERATIONS = ("contract", "test_inference.py", "test_cuda.py")
 FITS = (
     "test_parity.py::test_golden_figures",
     "test_agreement.py::test_agrees_with_numpy",

@@ -9,11 +9,12 @@ import numpy as np
 import oracle
 import pandas as pd
 import pytest
+from contract.tolerances import TOLERANCE, Tolerance
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from parity import DATA, relative_error
+from problems import SCHEDULES, SMALL, Problem, problems, rule
 from scipy import sparse
-from test_backend_contract import SCHEDULES, SMALL, TOLERANCE, Problem, Tolerance, problems, rule, tolerance
 
 from hpf_gpu import HPF
 from hpf_gpu.backends import create
@@ -25,8 +26,6 @@ from hpf_gpu.fitting.training import _epochs
 from hpf_gpu.model.inference import iterate
 from hpf_gpu.model.sides import Model, Side
 from hpf_gpu.model.stochastic import Batch, Epochs, LocalUpdates
-
-__all__ = ["tolerance"]  # a fixture
 
 MATRICES = ("Theta", "Beta", "Gamma_shp", "Gamma_rte", "Lambda_shp", "Lambda_rte", "k_rte", "t_rte")
 

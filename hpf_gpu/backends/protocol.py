@@ -4,7 +4,7 @@ Shapes have N rows and M columns (users and items, or the reverse), K factors an
 nothing about models and files.  They do not see ids, except in :meth:`Backend.read_device_data`, for data
 that never leave the memory of a GPU.  "users" and "items" in names mean the rows and the columns of the
 counts; fold-in of items exchanges them.  There is no base class: every backend implements every operation,
-and ``tests/test_backend_contract.py`` compares each one with the same dense formulas.
+and ``tests/contract`` compares each one with the same dense formulas.
 """
 
 from __future__ import annotations

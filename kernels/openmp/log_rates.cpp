@@ -37,7 +37,8 @@ double log_rate_sum_with(TilesView<T> tiles,
                          const Factor<T>* users,  // one, or null
                          const Factor<T>* items,  // one, or null
                          int threads) {
-  const int64_t tile_count = tiles.row_blocks * tiles.column_blocks, k = a.k, stride = b.stride;
+  const T *u = a.data, *v = b.data;
+  const int64_t tile_count = tiles.row_blocks * tiles.column_blocks, k = a.k, stride = a.stride;
   const int vectors = static_cast<int>(stride / Simd<T>::lanes);
   const int team = threads_for_tiles(tiles, threads);
   Scratch<double> partial(tile_count), log_rates(batch, team), logs(exact_rows * whole_groups(k), team);
@@ -60,9 +61,9 @@ double log_rate_sum_with(TilesView<T> tiles,
         const int size = static_cast<int>(minimum(batch, last - z));
         for (int done = 0; done < size;) {
           const int count = static_cast<int>(minimum(size - done, end - z));
-          const int64_t u = tiles.segment_row[segment];
-          products<T, NV, true>(row_of(a, u), b.data, stride, column + done, count, vectors, product + done);
-          for (int i = done; i < done + count; ++i) row[i] = static_cast<int32_t>(u);
+          const int64_t own = tiles.segment_row[segment];
+          products<T, NV, true>(u + own * stride, v, stride, column + done, count, vectors, product + done);
+          for (int i = done; i < done + count; ++i) row[i] = static_cast<int32_t>(own);
           done += count;
           z += count;
           if (z == end && z < last) end += tiles.segment_size[++segment];
@@ -81,7 +82,7 @@ double log_rate_sum_with(TilesView<T> tiles,
           for (int i = 0; i < size; ++i) {
             if (product[i] >= tiny_product<T>) continue;
             log_rate[i] = users ? exact_log_rate(*users, *items, row[i], column[i], logs.share())
-                                : log_small_product(row_of(a, row[i]), row_of(b, column[i]), k);
+                                : log_small_product(u + row[i] * stride, v + column[i] * stride, k);
           }
 #pragma omp simd reduction(+ : total)
         for (int i = 0; i < size; ++i) total += double(y[i]) * log_rate[i];

@@ -15,8 +15,8 @@ struct ShiftedSum {
 // φ of one pair by the max-shifted log-sum-exp, in double: e^(x − top) of x = E[ln θ] + E[ln β] to `phi`, with
 // their sum.  `user_log` and `phi` are rows (whole groups,); `buffer` takes three more.
 template <class T>
-static ShiftedSum shifted_phi(const double* user_log, const Factor<T>& items, int64_t column, double* buffer,
-                              double* phi) {
+__attribute__((noinline)) static ShiftedSum shifted_phi(const double* user_log, const Factor<T>& items, int64_t column,
+                                                        double* buffer, double* phi) {
   const int64_t k = items.shape.k, width = whole_groups(k);
   double* logs = buffer + 2 * width;
   expected_log_of(items, column, buffer, logs);

@@ -1,0 +1,220 @@
+"""What the contract asks of each operation, of any backend and case: for its tests here, and for those that
+hold other instruction sets, block sizes and forms of a backend to it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import oracle
+from scipy import sparse
+from scipy.special import gammaln
+
+from contract.cases import (
+    Case,
+    as_csr,
+    both_sides,
+    expected_log_normalizer_sum,
+    expected_statistics,
+    factor_of,
+    factor_on_host,
+    float32_exact,
+    garbage,
+    lists_of_items,
+    make_factor,
+    make_factors,
+    on_host,
+    rates_of,
+)
+from contract.tolerances import Tolerance, assert_close, assert_near, assert_same
+from hpf_gpu.backends import protocol
+from hpf_gpu.backends.protocol import Backend
+
+
+def gamma_update(
+    backend: Backend, case: Case, tolerance: Tolerance, prior_shape: float, with_out: bool
+) -> None:
+    """Shape, exp E[ln θ] scaled by rows, and the sums of the mean, for the shape as it was stored."""
+    for side in both_sides(case):
+        n, k = side.shape.shape
+        rates, out = rates_of(backend, side), garbage(backend, n, k) if with_out else None
+        factor, row_sums, column_sums = backend.gamma_update(
+            backend.asarray(side.shape), prior_shape, rates, out
+        )
+        stored, *_, exp_log, log_scale = factor_on_host(backend, factor)
+        assert stored.dtype == exp_log.dtype == backend.dtype
+        assert log_scale.dtype == np.float64
+        assert factor.rates is rates
+        assert_close(stored, side.shape + prior_shape, tolerance.shape)
+
+        # E[ln θ] of a small shape magnifies the rounding of prior + statistic, so it is judged
+        # against the shape that was stored.
+        want = oracle.Gamma(stored.astype(np.float64), side.gamma.rate)
+        largest = want.expected_log.max(axis=1)
+        # Of E[ln θ], 2e-15 may be wrong (special.h): of an entry and of the largest.
+        limit = max(tolerance.exp_log, 4e-15 * float(np.abs(largest).max()))
+        assert_close(exp_log, np.exp(want.expected_log - largest[:, None]), limit)
+        assert ((exp_log >= 0) & (exp_log <= 1)).all()
+        assert (exp_log.max(axis=1) == 1).all()
+        assert log_scale.shape == (n,)
+        scale_error = np.abs(log_scale - largest) / (1 + np.abs(largest))
+        assert float(scale_error.max(initial=0)) <= tolerance.log_scale
+
+        for sums, wanted in ((row_sums, want.row_sums), (column_sums, want.column_sums)):
+            assert backend.asnumpy(sums).dtype == np.float64
+            assert_close(backend.asnumpy(sums)[:, None], wanted[:, None], tolerance.sums)
+        if with_out:
+            assert_same(backend.asnumpy(out), exp_log)
+            alone, *_ = backend.gamma_update(backend.asarray(side.shape), prior_shape, rates)
+            assert_same(backend.asnumpy(alone.exp_log), exp_log)
+
+
+def mean(backend: Backend, case: Case, tolerance: Tolerance) -> None:
+    for side in both_sides(case):
+        mean = backend.asnumpy(backend.mean(make_factor(backend, side)))
+        assert mean.dtype == backend.dtype
+        assert_close(mean, side.gamma.mean, tolerance.mean)
+
+
+def gamma_elbo(
+    backend: Backend, case: Case, tolerance: Tolerance, shape: float, hyper_shape: float, hyper_mean: float
+) -> None:
+    for side in both_sides(case):
+        n, k = side.shape.shape
+        hyper = oracle.Gamma(np.full(n, hyper_shape + k * shape), np.linspace(0.1, 3.0, n))
+        prior_rate = hyper_shape / hyper_mean
+        terms = oracle.gamma_elbo_terms(side.gamma, hyper, shape, hyper_shape, prior_rate)
+        factor, rate = make_factor(backend, side), backend.asarray(hyper.rate)
+        got = backend.gamma_elbo(factor, rate, shape, hyper_shape, prior_rate)
+        assert_near(got, sum(terms.values()), tolerance.gamma_elbo, oracle.magnitude(terms))
+
+
+def distance(backend: Backend, case: Case, tolerance: Tolerance) -> None:
+    a = case.users.shape
+    # Not all within a factor of two, where a difference of floats would be exact.
+    b = float32_exact(a * np.linspace(0.01, 20.0, a.size).reshape(a.shape))
+    want = float(np.sqrt(((a - b) ** 2).sum()))
+    assert_near(backend.distance(backend.asarray(a), backend.asarray(b)), want, tolerance.distance, want)
+    assert backend.distance(backend.asarray(a), backend.asarray(a)) == 0
+
+
+#: What allocate can be asked for.
+SIDES: tuple[protocol.SideName, ...] = ("both", "users", "items")
+
+
+def allocate(
+    backend: Backend, case: Case, tolerance: Tolerance, side: protocol.SideName, exact: bool
+) -> None:
+    users, items = make_factors(backend, case)
+    counts = backend.counts(case.csr(backend.dtype), case.k)
+    got = backend.allocate(counts, users, items, side=side, exact=exact)
+    names = ("users", "items")
+    for name, statistic, want in zip(
+        names, on_host(backend, got), expected_statistics(case.name), strict=True
+    ):
+        if side not in (name, "both"):
+            assert statistic is None
+            continue
+        assert statistic is not None
+        assert statistic.dtype == backend.dtype
+        assert_close(statistic, want, tolerance.allocate)
+
+
+def log_rate_sum(backend: Backend, case: Case, tolerance: Tolerance) -> None:
+    theta, beta = (float32_exact(side.gamma.mean) for side in both_sides(case))
+    counts = backend.counts(case.csr(backend.dtype), case.k)
+    got = backend.log_rate_sum(counts, backend.asarray(theta), backend.asarray(beta))
+    u, i = case.y.nonzero()
+    scale = float(np.sum(case.y[u, i] * (1 + np.abs(np.log((theta @ beta.T)[u, i])))))
+    assert_near(got, oracle.log_rate_sum(case.y, theta, beta), tolerance.log_sums, scale)
+
+
+def log_rate_sum_of_small_products(
+    backend: Backend, dtype: np.dtype[Any], tolerance: Tolerance, k: int
+) -> None:
+    """Where products are tiny, subnormal in part, or zero, which counts as 2^-1022 / 2^500."""
+    rng, (n, m) = np.random.default_rng(k), (7, 9)
+    csr = sparse.csr_array(rng.integers(0, 5, (n, m)).astype(dtype))
+    y, counts = csr.toarray().astype(np.float64), backend.counts(csr, k)
+    powers = {"float32": (-8, -9, -17, -18, -19, -20), "float64": (-75, -76, -152, -153, -154, -155)}
+    for power in powers[dtype.name]:
+        theta, beta = (rng.gamma(0.5, size=(size, k)) * 10.0**power for size in (n, m))
+        theta, beta = (x.astype(dtype).astype(np.float64) for x in (theta, beta))
+        # The oracle's own products are normal: one factor is scaled by a power of two.
+        up = 2.0**500 if dtype == np.float64 else 1.0
+        want = oracle.log_rate_sum(y, theta * up, beta) - y.sum() * np.log(up)
+        got = backend.log_rate_sum(counts, backend.asarray(theta), backend.asarray(beta))
+        assert_near(got, want, tolerance.log_sums, abs(want))
+    theta[:], least = 0, np.log(np.finfo(np.float64).tiny) - 500 * np.log(2)
+    got = backend.log_rate_sum(counts, backend.asarray(theta), backend.asarray(beta))
+    assert_near(got, y.sum() * least, tolerance.log_sums, abs(y.sum() * least))
+
+
+def log_normalizer_sum(backend: Backend, case: Case, tolerance: Tolerance) -> None:
+    users, items = make_factors(backend, case)
+    got = backend.log_normalizer_sum(backend.counts(case.csr(backend.dtype), case.k), users, items)
+    want = expected_log_normalizer_sum(case.name)
+    assert_near(got, want, tolerance.log_sums, abs(want) + float(case.y.sum()))
+
+
+def log_factorial_sum(backend: Backend, case: Case, tolerance: Tolerance) -> None:
+    want = oracle.log_factorial_sum(case.y)
+    got = backend.log_factorial_sum(backend.counts(case.csr(backend.dtype), case.k))
+    assert_near(got, want, tolerance.gamma_elbo, np.abs(gammaln(case.y + 1)).sum() + 1)
+
+
+def predict_pairs(backend: Backend, case: Case, tolerance: Tolerance, index: type) -> None:
+    """Any pairs in any order, repeated ones included."""
+    rng = np.random.default_rng(0)
+    rows, columns = (rng.integers(0, n, 500).astype(index) for n in case.y.shape)
+    theta, beta = (float32_exact(side.gamma.mean) for side in both_sides(case))
+    got = backend.predict_pairs(backend.asarray(theta), backend.asarray(beta), rows, columns)
+    want = np.einsum("zk,zk->z", theta[rows], beta[columns])
+    assert isinstance(got, np.ndarray)
+    assert got.dtype == backend.dtype
+    assert_close(got[:, None], want[:, None], tolerance.predict)
+
+
+def top_items(backend: Backend, case: Case, tolerance: Tolerance, length: int) -> None:
+    """The best scores to rounding, each that of its column; no column twice, and none that is left out."""
+    some = slice(0, 300)  # of "tall" and "wide": the oracle is slow
+    theta, beta = float32_exact(case.users.gamma.mean[some]), float32_exact(case.items.gamma.mean[:3000])
+    rate, exclude = theta @ beta.T, lists_of_items(len(theta), len(beta))
+    arrays = backend.asarray(theta), backend.asarray(beta)
+    columns, scores = backend.top_items(*arrays, length, as_csr(exclude))
+    assert isinstance(columns, np.ndarray)
+    assert isinstance(scores, np.ndarray)
+    assert (columns.dtype, scores.dtype) == (np.int64, backend.dtype)
+    _, want = oracle.top_items(rate, length, exclude)
+    assert columns.shape == scores.shape == want.shape
+    found = columns >= 0
+    assert_same(found, want > -np.inf)
+    assert_same(np.isneginf(scores), ~found)
+    own = np.where(found, np.take_along_axis(rate, columns, axis=1), 0)
+    for wanted in (own, np.where(found, want, 0)):
+        assert_close(np.where(found, scores, 0)[..., None], wanted[..., None], tolerance.top_items)
+    assert (scores[:, 1:] <= scores[:, :-1]).all()
+    for u, items in enumerate(columns):
+        assert len(set(items[found[u]])) == found[u].sum()
+        assert not set(items[found[u]]) & set(exclude[u])
+
+
+def one_product_underflows(backend: Backend, tolerance: Tolerance, k: int, size: int) -> None:
+    """Whichever nonzero of a row it is, that one goes through the log-sum-exp, and no other."""
+    rng = np.random.default_rng(size)
+    u, v = rng.uniform(0.1, 1.0, (1, k)), rng.uniform(0.1, 1.0, (size, k))
+    y = rng.integers(1, 9, (1, size)).astype(np.float64)
+    counts, users = backend.counts(sparse.csr_array(y.astype(backend.dtype)), k), factor_of(backend, u)
+    expected_log = -0.57721566490153286  # ψ(1)
+    for place in range(size):
+        others = np.arange(size) != place
+        items = factor_of(backend, v * others[:, None])
+        phi = np.where(others[:, None], u * v / (v @ u.T), 1 / k)
+        got = on_host(backend, backend.allocate(counts, users, items))
+        for statistic, want in zip(got, (y @ phi, y.T * phi), strict=True):
+            assert statistic is not None
+            assert_close(statistic, want, tolerance.allocate)
+        logs = np.where(others, np.log(v @ u[0]), 2 * expected_log + np.log(k))
+        got_sum, want_sum = backend.log_normalizer_sum(counts, users, items), float(y[0] @ logs)
+        assert_near(got_sum, want_sum, tolerance.log_sums, float(y[0] @ (1 + np.abs(logs))))

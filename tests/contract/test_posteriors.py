@@ -1,0 +1,70 @@
+"""The gamma posteriors: gamma_update, mean, gamma_elbo and distance."""
+
+from __future__ import annotations
+
+import numpy as np
+import oracle
+import pytest
+
+from contract import checks
+from contract.cases import Case, both_sides, float32_exact, rate_on_host, rates_of
+from contract.tolerances import Tolerance, assert_same
+from hpf_gpu.backends.protocol import Backend, Full, RankOne
+
+
+@pytest.mark.parametrize("prior_shape", [0.0, 1e-3, 0.3])
+@pytest.mark.parametrize("with_out", [False, True], ids=["", "out"])
+def test_gamma_update(
+    backend: Backend, case: Case, tolerance: Tolerance, prior_shape: float, with_out: bool
+) -> None:
+    checks.gamma_update(backend, case, tolerance, prior_shape, with_out)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_one_row_of_start_values(backend: Backend, k: int) -> None:
+    """A matrix (1, 1) of rates is one, though it looks like a vector."""
+    statistic, rates = (backend.asarray(np.full((1, k), value)) for value in (0.5, 0.75))
+    factor, row_sums, _ = backend.gamma_update(statistic, 0.25, Full(rates))
+    assert_same(backend.asnumpy(row_sums), np.full(1, k * 1.0))
+    assert_same(backend.asnumpy(backend.mean(factor)), np.ones((1, k)))
+
+
+def test_gamma_update_leaves_rates_alone(backend: Backend, case: Case) -> None:
+    """Only the statistic is consumed."""
+    for side in both_sides(case):
+        rates = rates_of(backend, side)
+        backend.gamma_update(backend.asarray(side.shape), 0.3, rates)
+        assert_same(rate_on_host(backend, rates), side.gamma.rate)
+
+
+def test_what_is_small_beside_a_tiny_factor(backend: Backend) -> None:
+    """exp E[ln θ] as far as the matrix's type holds it, also where e^ψ itself has underflowed."""
+    for ratio, power in ((1.5, -60), (1.8, -60), (1.1, -350), (1.1, -650), (1.2, -650)):
+        if backend.dtype == np.float32 and power * (ratio - 1) < -80:
+            continue
+        shape = float32_exact(np.array([[-1 / power, -1 / (power * ratio)]]))
+        log = oracle.Gamma(shape, np.ones((1, 2))).expected_log
+        factor, *_ = backend.gamma_update(
+            backend.asarray(shape), 0.0, RankOne(backend.asarray(np.ones(1)), backend.asarray(np.zeros(2)))
+        )
+        got = backend.asnumpy(factor.exp_log).astype(np.float64)
+        np.testing.assert_allclose(
+            got, np.exp(log - log[0, 0]), rtol=1e-6 if backend.dtype == np.float32 else 1e-12
+        )
+
+
+def test_mean(backend: Backend, case: Case, tolerance: Tolerance) -> None:
+    checks.mean(backend, case, tolerance)
+
+
+@pytest.mark.parametrize(
+    ("shape", "hyper_shape", "hyper_mean"), [(0.3, 0.3, 1.0), (1e-3, 5.0, 0.2), (2.5, 1e-3, 7.0)]
+)
+def test_gamma_elbo(
+    backend: Backend, case: Case, tolerance: Tolerance, shape: float, hyper_shape: float, hyper_mean: float
+) -> None:
+    checks.gamma_elbo(backend, case, tolerance, shape, hyper_shape, hyper_mean)
+
+
+def test_distance(backend: Backend, case: Case, tolerance: Tolerance) -> None:
+    checks.distance(backend, case, tolerance)
