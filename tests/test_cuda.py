@@ -155,7 +155,7 @@ def test_most_factors(cuda: Any, k: int) -> None:
         got = cuda.allocate(cuda.counts(case.csr(cuda.dtype), k), users, items, exact=exact)
         for statistic, want in zip(got, wanted, strict=True):
             contract.assert_close(cuda.asnumpy(statistic), want, contract.TOLERANCE[cuda.dtype.name].allocate)
-    with pytest.raises(ValueError, match="k=1025: the cuda backend takes at most 1024"):
+    with pytest.raises(ValueError, match="k=1025: the cuda backend supports at most 1024"):
         cuda.counts(case.csr(cuda.dtype), 1025)
 
 
