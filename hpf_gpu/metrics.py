@@ -220,11 +220,11 @@ def evaluate_ranking(scores: ScoreBlock, train: Any, held_out: Any, n: int = 20)
 
 def _hits(scores: ScoreBlock, train: Any, held_out: Any, users: NDArray[Any], n: int) -> NDArray[np.bool_]:
     """Whether each item (B, n) of the users' lists is a held-out item."""
-    given = np.asarray(scores(users))
+    raw = np.asarray(scores(users))
     expected = (len(users), train.shape[1])
-    if given.shape != expected:
-        raise ValueError(f"scores have shape {given.shape}, not (users, items) = {expected}")
-    block = given.astype(np.result_type(given, np.float32))  # a copy, because it is modified
+    if raw.shape != expected:
+        raise ValueError(f"scores have shape {raw.shape}, not (users, items) = {expected}")
+    block = raw.astype(np.result_type(raw, np.float32))  # a copy, because it is modified
     if np.isnan(block).any():
         raise ValueError(f"a score of user {users[np.isnan(block).any(axis=1)][0]} is nan")
     block[train[users].nonzero()] = -np.inf

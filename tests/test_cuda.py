@@ -75,7 +75,7 @@ def test_devices_are_told(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(runtime, "memGetInfo", lambda: (3 << 29, 5 << 30))
         line = f"{properties['name'].decode()}, {capability}, 1.50 GiB of 5.00 GiB free"
-        assert cuda_backend.devices()[0] == line
+        assert cuda_backend.describe_devices()[0] == line
         assert cuda.describe() == f"{line}, CuPy {cp.__version__}, {cuda.dtype}"
         mixed = create("cuda", np.dtype(np.float32), precision="mixed")
         assert mixed.describe().endswith(", half precision in float32")
@@ -85,7 +85,7 @@ def test_devices_are_told(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(runtime, "memGetInfo", fails)
     monkeypatch.setattr(runtime, "getDeviceCount", lambda: 1)
-    (line,) = cuda_backend.devices()
+    (line,) = cuda_backend.describe_devices()
     assert line.startswith("GPU 0: cudaError")
 
 
@@ -172,7 +172,7 @@ def test_most_factors(cuda: Any, k: int) -> None:
         got = cuda.allocate(cuda.counts(case.csr(cuda.dtype), k), users, items, exact=exact)
         for statistic, want in zip(got, wanted, strict=True):
             assert_close(cuda.asnumpy(statistic), want, TOLERANCE[cuda.dtype.name].allocate)
-    with pytest.raises(ValueError, match="k=1025: the cuda backend takes at most 1024"):
+    with pytest.raises(ValueError, match="k=1025: the cuda backend supports at most 1024"):
         cuda.counts(case.csr(cuda.dtype), 1025)
 
 
@@ -602,7 +602,7 @@ def test_every_operation_tells_what_needs_memory(cuda32: Any) -> None:
         "select_columns": (theta, some),
         "assign_rows": (theta, some, none),
         "counts": (csr, 5),
-        "read_device_data": (cp.asarray([[0, 0, 1]]),),
+        "read_device_data": (cp.asarray([[0, 0, 1]]), True),
         "operand": (np.ones((2, 5)),),
         "gamma_update": (users.shape, 0.3, users.rates),
         "mean": (users,),

@@ -223,14 +223,16 @@ class CudaBackend:
 
     def read_device_data(self, data: Any, *, reindex: bool) -> DeviceData | None:
         if is_device_matrix(data):
-            given = from_matrix(cp, data, self.dtype)
+            triplets = from_matrix(cp, data, self.dtype)
         elif is_device_array(data):
             as_cupy = cp.asarray if hasattr(type(data), "__cuda_array_interface__") else cp.from_dlpack
-            given = from_array(cp, as_cupy(data), self.dtype, reindex)
+            triplets = from_array(cp, as_cupy(data), self.dtype, reindex)
         else:
             return None
-        users, items = (None if side is None else side.get() for side in (given.user_ids, given.item_ids))
-        return DeviceData(self._sorter.canonical(given), users, items, given.dropped)
+        users, items = (
+            None if side is None else side.get() for side in (triplets.user_ids, triplets.item_ids)
+        )
+        return DeviceData(self._sorter.canonical(triplets), users, items, triplets.dropped)
 
     def operand(self, host: Host) -> Array:
         return self.asarray(host)

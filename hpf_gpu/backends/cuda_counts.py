@@ -98,12 +98,12 @@ class Sorter:
         on_device = {field.name: self.xp.asarray(getattr(cut, field.name)) for field in fields(cut)}
         return Rows(shape, Segmentation(**on_device), column, value, cut.slots)
 
-    def canonical(self, given: Triplets) -> DeviceCsr:
+    def canonical(self, triplets: Triplets) -> DeviceCsr:
         """Sort by two counting sorts, by columns and then by rows, and add up duplicates."""
-        (n, m), nnz = given.shape, int(given.value.size)
+        (n, m), nnz = triplets.shape, int(triplets.value.size)
         # Unsorted triplets are treated as a single row, with a separate row number for each nonzero.
-        unsorted = self.rows((1, m), np.array([0, nnz]), given.column, given.value)
-        by_column = self.rows((m, n), *self.by_columns(unsorted, given.row))
+        unsorted = self.rows((1, m), np.array([0, nnz]), triplets.column, triplets.value)
+        by_column = self.rows((m, n), *self.by_columns(unsorted, triplets.row))
         indptr, column, value = self.by_columns(by_column)
         row = row_numbers(self.xp, self.xp.asarray(indptr), nnz)
         is_new = self.xp.ones(nnz, np.bool_)
@@ -114,7 +114,7 @@ class Sorter:
             self.kernels["sum_runs"](-(-sums.size // 256), 256, begin, sums.size, value, sums)
             indptr = np.append(0, np.cumsum(is_new.get()))[indptr]
             column, value = column[begin[:-1]], sums
-        return DeviceCsr(given.shape, indptr, column, value)
+        return DeviceCsr(triplets.shape, indptr, column, value)
 
     def by_columns(self, rows: Rows, own_row: Array | None = None) -> tuple[Host, Array, Array]:
         """The same nonzeros by columns, in the order of the rows: indptr (M + 1,), rows (Z,), values (Z,).

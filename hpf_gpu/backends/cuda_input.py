@@ -93,21 +93,21 @@ def _check_indptr(indptr: Array, rows: int, nnz: int) -> None:
         raise ValueError(f"indptr of this sparse matrix does not divide its {nnz} nonzeros into {rows} rows")
 
 
-def _checked(xp: Any, given: Array, dtype: np.dtype[Any]) -> Array:
+def _checked(xp: Any, counts: Array, dtype: np.dtype[Any]) -> Array:
     """Counts (Z,) in ``dtype``, as a copy; ValueError unless all are finite and at least zero."""
-    if given.dtype.kind not in "iufb":
-        raise ValueError(f"counts of type {given.dtype} are not numbers")
-    bad = ~(xp.isfinite(given) & (given >= 0))
+    if counts.dtype.kind not in "iufb":
+        raise ValueError(f"counts of type {counts.dtype} are not numbers")
+    bad = ~(xp.isfinite(counts) & (counts >= 0))
     if bool(bad.any()):
         row = int(xp.argmax(bad))
         raise ValueError(
-            f"count {given[row].item()!r} at position {row} cannot be used: "
+            f"count {counts[row].item()!r} at position {row} cannot be used: "
             "counts are finite and not negative"
         )
-    total, limit = float(given.sum(dtype=np.float64)), float(np.sqrt(np.finfo(dtype).max))
+    total, limit = float(counts.sum(dtype=np.float64)), float(np.sqrt(np.finfo(dtype).max))
     if total >= limit:
         raise ValueError(f"the counts add up to {total:.3g}, and {dtype} holds {limit:.3g} at most")
-    return xp.array(given, dtype=dtype)
+    return xp.array(counts, dtype=dtype)
 
 
 def _above_zero(xp: Any, shape: tuple[int, int], row: Array, column: Array, value: Array) -> Triplets:

@@ -16,7 +16,7 @@ from .triplets import on_host
 _MAX_FACTOR = 1e9  # so that sums of many products stay within float32
 
 
-def given_factors(factors: Any, ids: Ids, k: int, *, name: str) -> NDArray[Any]:
+def read_factors(factors: Any, ids: Ids, k: int, *, name: str) -> NDArray[Any]:
     """Fixed factors (n, k) in the order of ``ids``, from a frame by id or from an array by row number.
 
     Raises

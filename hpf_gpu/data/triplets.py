@@ -158,18 +158,18 @@ def read_matrix(data: Any, dtype: type) -> Any:
         counts = _checked_counts(pd.Series(native(data.data)), dtype)
         try:
             arrays = (counts, data.indices.copy(), data.indptr.copy())
-            given = type(data)(arrays, shape=data.shape)
-            given.check_format(full_check=True)
+            matrix = type(data)(arrays, shape=data.shape)
+            matrix.check_format(full_check=True)
         except ValueError as error:
             raise ValueError(f"the arrays of this sparse matrix contradict each other: {error}") from error
-        csr = sparse.csr_array(given)
+        csr = sparse.csr_array(matrix)
     else:
-        given = data.tocoo()
-        for indices, size in zip((given.row, given.col), data.shape, strict=True):
+        matrix = data.tocoo()
+        for indices, size in zip((matrix.row, matrix.col), data.shape, strict=True):
             if len(indices) and not 0 <= indices.min() <= indices.max() < size:
                 raise ValueError(f"this sparse matrix of shape {data.shape} has an index outside its shape")
-        counts = _checked_counts(pd.Series(native(given.data)), dtype)
-        csr = sparse.coo_array((counts, (given.row, given.col)), shape=data.shape).tocsr()
+        counts = _checked_counts(pd.Series(native(matrix.data)), dtype)
+        csr = sparse.coo_array((counts, (matrix.row, matrix.col)), shape=data.shape).tocsr()
     columns = csr.indices if csr.nnz > np.iinfo(np.int32).max else narrow(csr.indices, csr.shape[1])
     return sparse.csr_array((csr.data, columns, csr.indptr.astype(columns.dtype)), shape=csr.shape)
 

@@ -198,11 +198,11 @@ def _decoded(encoding: str, array: NDArray[Any] | None, size: int, kind: str) ->
     if array is None:
         return Ids(None, size, kind)
     if encoding == "json":
-        given = json.loads(array.tobytes().decode(errors="surrogatepass"))
-        if type(given) is not list or len(given) != size:
-            raise ValueError(f"{kind}.ids are {short(given)}, not a list of {size}")
+        listed = json.loads(array.tobytes().decode(errors="surrogatepass"))
+        if type(listed) is not list or len(listed) != size:
+            raise ValueError(f"{kind}.ids are {short(listed)}, not a list of {size}")
         values = np.empty(size, dtype=object)
-        values[:] = [_id_of(value) for value in given]
+        values[:] = [_id_of(value) for value in listed]
         distinct = len(set(values.tolist()))
         missing = any(value != value for value in values)  # NaN
     else:
@@ -418,8 +418,8 @@ def _check_mean(name: str, mean: NDArray[Any], posterior: Posterior) -> None:
         far = off > want
         if far.any():
             row, column = np.argwhere(far)[0]
-            at, given = f"{name}[{start + row}, {column}]", mean[start + row, column]
-            raise ValueError(f"{at} is {given}, {off[row, column]:.3g} from the mean of its posterior")
+            at, value = f"{name}[{start + row}, {column}]", mean[start + row, column]
+            raise ValueError(f"{at} is {value}, {off[row, column]:.3g} from the mean of its posterior")
     if (np.abs(posterior.column_sums - sums) > _ROUNDING * sums + len(mean) * tiny).any():
         raise ValueError(f"the column_sums of {name} are {posterior.column_sums}, not {sums}")
 

@@ -96,13 +96,13 @@ def check_fields(name: str, table: Any, fields: Fields) -> None:
             check_fields(f"{name}.{key}", table[key], field)
 
 
-def check_names(kind: str, given: Iterable[str], expected: Iterable[str]) -> None:
+def check_names(kind: str, names: Iterable[str], expected: Iterable[str]) -> None:
     """Raise ValueError if an expected name is missing, or a name is not expected."""
-    given, expected = set(given), set(expected)
-    if expected - given:
-        raise ValueError(f"{kind} {min(expected - given)!r} is missing")
-    if given - expected:
-        raise ValueError(f"{kind} {short(min(given - expected))} is not known")
+    names, expected = set(names), set(expected)
+    if expected - names:
+        raise ValueError(f"{kind} {min(expected - names)!r} is missing")
+    if names - expected:
+        raise ValueError(f"{kind} {short(min(names - expected))} is not known")
 
 
 # -- arrays ------------------------------------------------------------------------------------

@@ -23,13 +23,13 @@ if sys.platform != "win32":  # on Windows leftovers of killed writers are not re
 _NUMBERS = 16  # of possible names next to a target that are checked for leftovers
 
 
-def path_of(name: str, given: Any) -> Path:
+def path_of(name: str, value: Any) -> Path:
     """The path in the argument ``name``, with '~' expanded; TypeError or ValueError if it is not a path."""
-    if not isinstance(given, (str, bytes, os.PathLike)):
-        raise TypeError(f"{name} must be a path, not {given!r}")
-    path = os.fsdecode(given)
+    if not isinstance(value, (str, bytes, os.PathLike)):
+        raise TypeError(f"{name} must be a path, not {value!r}")
+    path = os.fsdecode(value)
     if "\0" in path:
-        raise ValueError(f"{name}={given!r} contains a null character, which a path cannot have")
+        raise ValueError(f"{name}={value!r} contains a null character, which a path cannot have")
     return Path(os.path.expanduser(path))
 
 

@@ -72,9 +72,9 @@ def partial_step(
     size = size_of_step(settings, fitted, step_size)
     sizes = _totals(fitted, totals)
     known = _known_ids(settings, fitted, sizes)
-    given = batch_sides(triplets, known, members, name="counts_df")
-    users, items = (_place(*place) for place in zip(known, given, sizes, may_grow, strict=True))
-    rows, columns = (place.rows[one.codes] for place, one in zip((users, items), given, strict=True))
+    sides = batch_sides(triplets, known, members, name="counts_df")
+    users, items = (_place(*place) for place in zip(known, sides, sizes, may_grow, strict=True))
+    rows, columns = (place.rows[one.codes] for place, one in zip((users, items), sides, strict=True))
     csr = triplets.csr(rows, columns, triplets.counts > 0, (users.ids.size, items.ids.size))
     seed = seed_of_rows(settings, fitted, random_seed)
     return take_step(settings, fitted, Step((users, items), csr, side, size, seed), settings.threads)
@@ -157,11 +157,11 @@ def _moved(
     return model.users[0], model.items
 
 
-def _totals(fitted: Fitted | None, given: Totals) -> tuple[int, int]:
+def _totals(fitted: Fitted | None, passed: Totals) -> tuple[int, int]:
     """Total numbers of users and items: as passed, or those of the model."""
     totals: list[int] = []
     for name, rows in (("nusers", "theta"), ("nitems", "beta")):
-        value = getattr(given, name)
+        value = getattr(passed, name)
         kept = None if fitted is None else getattr(fitted, name)
         if value is None and kept is None:
             raise ValueError(f"the first partial_fit of a model that is not fitted needs {name}")

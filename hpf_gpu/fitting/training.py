@@ -16,7 +16,7 @@ from hpf_gpu import backends
 from hpf_gpu.backends.protocol import Backend
 from hpf_gpu.data.blocks import CountBlocks, Pairs, in_memory, row_batches
 from hpf_gpu.data.counts import TrainingData, held_out_pairs, training_data
-from hpf_gpu.data.factors import given_factors
+from hpf_gpu.data.factors import read_factors
 from hpf_gpu.data.triplets import read
 from hpf_gpu.files.checkpoint import Checkpoint, Identity
 from hpf_gpu.model.biases import warm_up
@@ -184,7 +184,7 @@ def _read(settings: Settings, backend: Backend, inputs: Inputs) -> _Data:
         ("fixed_items", inputs.fixed_items, data.items),
     )
     fixed = {
-        name: given_factors(factors, ids, settings.width, name=name)
+        name: read_factors(factors, ids, settings.width, name=name)
         for name, factors, ids in sides
         if factors is not None
     }

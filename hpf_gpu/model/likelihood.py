@@ -15,7 +15,7 @@ from .convergence import Check
 from .priors import Pin
 from .sides import Model, Side
 
-_CHUNK = 1 << 16  # counts whose temporaries are held at once
+_CHUNK = 1 << 16  # counts whose temporaries exist at once
 
 
 @dataclass(frozen=True)

@@ -177,7 +177,7 @@ def update_side(
     Returns
     -------
     Side
-        Its ``spare`` is the factor of the given side.
+        Its ``spare`` is the factor of the argument ``side``.
     """
     prior, old, kept = side.prior, side.factor, 1.0 - step
     if side.fixed:
