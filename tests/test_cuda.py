@@ -602,7 +602,7 @@ def test_every_operation_tells_what_needs_memory(cuda32: Any) -> None:
         "select_columns": (theta, some),
         "assign_rows": (theta, some, none),
         "counts": (csr, 5),
-        "read_device_data": (cp.asarray([[0, 0, 1]]), True),
+        "read_device_data": (cp.asarray([[0, 0, 1]]),),
         "operand": (np.ones((2, 5)),),
         "gamma_update": (users.shape, 0.3, users.rates),
         "mean": (users,),
@@ -620,7 +620,7 @@ def test_every_operation_tells_what_needs_memory(cuda32: Any) -> None:
         raise cp.cuda.memory.OutOfMemoryError(size, 1 << 30, 1 << 31)
 
     for name, arguments in work.items():
-        options = {"reindex": False} if name == "adopt" else {}
+        options = {"reindex": False} if name == "read_device_data" else {}
         with cp.cuda.using_allocator(allocate), pytest.raises(NotEnoughMemory, match=f"for {name}: Out of"):
             getattr(cuda32, name)(*arguments, **options)
 
