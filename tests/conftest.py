@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from contract.tolerances import TOLERANCE, Tolerance
+from contract.tolerances import Tolerance, tolerance_of
 from hypothesis import HealthCheck, settings
 
 from hpf_gpu import backends
@@ -89,8 +89,8 @@ def dtype(request: pytest.FixtureRequest) -> np.dtype[Any]:
 
 
 @pytest.fixture(scope="session")
-def tolerance(dtype: np.dtype[Any]) -> Tolerance:
-    return TOLERANCE[dtype.name]
+def tolerance(backend_name: str, dtype: np.dtype[Any]) -> Tolerance:
+    return tolerance_of(backend_name, dtype.name)
 
 
 @pytest.fixture(scope="session")

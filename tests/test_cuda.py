@@ -36,7 +36,7 @@ from contract.cases import (
     make_parameters,
     rates_of,
 )
-from contract.tolerances import TOLERANCE, assert_close, assert_near
+from contract.tolerances import assert_close, assert_near, tolerance_of
 from parity import MATRICES, relative_error
 from problems import SMALL, rule, run_fit
 from scipy import sparse
@@ -171,7 +171,7 @@ def test_most_factors(cuda: Any, k: int) -> None:
     for exact in (False, True):
         got = cuda.allocate(cuda.counts(case.csr(cuda.dtype), k), users, items, exact=exact)
         for statistic, want in zip(got, wanted, strict=True):
-            assert_close(cuda.asnumpy(statistic), want, TOLERANCE[cuda.dtype.name].allocate)
+            assert_close(cuda.asnumpy(statistic), want, tolerance_of("cuda", cuda.dtype.name).allocate)
     with pytest.raises(ValueError, match="k=1025: the cuda backend supports at most 1024"):
         cuda.counts(case.csr(cuda.dtype), 1025)
 
@@ -221,7 +221,7 @@ def test_allocate_and_log_sums_of_every_length(
     users, items = make_factors(backend, case)
     counts = backend.counts(case.csr(backend.dtype), k)
     log_theta, log_beta = case.users.gamma.expected_log, case.items.gamma.expected_log
-    tolerance = TOLERANCE[cuda.dtype.name]
+    tolerance = tolerance_of("cuda", cuda.dtype.name)
     for exact in (False, True):
         got = backend.allocate(counts, users, items, exact=exact)
         for statistic, want in zip(got, oracle.allocate(case.y, log_theta, log_beta), strict=True):
@@ -252,7 +252,7 @@ def test_allocate_for_more_rows_than_blocks(cuda: Any) -> None:
     wanted = oracle.allocate(case.y, users.gamma.expected_log, items.gamma.expected_log)
     for exact in (False, True):
         for statistic, want in zip(cuda.allocate(counts, *factors, exact=exact), wanted, strict=True):
-            assert_close(cuda.asnumpy(statistic), want, TOLERANCE[cuda.dtype.name].allocate)
+            assert_close(cuda.asnumpy(statistic), want, tolerance_of("cuda", cuda.dtype.name).allocate)
 
 
 def test_allocate_joins_long_rows_in_double(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -363,7 +363,7 @@ def far(array: Any, rows: int) -> Any:
 @pytest.mark.parametrize("k", [3, 40])
 def test_one_product_underflows_in_the_composed_form(cuda: Any, k: int) -> None:
     composed = create("cuda", cuda.dtype, allocate="cusparse")
-    checks.one_product_underflows(composed, TOLERANCE[cuda.dtype.name], k, 13)
+    checks.one_product_underflows(composed, tolerance_of("cuda", cuda.dtype.name), k, 13)
 
 
 @pytest.mark.parametrize("name", ["nearly disjoint", "start values, K=1"])
@@ -422,7 +422,7 @@ def test_predict_pairs_of_every_number(cuda: Any, k: int) -> None:
     arrays = cuda.asarray(theta), cuda.asarray(beta)
     for size in (*range(1, 66), 127, 128, 129, 200):
         got = cuda.predict_pairs(*arrays, rows[:size], columns[:size])
-        limit = TOLERANCE[cuda.dtype.name].predict
+        limit = tolerance_of("cuda", cuda.dtype.name).predict
         assert_close(got[:, None], want[:size, None], limit)
 
 
@@ -434,7 +434,7 @@ def test_gamma_update_of_any_number_of_rows(cuda: Any, n: int, k: int) -> None:
     """Blocks, groups of lanes and strands of the sum over blocks that are full, and those that are not."""
     side, tolerance = (
         make_parameters(np.random.default_rng(n), n, k),
-        TOLERANCE[cuda.dtype.name],
+        tolerance_of("cuda", cuda.dtype.name),
     )
     rates = rates_of(cuda, side)
     factor, row_sums, column_sums = cuda.gamma_update(cuda.asarray(side.shape), 0.0, rates)
@@ -451,6 +451,34 @@ def test_gamma_update_of_any_number_of_rows(cuda: Any, n: int, k: int) -> None:
     want = float(np.sqrt(((side.shape - gamma.mean) ** 2).sum()))
     got = cuda.distance(cuda.asarray(side.shape), cuda.asarray(gamma.mean))
     assert_near(got, want, 4e-7 if cuda.dtype == np.float32 else tolerance.distance, want)
+
+
+@pytest.mark.parametrize("rate", [1.0, 1e-12, 1e15])
+def test_moments_of_every_shape(cuda: Any, rate: float) -> None:
+    """From those whose e^ψ is far below the range of float to those of pinned columns."""
+    shape = np.concatenate(
+        [np.geomspace(1e-30, 1e-4, 40), np.geomspace(1e-4, 1e24, 400), np.arange(1, 30) / 2]
+    )
+    shape = float32_exact(shape)[:, None]
+    rates = RankOne(cuda.asarray(np.zeros(len(shape))), cuda.asarray(np.full(1, rate)))
+    factor, row_sums, _ = cuda.gamma_update(cuda.asarray(shape), 0.0, rates)
+    want, limits = oracle.Gamma(shape, np.full_like(shape, rate)), tolerance_of("cuda", cuda.dtype.name)
+    log = want.expected_log[:, 0]
+    assert (np.abs(cuda.asnumpy(factor.log_scale) - log) / (1 + np.abs(log))).max() <= limits.log_scale
+    least = float(np.finfo(cuda.dtype).tiny)
+    np.testing.assert_allclose(cuda.asnumpy(row_sums), want.row_sums, rtol=limits.sums, atol=least)
+
+
+def test_shapes_side_by_side(cuda: Any) -> None:
+    """Entries of any size beside one that is not small: as far as the matrix's type holds their ratio."""
+    small = float32_exact(np.geomspace(1e-30, 10.0, 300))
+    shape = np.column_stack([np.full(300, 10.0), small])
+    rates = RankOne(cuda.asarray(np.full(300, 0.5)), cuda.asarray(np.array([0.5, 1.5])))
+    factor, *_ = cuda.gamma_update(cuda.asarray(shape), 0.0, rates)
+    log = oracle.Gamma(shape, np.full((300, 2), (1.0, 2.0))).expected_log
+    want, least = np.exp(log[:, 1] - log[:, 0]), float(np.finfo(cuda.dtype).tiny)
+    limit = max(tolerance_of("cuda", cuda.dtype.name).exp_log, 4e-15 * 708)
+    np.testing.assert_allclose(cuda.asnumpy(factor.exp_log)[:, 1], want, rtol=limit, atol=least)
 
 
 def test_top_items_that_keep_rising(cuda: Any) -> None:
@@ -735,7 +763,7 @@ def test_composed_form(cuda: Any, name: str) -> None:
         old = tuple(composed.asarray(np.ones((n, case.k))) for n in case.y.shape)  # to be forgotten
         got = composed.allocate(counts, users, items, exact=exact, out=old)
         for statistic, want in zip(got, wanted, strict=True):
-            limit = TOLERANCE[cuda.dtype.name].allocate
+            limit = tolerance_of("cuda", cuda.dtype.name).allocate
             assert_close(composed.asnumpy(statistic), want, limit)
 
 
@@ -757,7 +785,7 @@ def test_mixed_precision(cuda32: Any, name: str) -> None:
         assert (error <= MIXED * want.sum(axis=1, keepdims=True)).all()
     exact = mixed.allocate(counts, users, items, exact=True)
     for statistic, want in zip(exact, expected_statistics(name), strict=True):
-        assert_close(mixed.asnumpy(statistic), want, TOLERANCE["float32"].allocate)
+        assert_close(mixed.asnumpy(statistic), want, tolerance_of("cuda", "float32").allocate)
     wanted = expected_log_normalizer_sum(name)
     scale = abs(wanted) + float(case.y.sum())
     assert_near(mixed.log_normalizer_sum(counts, users, items), wanted, MIXED, scale)

@@ -11,8 +11,8 @@ from scipy import sparse
 
 from hpf_gpu import HPF
 from hpf_gpu.backends import cuda_input, cuda_layout
-from hpf_gpu.backends.cuda_launch import Kernel
-from hpf_gpu.backends.cuda_source import MAX_FACTORS, THREADS, TOP_PLACES, Parameter, Variant
+from hpf_gpu.backends.cuda_launch import Kernel, pack
+from hpf_gpu.backends.cuda_source import MAX_FACTORS, TOP_PLACES, Knobs, Parameter, Struct, Variant, file_of
 
 
 @pytest.mark.parametrize("lengths", [[0], [1, 0, 16, 17, 0], [256, 257, 1], [1000, 0, 0, 3, 512], []])
@@ -35,6 +35,15 @@ def test_segmentation(lengths: list[int]) -> None:
             place = int(np.flatnonzero(cut.long_row == row)[0])
             assert slots.tolist() == list(range(cut.long_begin[place], cut.long_begin[place + 1]))
     assert cut.slots == (cut.slot >= 0).sum()
+
+
+def test_launch_order() -> None:
+    """Long segments by the column in their middle, the others by length; equal ones as they were."""
+    half = cuda_layout.SEGMENT // 2
+    size = np.array([3, half, half - 1, 2 * half, 3, 0, half])
+    middle = np.array([5, 9, 0, 2, 1, 0, 2], np.int32)
+    assert cuda_layout.launch_order(size, middle).tolist() == [3, 6, 1, 2, 0, 4, 5]
+    assert cuda_layout.launch_order(size[:0], middle[:0]).tolist() == []
 
 
 def test_segments_beyond_32_bits_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,12 +74,14 @@ def test_blocks_fit_into_shared_memory(real: str) -> None:
     for k in range(1, MAX_FACTORS + 1):
         variant = Variant(k, np.dtype(real))
         lanes = min(32, 1 << (k - 1).bit_length())
-        gamma_update = variant.gamma_threads // lanes * 2 * 8 * k
-        log_normalizer_sums, allocate_exactly = THREADS // 32 * 8 * k, 2 * 2 * 8 * k
+        groups = variant.gamma_threads // lanes
+        assert variant.gamma_groups == groups
+        gamma_update = groups * 2 * 8 * k + variant.real.itemsize * k
+        allocate_exactly = 2 * 2 * 8 * k
         top_items = (
             variant.top_rows * (2 * TOP_PLACES + 1) * (variant.real.itemsize + 4) + 4 * variant.top_rows
         )
-        assert max(gamma_update, log_normalizer_sums, allocate_exactly, top_items) <= 48 << 10, k
+        assert max(gamma_update, allocate_exactly, top_items) <= 48 << 10, k
 
 
 @pytest.mark.parametrize(
@@ -95,8 +106,31 @@ def test_signatures_are_read_off_the_sources() -> None:
     assert update["shape"] == Parameter("shape", np.dtype("f8"), is_pointer=True)
     assert update["prior_shape"] == Parameter("prior_shape", np.dtype("f8"), is_pointer=False)
     assert update["n"] == Parameter("n", np.dtype("i8"), is_pointer=False)
-    half = Variant(5, np.dtype("f4"), half=True).signatures()["allocate"]
-    assert [p.type for p in half if p.name in ("own", "out")] == [np.dtype("f2"), np.dtype("f4")]
+    half = Variant(5, np.dtype("f4"), half=True).signatures()
+    assert [p.type for p in half["weigh"] if p.name in ("own", "weight")] == [np.dtype("f2"), np.dtype("f4")]
+
+
+def test_structs_are_read_off_the_sources() -> None:
+    """As the compiler lays them out: 64-bit addresses, and an int with padding behind it."""
+    variant = Variant(5, np.dtype("f4"))
+    segments = variant.struct("Segments")
+    assert segments.fields[0] == Parameter("begin", np.dtype("i8"), is_pointer=True)
+    assert segments.fields[-1] == Parameter("count", np.dtype("i4"), is_pointer=False)
+    assert (segments.dtype.fields["value"][1], segments.dtype.fields["count"][1]) == (40, 48)  # type: ignore[index]
+    assert segments.dtype.itemsize == 56
+    assert variant.signatures()["allocate"][0] == Parameter("segments", segments, is_pointer=False)
+    assert Variant(5, np.dtype("f8")).struct("Segments") != segments
+
+
+def test_every_kernel_has_a_file() -> None:
+    assert {file_of(name) for name in Variant(5, np.dtype("f4")).signatures()} == {
+        "allocate.cu", "gamma.cu", "likelihood.cu", "predict.cu", "top_items.cu", "composed.cu", "counts.cu"
+    }  # fmt: skip
+
+
+def test_knobs_are_macros() -> None:
+    macros = Variant(5, np.dtype("f4"), knobs=Knobs(threads=64, in_flight=2, min_blocks=3)).macros
+    assert (macros["HPF_THREADS"], macros["HPF_IN_FLIGHT"], macros["HPF_MIN_BLOCKS"]) == (64, 2, 3)
 
 
 class FakeArray(SimpleNamespace):
@@ -137,6 +171,42 @@ def test_launch_refuses_numbers_that_do_not_fit(kind: str, number: float) -> Non
     kernel = Kernel("f", _never, (Parameter("n", np.dtype(kind), is_pointer=False),), width=8)
     with pytest.raises(ValueError, match="does not fit"):
         kernel(1, 32, number)
+
+
+PAIR = Struct("Pair", (Parameter("x", np.dtype("f4"), True), Parameter("n", np.dtype("i4"), False)))
+
+
+def test_structs_hold_addresses_and_keep_arrays() -> None:
+    got: list[Any] = []
+    kernel = Kernel("f", lambda *launch: got.extend(launch[2]), (Parameter("pair", PAIR, False),), width=8)
+    array = fake_array("f4", (3,), (4,))
+    packed = pack(PAIR, 8, array, 7)
+    kernel(1, 32, packed)
+    kernel(1, 32, pack(PAIR, 8, None, 7))
+    assert [tuple(value) for value in got] == [(256, 7), (0, 7)]
+    assert packed.arrays[0] is array
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        ((fake_array("f8", (3,), (8,)), 7), TypeError, "Pair: x is an array of float32, not float64"),
+        ((fake_array("f4", (3, 5), (20, 4)), 7), ValueError, r"Pair: x is at 0x100 with strides \(20, 4\)"),
+        ((None, 2**31), ValueError, "Pair: n=2147483648 does not fit int32"),
+        ((None,), TypeError, "Pair takes 2 arguments, not 1"),
+    ],
+)
+def test_structs_are_checked(values: tuple[Any, ...], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        pack(PAIR, 8, *values)
+
+
+def test_launch_refuses_another_struct() -> None:
+    other = Struct("Pair", (Parameter("x", np.dtype("f8"), True), Parameter("n", np.dtype("i4"), False)))
+    kernel = Kernel("f", _never, (Parameter("pair", PAIR, False),), width=8)
+    for argument in (pack(other, 8, None, 7), 7, None):
+        with pytest.raises(TypeError, match="f: pair is a Pair of this model, not"):
+            kernel(1, 32, argument)
 
 
 def test_launch_counts_arguments_and_blocks() -> None:

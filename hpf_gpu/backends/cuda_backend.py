@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from copy import copy
+from dataclasses import replace
 from functools import cache, wraps
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 from scipy.special import gammaln
 
-from .cuda_counts import DeviceCounts, Rows, Sorter
+from .cuda_counts import DeviceCounts, Rows, Sorted, Sorter
 from .cuda_diagnosis import check_machine, find_fault
 from .cuda_input import from_array, from_matrix, is_device_array, is_device_matrix
-from .cuda_launch import Kernel
-from .cuda_layout import MAX_NUMBER, bytes_of_fit
-from .cuda_source import COUNTS, FACTORS, MAX_FACTORS, THREADS, TOP_PLACES, Variant, source
+from .cuda_launch import Kernel, Packed, pack
+from .cuda_layout import MAX_NUMBER, bytes_of_fit, segmentation
+from .cuda_source import JOIN_STRANDS, MAX_FACTORS, TOP_PLACES, Variant, file_of, source
 from .protocol import (
     Array,
     BackendUnavailable,
@@ -62,17 +64,27 @@ _Class = TypeVar("_Class", bound=type)
 
 
 @cache
-def _compiled(files: tuple[str, ...], variant: Variant, device: int) -> dict[str, Kernel]:
-    """The compiled kernels of these sources for one variant; CuPy caches them on disk."""
-    module = cp.RawModule(code=source(files), options=variant.options)
+def _compiled(file: str, variant: Variant, device: int) -> dict[str, Kernel]:
+    """The compiled kernels of one source for one variant; CuPy caches them on disk."""
+    module = cp.RawModule(code=source((file,)), options=variant.options)
     try:
-        functions = {name: module.get_function(name) for name in variant.signatures(files)}
+        functions = {name: module.get_function(name) for name in variant.signatures((file,))}
     except Exception as error:
         raise find_fault(error) from error
     return {
         name: Kernel(name, functions[name], parameters, variant.width)
-        for name, parameters in variant.signatures(files).items()
+        for name, parameters in variant.signatures((file,)).items()
     }
+
+
+class _Kernels:
+    """The kernels for one variant by name; a source is compiled when one of its kernels is first used."""
+
+    def __init__(self, variant: Variant, device: int) -> None:
+        self._variant, self._device = variant, device
+
+    def __getitem__(self, name: str) -> Kernel:
+        return _compiled(file_of(name), self._variant, self._device)[name]
 
 
 def describe_devices() -> list[str]:
@@ -151,8 +163,9 @@ class CudaBackend:
         self._half, self._composed = precision == "mixed", allocate == "cusparse"
         self._device = cp.cuda.Device().id
         # Fails here if the GPU or the compiler does not work.
-        self._counting = _compiled(COUNTS, Variant(1, self.dtype), self._device)
-        self._sorter = Sorter(cp, self._counting, self.dtype)
+        counting = Variant(1, self.dtype)
+        self._counting = _compiled("counts.cu", counting, self._device)
+        self._sorter = Sorter(cp, self._counting, counting)
 
     def describe(self) -> str:
         precision = "half precision in float32" if self._half else str(self.dtype)
@@ -165,8 +178,8 @@ class CudaBackend:
             )
         return Variant(k, self.dtype, self._half)
 
-    def _kernels(self, k: int) -> dict[str, Kernel]:
-        return _compiled(FACTORS, self._variant(k), self._device)
+    def _kernels(self, k: int) -> _Kernels:
+        return _Kernels(self._variant(k), self._device)
 
     def _empty(self, n: int, k: int, dtype: np.dtype[Any] | None = None) -> Array:
         """A matrix (n, k) in the kernels' layout, for a kernel that writes zeros beyond k."""
@@ -175,6 +188,32 @@ class CudaBackend:
     def _zeros(self, n: int, k: int, dtype: np.dtype[Any] | None = None) -> Array:
         """The same with zeros beyond k, for CuPy operations, which do not write them."""
         return cp.zeros((n, self._variant(k).width), dtype or self.dtype)[:, :k]
+
+    def _warps(self, k: int, segments: int) -> tuple[int, int]:
+        """Numbers of blocks and threads with one warp per segment, or per pair."""
+        threads = self._variant(k).knobs.threads
+        return -(-segments * 32 // threads), threads
+
+    def _pack(self, k: int, name: str, *values: Any) -> Packed:
+        variant = self._variant(k)
+        return pack(variant.struct(name), variant.width, *values)
+
+    def _packed(self, factor: Factor) -> Packed:
+        """Shapes and rates of a factor, as kernels take them."""
+        rates, k = factor.rates, factor.shape.shape[1]
+        if isinstance(rates, RankOne):
+            return self._pack(k, "Gamma", factor.shape, rates.rows, None, rates.columns)
+        return self._pack(k, "Gamma", factor.shape, None, rates.matrix, cp.zeros(k))
+
+    def _left(self, at: Rows, k: int) -> Packed:
+        """Where a kernel notes which nonzeros it leaves to the next one."""
+        return self._pack(k, "Left", cp.empty(at.count, np.uint8), cp.zeros(1, np.int32))
+
+    def _by_rows(self, n: int, k: int) -> tuple[int, int]:
+        """Numbers of blocks and threads with one group of lanes per row, or for many rows several."""
+        variant = self._variant(k)
+        # Not of the device: partial sums are added by blocks, and are to be the same on all.
+        return min(2048, -(-n // variant.gamma_groups)), variant.gamma_threads
 
     # -- transfers ---------------------------------------------------------------------------
 
@@ -218,8 +257,12 @@ class CudaBackend:
             )
         self._check_memory(shape, csr.nnz, k)
         column, value = cp.array(csr.indices, dtype=np.int32), cp.array(csr.data, dtype=self.dtype)
-        users = self._sorter.rows(shape, csr.indptr.astype(np.int64), column, value)
-        return DeviceCounts(users, self._sorter.rows(shape[::-1], *self._sorter.by_columns(users)))
+        users = Sorted(shape, segmentation(csr.indptr.astype(np.int64)), column, value)
+        return DeviceCounts(*map(self._rows, (users, self._sorter.by_columns(users))))
+
+    def _rows(self, nonzeros: Sorted) -> Rows:
+        rows = self._sorter.rows(nonzeros)
+        return replace(rows, matrix=_sparse(nonzeros)) if self._composed else rows
 
     def read_device_data(self, data: Any, *, reindex: bool) -> DeviceData | None:
         if is_device_matrix(data):
@@ -261,19 +304,12 @@ class CudaBackend:
         variant = self._variant(k)
         exp_log = self._empty(n, k, variant.store) if out is None else out
         log_scale, row_sums, column_sums = cp.empty(n), cp.empty(n), cp.empty(k)
-        blocks = _row_blocks(n)
+        blocks, threads = self._by_rows(n, k)
         parts = cp.empty(blocks * k)
+        gamma = self._packed(Factor(statistic, rates, exp_log, log_scale))
         kernels["gamma_update"](
-            blocks,
-            variant.gamma_threads,
-            statistic,
-            float(prior_shape),
-            *_arrays(rates),
-            n,
-            exp_log,
-            log_scale,
-            row_sums,
-            parts,
+            *(blocks, threads, statistic, float(prior_shape), gamma, n),
+            *(exp_log, log_scale, row_sums, parts),
         )
         kernels["sum_columns"](-(-k // 32), 1024, parts, blocks, column_sums)
         return Factor(statistic, rates, exp_log, log_scale), row_sums, column_sums
@@ -281,7 +317,7 @@ class CudaBackend:
     def mean(self, factor: Factor) -> Array:
         n, k = factor.shape.shape
         out, variant = self._empty(n, k), self._variant(k)
-        self._kernels(k)["mean"](-(-n * variant.width // 256), 256, *_gamma(factor), n, out)
+        self._kernels(k)["mean"](-(-n * variant.width // 256), 256, self._packed(factor), n, out)
         return out
 
     def gamma_elbo(
@@ -291,7 +327,8 @@ class CudaBackend:
         kappa = hyper_shape + k * shape
         entropy, row_sums = cp.empty(n), cp.empty(n)
         self._kernels(k)["gamma_entropy"](
-            _row_blocks(n), self._variant(k).gamma_threads, *_gamma(factor), n, shape, entropy, row_sums
+            *(*self._by_rows(n, k), self._packed(factor), n),
+            *(shape, entropy, row_sums),
         )
         terms = entropy - kappa * ((row_sums + hyper_prior_rate) / hyper_rate + cp.log(hyper_rate))
         total = n * (hyper_shape * np.log(hyper_prior_rate) - gammaln(hyper_shape) + gammaln(kappa) + kappa)
@@ -300,8 +337,7 @@ class CudaBackend:
     def distance(self, a: Array, b: Array) -> float:
         n, k = a.shape
         squares = cp.empty(n)
-        threads = self._variant(k).gamma_threads
-        self._kernels(k)["squared_distance"](_row_blocks(n), threads, a, b, n, squares)
+        self._kernels(k)["squared_distance"](*self._by_rows(n, k), a, b, n, squares)
         return float(np.sqrt(float(squares.sum())))
 
     # -- the nonzeros ------------------------------------------------------------------------
@@ -330,53 +366,51 @@ class CudaBackend:
         empty = self._zeros if add else self._empty
         out = empty(n, k) if out is None else out
         partial = empty(at.slots, k)
-        flags: tuple[Array | None, Array | None] = (None, None)
-        if not exact:
-            flags = (cp.empty(at.count, np.uint8), cp.zeros(1, np.int32))
-            if self._composed:
-                self._multiply_sparse(at, own, other, flags, out)
-            else:
-                stored = (own.exp_log, other.exp_log)
-                kernels["allocate"](*_warps(at.count), *at.slotted, *stored, out, partial, *flags)
-        kernels["allocate_exactly"](
-            min(at.count, 1024),
-            64,
-            *(*at.slotted, own.exp_log, other.exp_log, *_gamma(own), *_gamma(other)),
-            *(*flags, out, partial),
-        )
-        long_row, long_begin = at.segments.long_row, at.segments.long_begin
-        blocks = -(-long_row.size * self._variant(k).width // 256)
-        kernels["join_segments"](blocks, 256, long_row, long_begin, long_row.size, partial, add, out)
+        left, sums = self._left(at, k), self._pack(k, "Sums", out, partial)
+        stored = (own.exp_log, other.exp_log)
+        if add:
+            self._multiply_sparse(at, own, other, left, out)
+        elif not exact:
+            kernels["allocate"](*self._warps(k, at.count), at.segments, *stored, sums, left)
+        gammas = (self._packed(own), self._packed(other))
+        kernels["allocate_exactly"](*_exactly(at), at.segments, *stored, *gammas, exact, left, sums)
+        blocks = at.long_row.size * -(-self._variant(k).width // 32)
+        kernels["join_segments"](blocks, 32 * JOIN_STRANDS, at.long_row, at.long_begin, partial, add, out)
         return out
 
-    def _multiply_sparse(
-        self, at: Rows, own: Factor, other: Factor, flags: tuple[Array | None, Array | None], out: Array
-    ) -> None:
+    def _multiply_sparse(self, at: Rows, own: Factor, other: Factor, left: Packed, out: Array) -> None:
         """``allocate="cusparse"``: a kernel for the weights y/(U·V), cuSPARSE for their product with V."""
-        weight = cp.empty(at.value.size, self.dtype)
-        stored = (own.exp_log, other.exp_log)
-        self._kernels(own.shape.shape[1])["weigh"](*_warps(at.count), *at.nonzeros, *stored, weight, *flags)
-        cp.multiply(_sparse(at, weight) @ other.exp_log, own.exp_log, out=out)
+        k = own.shape.shape[1]
+        matrix = copy(at.matrix)
+        matrix.data = cp.empty(at.value.size, self.dtype)
+        self._kernels(k)["weigh"](
+            *self._warps(k, at.count), at.segments, own.exp_log, other.exp_log, matrix.data, left
+        )
+        cp.multiply(matrix @ other.exp_log, own.exp_log, out=out)
 
     def log_rate_sum(self, counts: DeviceCounts, theta: Array, beta: Array) -> float:
-        at = counts.users
-        sums = cp.empty(at.count)
-        self._kernels(theta.shape[1])["log_rate_sums"](*_warps(at.count), *at.nonzeros, theta, beta, sums)
+        by_users = counts.gathers_less_by_users
+        at, own, other = (counts.users, theta, beta) if by_users else (counts.items, beta, theta)
+        k, sums = theta.shape[1], cp.empty(at.count)
+        kernels, arguments = self._kernels(k), (at.segments, own, other, sums, self._left(at, k))
+        kernels["log_rate_sums"](*self._warps(k, at.count), *arguments)
+        kernels["log_rates_exactly"](*_exactly(at), *arguments)
         return float(sums.sum())
 
     def log_normalizer_sum(self, counts: DeviceCounts, users: Factor, items: Factor) -> float:
-        at = counts.users
-        sums = cp.empty(at.count)
-        self._kernels(users.shape.shape[1])["log_normalizer_sums"](
-            *(*_warps(at.count), *at.nonzeros, users.exp_log, items.exp_log),
-            *(users.log_scale, items.log_scale, *_gamma(users), *_gamma(items), sums),
-        )
+        by_users = counts.gathers_less_by_users
+        at, own, other = (counts.users, users, items) if by_users else (counts.items, items, users)
+        k, sums = users.shape.shape[1], cp.empty(at.count)
+        kernels, left, stored = self._kernels(k), self._left(at, k), (own.exp_log, other.exp_log)
+        scales, gammas = (own.log_scale, other.log_scale), (self._packed(own), self._packed(other))
+        kernels["log_normalizer_sums"](*self._warps(k, at.count), at.segments, *stored, *scales, sums, left)
+        kernels["log_normalizers_exactly"](*_exactly(at), at.segments, *stored, *gammas, sums, left)
         return float(sums.sum())
 
     def log_factorial_sum(self, counts: DeviceCounts) -> float:
         at = counts.users
         sums = cp.empty(at.count)
-        self._counting["log_factorial_sums"](*_warps(at.count), at.segments.begin, at.count, at.value, sums)
+        self._counting["log_factorial_sums"](*self._warps(1, at.count), at.segments, sums)
         return float(sums.sum())
 
     def predict_pairs(self, theta: Array, beta: Array, rows: Host, columns: Host) -> Host:
@@ -386,7 +420,7 @@ class CudaBackend:
             pairs = [cp.array(numbers[part], dtype=np.int64) for numbers in (rows, columns)]
             rates = cp.empty(pairs[0].size, self.dtype)
             self._kernels(theta.shape[1])["predict_pairs"](
-                *_warps(rates.size), theta, beta, *pairs, rates.size, rates
+                *self._warps(theta.shape[1], rates.size), theta, beta, *pairs, rates.size, rates
             )
             out[part] = rates.get()
         return out
@@ -420,36 +454,19 @@ class CudaBackend:
         return columns, scores
 
 
-def _sparse(at: Rows, value: Array) -> Any:
-    """A cuSPARSE matrix (N, M) of these nonzeros with other values (Z,)."""
+def _sparse(nonzeros: Sorted) -> Any:
+    """The nonzeros as a cuSPARSE matrix (N, M)."""
     from cupyx.scipy import sparse
 
-    first = cp.ones(at.count, np.bool_)
-    first[1:] = at.segments.row[1:] != at.segments.row[:-1]
-    indptr = cp.append(at.segments.begin[:-1][first], at.segments.begin[-1:])
-    return sparse.csr_matrix((value, at.column, indptr.astype(np.int32)), shape=at.shape)
+    indptr = cp.asarray(nonzeros.cut.indptr.astype(np.int32))
+    matrix = sparse.csr_matrix((nonzeros.value, nonzeros.column, indptr), shape=nonzeros.shape)
+    matrix.has_canonical_format = True  # or CuPy looks for it before every product
+    return matrix
 
 
-def _warps(segments: int) -> tuple[int, int]:
-    """Numbers of blocks and threads with one warp per segment, or per pair."""
-    return -(-segments * 32 // THREADS), THREADS
-
-
-def _row_blocks(n: int) -> int:
-    """Number of blocks for n rows; depends on n alone, because partial sums are added in block order."""
-    return min(4096, -(-n // 64))
-
-
-def _arrays(rates: Rates) -> tuple[Array | None, Array | None, Array]:
-    """Rates as kernel arguments: rows (N,) or a matrix (N, K), and what is added to each column (K,)."""
-    if isinstance(rates, RankOne):
-        return rates.rows, None, rates.columns
-    return None, rates.matrix, cp.zeros(rates.matrix.shape[1])
-
-
-def _gamma(factor: Factor) -> tuple[Array, Array | None, Array | None, Array]:
-    """Shapes and rates of a factor, as arguments of the kernels."""
-    return (factor.shape, *_arrays(factor.rates))
+def _exactly(at: Rows) -> tuple[int, int]:
+    """Numbers of blocks and threads of kernels that go over what others left out."""
+    return min(at.count, 1024), 64
 
 
 def _size(count: int) -> str:

@@ -6,42 +6,45 @@ The array module ``xp`` (CuPy) is an argument, so that nothing here imports it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from .cuda_input import Triplets, row_numbers
-from .cuda_launch import Kernel
-from .cuda_layout import Segmentation, segmentation, strands_of
+from .cuda_launch import Kernel, Packed, pack
+from .cuda_layout import Segmentation, launch_order, segmentation, strands_of
+from .cuda_source import Variant
 from .protocol import Array, Host
 
 
 @dataclass(frozen=True)
-class Rows:
-    """The nonzeros sorted by the rows of one side, on the device."""
+class Sorted:
+    """Nonzeros of a CSR matrix, sorted by its rows, and their segments in the same order."""
 
     shape: tuple[int, int]  # (N, M)
-    segments: Segmentation  # with CuPy arrays
+    cut: Segmentation
     column: Array  # (Z,) int32
     value: Array  # (Z,)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The nonzeros of one side by its rows, in segments that are stored in launch order."""
+
+    shape: tuple[int, int]  # (N, M)
+    segments: Packed
     slots: int  # number of segments of rows that have several
+    long_row: Array  # (L,) int32, rows of several segments
+    long_begin: Array  # (L + 1,) int32, first slot of each of them
+    column: Array  # (Z,) int32
+    value: Array  # (Z,)
+    matrix: Any = None  # the same in cuSPARSE's form, where that is asked for
 
     @property
     def count(self) -> int:
         """Number of segments S."""
-        return int(self.segments.row.size)
-
-    @property
-    def nonzeros(self) -> tuple[Array, Array, int, Array, Array]:
-        """Arguments of kernels without slots: begin, row, S, column, value."""
-        return (self.segments.begin, self.segments.row, self.count, self.column, self.value)
-
-    @property
-    def slotted(self) -> tuple[Array, Array, Array, int, Array, Array]:
-        """Arguments of kernels with slots: begin, row, slot, S, column, value."""
-        begin, row, *rest = self.nonzeros
-        return (begin, row, self.segments.slot, *rest)
+        return int(self.segments.value["count"])
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,11 @@ class DeviceCounts:
     def nnz(self) -> int:
         """Number of nonzeros Z."""
         return int(self.users.value.size)
+
+    @property
+    def gathers_less_by_users(self) -> bool:
+        """Whether a sum that may go by either side gathers the rows of a smaller matrix by users."""
+        return self.shape[0] >= self.shape[1]
 
 
 @dataclass(frozen=True)
@@ -90,50 +98,59 @@ class Sorter:
 
     xp: Any
     kernels: Mapping[str, Kernel]
-    dtype: np.dtype[Any]
+    variant: Variant  # whose dtype the counts have
 
-    def rows(self, shape: tuple[int, int], indptr: Host, column: Array, value: Array) -> Rows:
-        """Nonzeros of a CSR matrix that are on the device already, in segments."""
-        cut = segmentation(indptr)
-        on_device = {field.name: self.xp.asarray(getattr(cut, field.name)) for field in fields(cut)}
-        return Rows(shape, Segmentation(**on_device), column, value, cut.slots)
+    def rows(self, nonzeros: Sorted) -> Rows:
+        """The nonzeros with their segments in launch order, on the device."""
+        cut, column, value = nonzeros.cut, nonzeros.column, nonzeros.value
+        size = np.diff(cut.begin)
+        middle = np.zeros(len(size), np.int32)
+        if value.size:
+            middle = column[self.xp.asarray(np.minimum(cut.begin[:-1] + size // 2, value.size - 1))].get()
+        order = launch_order(size, middle)
+        ordered = (cut.begin[:-1][order], size[order].astype(np.int32), cut.row[order], cut.slot[order])
+        on_device = map(self.xp.asarray, ordered)
+        segments = pack(self.variant.struct("Segments"), 1, *on_device, column, value, len(order))
+        long_row, long_begin = self.xp.asarray(cut.long_row), self.xp.asarray(cut.long_begin)
+        return Rows(nonzeros.shape, segments, cut.slots, long_row, long_begin, column, value)
 
     def canonical(self, triplets: Triplets) -> DeviceCsr:
         """Sort by two counting sorts, by columns and then by rows, and add up duplicates."""
         (n, m), nnz = triplets.shape, int(triplets.value.size)
         # Unsorted triplets are treated as a single row, with a separate row number for each nonzero.
-        unsorted = self.rows((1, m), np.array([0, nnz]), triplets.column, triplets.value)
-        by_column = self.rows((m, n), *self.by_columns(unsorted, triplets.row))
-        indptr, column, value = self.by_columns(by_column)
+        cut = segmentation(np.array([0, nnz]))
+        by_column = self.by_columns(Sorted((1, m), cut, triplets.column, triplets.value), triplets.row, n)
+        by_row = self.by_columns(by_column)
+        indptr, column, value = by_row.cut.indptr, by_row.column, by_row.value
         row = row_numbers(self.xp, self.xp.asarray(indptr), nnz)
         is_new = self.xp.ones(nnz, np.bool_)
         is_new[1:] = (row[1:] != row[:-1]) | (column[1:] != column[:-1])
         begin = self.xp.append(self.xp.flatnonzero(is_new), nnz)
         if begin.size <= nnz:
-            sums = self.xp.empty(begin.size - 1, self.dtype)
+            sums = self.xp.empty(begin.size - 1, self.variant.real)
             self.kernels["sum_runs"](-(-sums.size // 256), 256, begin, sums.size, value, sums)
             indptr = np.append(0, np.cumsum(is_new.get()))[indptr]
             column, value = column[begin[:-1]], sums
         return DeviceCsr(triplets.shape, indptr, column, value)
 
-    def by_columns(self, rows: Rows, own_row: Array | None = None) -> tuple[Host, Array, Array]:
-        """The same nonzeros by columns, in the order of the rows: indptr (M + 1,), rows (Z,), values (Z,).
+    def by_columns(self, rows: Sorted, own_row: Array | None = None, n: int | None = None) -> Sorted:
+        """The same nonzeros sorted by columns, and within a column in the order of the rows.
 
-        ``own_row`` (Z,), if passed, replaces the row numbers of the segments.
+        ``own_row`` (Z,), if passed, replaces the row numbers, of which there are ``n``.
         """
-        m, nnz = rows.shape[1], int(rows.value.size)
-        strands = strands_of(m, rows.count, nnz)
+        m, nnz, segments = rows.shape[1], int(rows.value.size), len(rows.cut.row)
+        strands = strands_of(m, segments, nnz)
         counts, out_of_range = self.xp.zeros(m * strands, np.uint32), self.xp.zeros(1, np.int32)
-        begin, row, segments, column, value = rows.nonzeros
+        begin, column = self.xp.asarray(rows.cut.begin), rows.column
         self.kernels["count_columns"](strands, 256, begin, segments, column, m, counts, out_of_range)
         if int(out_of_range[0]):
             raise ValueError(f"a column number of the counts is outside the {m} columns")
         place = self.xp.cumsum(counts, dtype=np.int64)
         place -= counts
         indptr = np.append(place[::strands].get(), nnz)
-        out_row, out_value = self.xp.empty(nnz, np.int32), self.xp.empty(nnz, self.dtype)
-        row = row if own_row is None else None
+        out_row, out_value = self.xp.empty(nnz, np.int32), self.xp.empty(nnz, self.variant.real)
+        row = self.xp.asarray(rows.cut.row) if own_row is None else None
         self.kernels["scatter"](
-            *(strands, 32, begin, row, segments, column, value, own_row, place, out_row, out_value)
+            *(strands, 32, begin, row, segments, column, rows.value, own_row, place, out_row, out_value)
         )
-        return indptr, out_row, out_value
+        return Sorted((m, n or rows.shape[0]), segmentation(indptr), out_row, out_value)

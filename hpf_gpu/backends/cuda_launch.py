@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .cuda_source import Parameter
+from .cuda_source import Parameter, Struct
 
 _MAX_BLOCKS = np.iinfo(np.int32).max
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The value of a struct, checked once, and the arrays that it points to, which it keeps alive."""
+
+    struct: Struct
+    value: Any  # numpy.void
+    arrays: tuple[Any, ...]
+
+
+def pack(struct: Struct, width: int, *values: Any) -> Packed:
+    """A struct for kernels, from a value for each of its fields: arrays or None for pointers, else numbers.
+
+    ``width`` is the row stride of matrices.  Raises TypeError or ValueError as :meth:`Kernel.__call__`.
+    """
+    checked = _checked(struct.name, struct.fields, width, values)
+    addresses = [
+        (0 if value is None else value.data.ptr) if field.is_pointer else value
+        for field, value in zip(struct.fields, checked, strict=True)
+    ]
+    return Packed(struct, np.array(tuple(addresses), struct.dtype)[()], checked)
 
 
 class Kernel:
@@ -41,39 +65,57 @@ class Kernel:
         ValueError
             If a number does not fit its type, or an array has other strides or is not aligned.
         """
-        if len(arguments) != len(self._parameters):
-            raise TypeError(f"{self._name} takes {len(self._parameters)} arguments, not {len(arguments)}")
-        pairs = zip(self._parameters, arguments, strict=True)
-        checked = tuple(self._checked(*pair) for pair in pairs)
+        checked = _checked(self._name, self._parameters, self._width, arguments)
         if blocks > _MAX_BLOCKS:
             raise ValueError(f"{self._name}: {blocks} blocks are more than CUDA can launch")
         if blocks:
-            self._function((blocks,), (threads,), checked)
+            values = (value.value if isinstance(value, Packed) else value for value in checked)
+            self._function((blocks,), (threads,), tuple(values))
 
-    def _checked(self, parameter: Parameter, argument: Any) -> Any:
-        if not parameter.is_pointer:
-            return self._number(parameter, argument)
-        if argument is not None:
-            self._check_array(parameter, argument)
-        return argument
 
-    def _number(self, parameter: Parameter, argument: Any) -> Any:
-        try:
-            number = parameter.type.type(argument)
-        except OverflowError:
-            number = None
-        if number is None or number != argument:
-            raise ValueError(f"{self._name}: {parameter.name}={argument!r} does not fit {parameter.type}")
-        return number
+def _checked(
+    name: str, parameters: Sequence[Parameter], width: int, arguments: Sequence[Any]
+) -> tuple[Any, ...]:
+    """The arguments of a kernel, or fields of a struct, with numbers as NumPy scalars of their types."""
+    if len(arguments) != len(parameters):
+        raise TypeError(f"{name} takes {len(parameters)} arguments, not {len(arguments)}")
+    return tuple(
+        _one_checked(name, parameter, width, argument)
+        for parameter, argument in zip(parameters, arguments, strict=True)
+    )
 
-    def _check_array(self, parameter: Parameter, array: Any) -> None:
-        if not hasattr(array, "__cuda_array_interface__") or array.dtype != parameter.type:
-            kind = getattr(array, "dtype", type(array).__name__)
-            raise TypeError(f"{self._name}: {parameter.name} is an array of {parameter.type}, not {kind}")
-        size = array.itemsize
-        gapless = (self._width * size, size) if array.ndim == 2 else (size,)
-        if array.size and (array.strides != gapless or array.data.ptr % 16):
-            raise ValueError(
-                f"{self._name}: {parameter.name} is at {array.data.ptr:#x} with strides {array.strides}, "
-                f"not at a multiple of 16 with {gapless}"
+
+def _one_checked(name: str, parameter: Parameter, width: int, argument: Any) -> Any:
+    if isinstance(parameter.type, Struct):
+        if not isinstance(argument, Packed) or argument.struct != parameter.type:
+            raise TypeError(
+                f"{name}: {parameter.name} is a {parameter.type.name} of this model, not {argument!r}"
             )
+    elif not parameter.is_pointer:
+        return _number(name, parameter.name, parameter.type, argument)
+    elif argument is not None:
+        _check_array(name, parameter.name, parameter.type, width, argument)
+    return argument
+
+
+def _number(name: str, parameter: str, kind: np.dtype[Any], argument: Any) -> Any:
+    try:
+        number = kind.type(argument)
+    except OverflowError:
+        number = None
+    if number is None or number != argument:
+        raise ValueError(f"{name}: {parameter}={argument!r} does not fit {kind}")
+    return number
+
+
+def _check_array(name: str, parameter: str, kind: np.dtype[Any], width: int, array: Any) -> None:
+    if not hasattr(array, "__cuda_array_interface__") or array.dtype != kind:
+        found = getattr(array, "dtype", type(array).__name__)
+        raise TypeError(f"{name}: {parameter} is an array of {kind}, not {found}")
+    size = array.itemsize
+    gapless = (width * size, size) if array.ndim == 2 else (size,)
+    if array.size and (array.strides != gapless or array.data.ptr % 16):
+        raise ValueError(
+            f"{name}: {parameter} is at {array.data.ptr:#x} with strides {array.strides}, "
+            f"not at a multiple of 16 with {gapless}"
+        )

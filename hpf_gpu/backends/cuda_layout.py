@@ -20,6 +20,7 @@ _FREE_COUNTERS = 1 << 21  # of a sort; so few that their memory does not matter
 class Segmentation:
     """Rows of a CSR matrix, split into segments of at most SEGMENT nonzeros; every row has at least one."""
 
+    indptr: Host  # (N + 1,) int64
     begin: Host  # (S + 1,) int64
     row: Host  # (S,) int32
     slot: Host  # (S,) int32, position among the segments of long rows; −1 if the segment is a whole row
@@ -49,12 +50,25 @@ def segmentation(indptr: Host) -> Segmentation:
     is_long = pieces > 1
     in_long = is_long[row]
     return Segmentation(
+        indptr=indptr,
         begin=np.append(begin, indptr[-1]).astype(np.int64),
         row=row,
         slot=np.where(in_long, np.cumsum(in_long) - 1, -1).astype(np.int32),
         long_row=np.flatnonzero(is_long).astype(np.int32),
         long_begin=np.append(0, np.cumsum(pieces[is_long])).astype(np.int32),
     )
+
+
+def launch_order(size: Host, middle: Host) -> Host:
+    """The order (S,) in which warps take segments of these sizes (S,).
+
+    ``middle`` (S,) is the column in the middle of each; any number where a segment is empty.  First the long
+    ones, by that column: warps that run together then gather the same rows of the other side, which stay in
+    the cache.  Then the others, longest first, so that the warps of a block end together.
+    """
+    is_short = size < SEGMENT // 2
+    key = np.where(is_short, (1 << 32) + SEGMENT - size, middle.astype(np.int64))
+    return np.argsort(key, kind="stable")
 
 
 def strands_of(columns: int, segments: int, nnz: int) -> int:

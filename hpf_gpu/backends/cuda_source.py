@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 
-#: Sources that depend on the number of factors, and those that do not.
-FACTORS = ("allocate.cu", "gamma.cu", "top_items.cu")
-COUNTS = ("counts.cu",)
+#: Sources, each compiled as a module of its own when one of its kernels is first launched.  The last does not
+#: depend on the number of factors.
+FILES = (
+    "allocate.cu", "gamma.cu", "likelihood.cu", "predict.cu", "top_items.cu", "composed.cu", "counts.cu",
+)  # fmt: skip
 MAX_FACTORS = 1024  # the largest k for which the rows of a block fit into shared memory
 _SECTOR = 32  # bytes of a memory transaction
 
-THREADS = 128  # of a block in which each warp processes one segment
+JOIN_STRANDS = 8  # warps of a block that adds up the parts of one row
 TOP_PLACES = 256  # ranks that one pass of ``top_items`` fills at most, and threads of its block
 
 #: NumPy's dtype for each C++ type in a kernel's signature.  ``Real`` and ``Store`` depend on the model.
@@ -27,15 +29,49 @@ _TYPES: dict[str, Any] = {
     "long long": np.int64,
     "unsigned char": np.uint8,
 }
+#: Structs that kernels take.
+_STRUCTS = ("Gamma", "Segments", "Sums", "Left")
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of a kernel."""
+    """One parameter of a kernel, or one field of a struct."""
 
     name: str
-    type: np.dtype[Any]
+    type: np.dtype[Any] | Struct
     is_pointer: bool
+
+
+@dataclass(frozen=True)
+class Struct:
+    """A C++ struct that kernels take by value."""
+
+    name: str
+    fields: tuple[Parameter, ...]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The layout of the struct in memory, with addresses for pointers."""
+        types = [(field.name, np.uint64 if field.is_pointer else field.type) for field in self.fields]
+        return np.dtype(types, align=True)
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """Choices that change the speed of ``allocate`` on a GPU, but no bits."""
+
+    threads: int = 128  # of a block in which each warp processes one segment
+    in_flight: int = 0  # nonzeros of a group of lanes whose rows are loaded together; 0: as registers allow
+    min_blocks: int = 5  # on a multiprocessor, for which the compiler keeps registers free
+
+    @property
+    def macros(self) -> dict[str, object]:
+        """Macros for the compiler."""
+        return {
+            "HPF_THREADS": self.threads,
+            "HPF_IN_FLIGHT": self.in_flight,
+            "HPF_MIN_BLOCKS": self.min_blocks,
+        }
 
 
 @dataclass(frozen=True)
@@ -45,6 +81,7 @@ class Variant:
     k: int
     real: np.dtype[Any]
     half: bool = False
+    knobs: Knobs = Knobs()
 
     @property
     def store(self) -> np.dtype[Any]:
@@ -63,6 +100,11 @@ class Variant:
         return 128 if self.k <= 512 else 64
 
     @property
+    def gamma_groups(self) -> int:
+        """Rows that such a block processes at the same time."""
+        return self.gamma_threads // min(32, 1 << (self.k - 1).bit_length())
+
+    @property
     def top_rows(self) -> int:
         """Rows per block of ``top_items``."""
         return 32 // self.real.itemsize
@@ -74,7 +116,8 @@ class Variant:
             "HPF_K": self.k,
             "HPF_REAL": "float" if self.real == np.float32 else "double",
             "HPF_WIDTH": self.width,
-            "HPF_THREADS": THREADS,
+            **self.knobs.macros,
+            "HPF_JOIN_STRANDS": JOIN_STRANDS,
             "HPF_GAMMA_THREADS": self.gamma_threads,
             "HPF_TOP_ROWS": self.top_rows,
             "HPF_TOP_PLACES": TOP_PLACES,
@@ -86,20 +129,27 @@ class Variant:
         """Options of the compiler, without the architecture."""
         return ("--std=c++17", *(f"-D{name}={value}" for name, value in self.macros.items()))
 
-    def signatures(self, files: tuple[str, ...] = FACTORS + COUNTS) -> dict[str, tuple[Parameter, ...]]:
+    def signatures(self, files: tuple[str, ...] = FILES) -> dict[str, tuple[Parameter, ...]]:
         """The parameters of every kernel, parsed from these sources."""
+        types = self._types(files)
+        return {name: _parameters(text, ",", types) for name, text in _kernels(files)}
+
+    def struct(self, name: str) -> Struct:
+        """The struct with this name, parsed from the sources."""
+        struct: Struct = self._types(FILES)[name]
+        return struct
+
+    def _types(self, files: tuple[str, ...]) -> dict[str, Any]:
+        """What each type name in a signature stands for; structs are those whose fields are all plain."""
         types = _TYPES | {"Real": self.real, "Store": self.store}
-        kernels = re.findall(
-            r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\))?\s*(\w+)\(([^)]*)\)', _code(files)
-        )
-        return {
-            name: tuple(_parameter(text, types) for text in parameters.split(","))
-            for name, parameters in kernels
-        }
+        for name, body in re.findall(r"struct (\w+) {(.*?)\n};", _code(files), re.DOTALL):
+            if name in _STRUCTS:
+                types[name] = Struct(name, _parameters(body.split("__device__")[0], ";", types))
+        return types
 
 
 @cache
-def source(files: tuple[str, ...] = FACTORS + COUNTS) -> str:
+def source(files: tuple[str, ...] = FILES) -> str:
     """These sources as one translation unit, with headers inlined.
 
     CuPy's cache of compiled kernels does not notice changes in headers found by ``-I``.
@@ -136,7 +186,25 @@ def _code(files: tuple[str, ...]) -> str:
     return re.sub(r"//[^\n]*", "", source(files))
 
 
-def _parameter(text: str, types: dict[str, Any]) -> Parameter:
-    words = text.replace("*", " * ").split()
+@cache
+def _kernels(files: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Name and parameters of each kernel."""
+    pattern = r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\))?\s*(\w+)\(([^)]*)\)'
+    return re.findall(pattern, _code(files))
+
+
+@cache
+def file_of(kernel: str) -> str:
+    """The source that defines a kernel."""
+    return next(file for file in FILES if kernel in dict(_kernels((file,))))
+
+
+def _parameters(text: str, separator: str, types: dict[str, Any]) -> tuple[Parameter, ...]:
+    declared = (part.replace("*", " * ").split() for part in text.split(separator))
+    return tuple(_parameter(words, types) for words in declared if words)
+
+
+def _parameter(words: list[str], types: dict[str, Any]) -> Parameter:
     type_name = " ".join(word for word in words[:-1] if word not in ("const", "*", "__restrict__"))
-    return Parameter(words[-1], np.dtype(types[type_name]), "*" in words)
+    known = types[type_name]
+    return Parameter(words[-1], known if isinstance(known, Struct) else np.dtype(known), "*" in words)

@@ -2,9 +2,9 @@
 //
 // The same nonzeros by columns: a stable counting sort, so that the order never depends on chance.
 //
-// Segments are handed to C strands in order.  Each counts its columns; the running sum over columns,
-// and within a column over strands, is where each strand writes.
-#include "rows.cuh"
+// Segments, here in the order of their rows, are handed to C strands in order.  Each counts its columns; the running
+// sum over columns, and within a column over strands, is where each strand writes.
+#include "segments.cuh"
 
 using namespace hpf;
 
@@ -78,17 +78,14 @@ extern "C" __global__ void __launch_bounds__(256, 1) sum_runs(const long long* b
 }
 
 // Σ ln y! over each segment.
-extern "C" __global__ void __launch_bounds__(HPF_THREADS, 1)
-    log_factorial_sums(const long long* segment_begin,  // (S + 1,)
-                       int segments,                    // S
-                       const Real* value,               // (Z,)
-                       double* out) {                   // (S,)
-  const long long segment = global_warp();
-  if (segment >= segments) return;
+extern "C" __global__ void __launch_bounds__(HPF_THREADS, 1) log_factorial_sums(Segments segments,
+                                                                                double* out) {  // (S,)
+  const long long number = global_warp();
+  if (number >= segments.count) return;
+  const Segment at(segments, number);
   const int lane = threadIdx.x % warp;
   double sum = 0;
-  for (long long z = segment_begin[segment] + lane; z < segment_begin[segment + 1]; z += warp)
-    sum += log_gamma(double(value[z]) + 1.0);
+  for (int z = lane; z < at.size; z += warp) sum += log_gamma(double(at.value[z]) + 1.0);
   sum = sum_lanes<warp>(sum);
-  if (lane == 0) out[segment] = sum;
+  if (lane == 0) out[number] = sum;
 }

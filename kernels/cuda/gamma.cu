@@ -1,8 +1,8 @@
-// The gamma posteriors: E[θ], exp E[ln θ] and their sums, in double.
+// The gamma posteriors: E[θ], exp E[ln θ] and their sums.
 //
 // A group of lanes takes one row after the other, each lane its own factors.  Column sums are added up
 // by group, by block and over all blocks, always in the same order.
-#include "rows.cuh"
+#include "moments.cuh"
 
 using namespace hpf;
 
@@ -28,56 +28,88 @@ struct GroupRows {
   }
 };
 
+// exp E[ln θ] of a row by its logarithms, in double, where the entries themselves are too small: the logarithm of the
+// largest, in all lanes of the group.  The whole warp takes part, the other groups without a row.
+__device__ __forceinline__ double exp_log_by_logs(const Gamma& gamma, bool wanted, long long row, int lane,
+                                                  Store* exp_log) {
+  double top = -__longlong_as_double(0x7ff0000000000000LL);
+  if (wanted)
+    for (int k = lane; k < K; k += gamma_lanes) {
+      const double x = gamma.log_mean(row, k);
+      top = x > top ? x : top;
+    }
+  top = max_lanes<gamma_lanes>(top);
+  if (wanted)
+    for (int k = lane; k < K; k += gamma_lanes)
+      exp_log[row * width + k] = Store(store_scale * Real(exp_nonpositive(gamma.log_mean(row, k) - top)));
+  return top;
+}
+
 // The posterior with shape `prior_shape` + statistic.
 extern "C" __global__ void __launch_bounds__(HPF_GAMMA_THREADS, 1)
     gamma_update(Real* shape,  // (N, width) statistic, becomes the shape
                  double prior_shape,
-                 const double* rate_rows,     // (N,) or null
-                 const Real* rate_matrix,     // (N, width) or null
-                 const double* rate_columns,  // (K,)
-                 long long n,                 // N
-                 Store* exp_log,              // (N, width)
-                 double* log_scale,           // (N,)
-                 double* row_sums,            // (N,)
-                 double* column_parts) {      // (blocks, K)
+                 Gamma gamma,             // the same shape, and the rates
+                 long long n,             // N
+                 Store* exp_log,          // (N, width)
+                 double* log_scale,       // (N,)
+                 double* row_sums,        // (N,)
+                 double* column_parts) {  // (blocks, K)
   // Each lane touches only its own factors.
-  __shared__ double log_mean_of_group[gamma_groups][K], column_sum_of_group[gamma_groups][K];
+  __shared__ Entry<Real> entries_of_group[gamma_groups][K];
+  __shared__ Total<Real> totals_of_group[gamma_groups][K];
+  __shared__ Real column_rate[K];
   const GroupRows rows(n);
-  const Rates rate{rate_rows, rate_matrix, rate_columns};
-  double *log_mean = log_mean_of_group[rows.group], *column_sum = column_sum_of_group[rows.group];
-  for (int k = rows.lane; k < K; k += gamma_lanes) column_sum[k] = 0;
+  Entry<Real>* entries = entries_of_group[rows.group];
+  Total<Real>* totals = totals_of_group[rows.group];
+  for (int k = rows.lane; k < K; k += gamma_lanes) totals[k] = {};
+  for (int k = threadIdx.x; k < K; k += HPF_GAMMA_THREADS) column_rate[k] = Real(gamma.rate_columns[k]);
+  __syncthreads();
 
+  // The largest entry of one of the rows, until there is one for each lane: their logarithms are taken together.
+  Entry<Real> kept = Entry<Real>::least();
   for (long long step = 0; step < rows.steps; ++step) {
     const long long row = rows.first + step;
     const bool exists = row < rows.last;
-    double top = -__longlong_as_double(0x7ff0000000000000LL), row_sum = 0;
-    if (exists)
+    Entry<Real> top = Entry<Real>::least();
+    Real row_sum = 0;
+    if (exists) {
+      const Real row_rate = gamma.rate_rows ? Real(gamma.rate_rows[row]) : Real(0);
       for (int k = rows.lane; k < K; k += gamma_lanes) {
         const Real s = shape[row * width + k] + Real(prior_shape);
         shape[row * width + k] = s;
-        const double r = rate.at(row, k), mean = double(s) / r;
-        row_sum += mean;
-        column_sum[k] += mean;
-        const double x = expected_log(double(s), r);
-        log_mean[k] = x;
-        top = x > top ? x : top;
+        const Real rest = gamma.rate_rows ? row_rate : gamma.rate_matrix[row * width + k];
+        const Moments<Real> both = moments(s, rest + column_rate[k]);
+        row_sum += both.mean;
+        totals[k].add(both.mean);
+        entries[k] = both.exp_log;
+        if (top.below(both.exp_log)) top = both.exp_log;
       }
-    top = max_lanes<gamma_lanes>(top);
+    }
+    top = largest_of_lanes<gamma_lanes>(top);
     row_sum = sum_lanes<gamma_lanes>(row_sum);
-    if (!exists) continue;
-    for (int k = rows.lane; k < width; k += gamma_lanes) {
-      exp_log[row * width + k] = k < K ? Store(store_scale * Real(exp_nonpositive(log_mean[k] - top))) : Store(0.0f);
-      if (k >= K) shape[row * width + k] = 0;
+    if (exists) {
+      for (int k = rows.lane; k < width; k += gamma_lanes) {
+        exp_log[row * width + k] = k < K ? Store(store_scale * entries[k].over(top)) : Store(0.0f);
+        if (k >= K) shape[row * width + k] = 0;
+      }
+      if (rows.lane == 0) row_sums[row] = double(row_sum);
     }
-    if (rows.lane == 0) {
-      log_scale[row] = top;
-      row_sums[row] = row_sum;
+    const bool by_logs = exists && top.is_tiny();
+    if (__any_sync(whole_warp, by_logs)) {
+      const double log_top = exp_log_by_logs(gamma, by_logs, row, rows.lane, exp_log);
+      if (by_logs && rows.lane == 0) log_scale[row] = log_top;
     }
+    const int place = int(step % gamma_lanes);
+    if (rows.lane == place) kept = top;
+    if (place + 1 < gamma_lanes && step + 1 < rows.steps) continue;
+    const long long row_of_lane = row - place + rows.lane;
+    if (rows.lane <= place && row_of_lane < rows.last && !kept.is_tiny()) log_scale[row_of_lane] = kept.log();
   }
   __syncthreads();
   for (int k = threadIdx.x; k < K; k += HPF_GAMMA_THREADS) {
     double sum = 0;
-    for (int group = 0; group < gamma_groups; ++group) sum += column_sum_of_group[group][k];
+    for (int group = 0; group < gamma_groups; ++group) sum += totals_of_group[group][k].value();
     column_parts[(long long)blockIdx.x * K + k] = sum;
   }
 }
@@ -92,8 +124,10 @@ extern "C" __global__ void __launch_bounds__(column_sum_threads, 1) sum_columns(
   __shared__ double sum_of_strand[strands][warp];
   const int lane = threadIdx.x % warp, strand = threadIdx.x / warp, k = blockIdx.x * warp + lane;
   double sum = 0;
-  if (k < K)
+  if (k < K) {
+#pragma unroll 4
     for (int b = strand; b < blocks; b += strands) sum += parts[(long long)b * K + k];
+  }
   sum_of_strand[strand][lane] = sum;
   __syncthreads();
   if (strand > 0 || k >= K) return;
@@ -102,39 +136,30 @@ extern "C" __global__ void __launch_bounds__(column_sum_threads, 1) sum_columns(
 }
 
 // E[θ].
-extern "C" __global__ void __launch_bounds__(256, 1) mean(const Real* shape,           // (N, width)
-                                                          const double* rate_rows,     // (N,) or null
-                                                          const Real* rate_matrix,     // (N, width) or null
-                                                          const double* rate_columns,  // (K,)
-                                                          long long n,                 // N
-                                                          Real* out) {                 // (N, width)
+extern "C" __global__ void __launch_bounds__(256, 1) mean(Gamma gamma,
+                                                          long long n,  // N
+                                                          Real* out) {  // (N, width)
   const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= n * width) return;
   const long long row = i / width;
   const int k = int(i % width);
-  const Rates rate{rate_rows, rate_matrix, rate_columns};
-  out[i] = k < K ? Real(double(shape[i]) / rate.at(row, k)) : Real(0);
+  out[i] = k < K ? Real(double(gamma.shape[i]) / gamma.rate(row, k)) : Real(0);
 }
 
 // Of each row: Σ_k (a − s) E[ln θ] + ln Γ(s) − s ln r + s, and Σ_k E[θ].
-extern "C" __global__ void __launch_bounds__(HPF_GAMMA_THREADS, 1)
-    gamma_entropy(const Real* shape,           // (N, width)
-                  const double* rate_rows,     // (N,) or null
-                  const Real* rate_matrix,     // (N, width) or null
-                  const double* rate_columns,  // (K,)
-                  long long n,                 // N
-                  double prior_shape,          // a
-                  double* entropy,             // (N,)
-                  double* row_sums) {          // (N,)
+extern "C" __global__ void __launch_bounds__(HPF_GAMMA_THREADS, 1) gamma_entropy(Gamma gamma,
+                                                                                 long long n,         // N
+                                                                                 double prior_shape,  // a
+                                                                                 double* entropy,     // (N,)
+                                                                                 double* row_sums) {  // (N,)
   const GroupRows rows(n);
-  const Rates rate{rate_rows, rate_matrix, rate_columns};
   for (long long step = 0; step < rows.steps; ++step) {
     const long long row = rows.first + step;
     const bool exists = row < rows.last;
     double total = 0, row_sum = 0;
     if (exists)
       for (int k = rows.lane; k < K; k += gamma_lanes) {
-        const double s = double(shape[row * width + k]), r = rate.at(row, k);
+        const double s = double(gamma.shape[row * width + k]), r = gamma.rate(row, k);
         total += (prior_shape - s) * expected_log(s, r) + log_gamma(s) - s * log_normal(r) + s;
         row_sum += s / r;
       }

@@ -5,7 +5,7 @@
 //   HPF_REAL   float or double: matrices and sums
 //   HPF_WIDTH  numbers from one row to the next: K and zeros up to a whole number of 32-byte sectors
 //   HPF_HALF   defined where exp E[ln θ] is stored in half precision
-// and HPF_THREADS, HPF_GAMMA_THREADS, HPF_TOP_ROWS and HPF_TOP_PLACES, sizes of blocks.
+// and sizes of blocks: HPF_THREADS, HPF_MIN_BLOCKS, HPF_GAMMA_THREADS, HPF_TOP_ROWS and HPF_TOP_PLACES.
 #pragma once
 
 #include "nonzero.h"
@@ -22,14 +22,16 @@ using Store = __half;
 // Half precision has five bits of exponent.  Rows with a largest entry of 2^14 use all of them; φ does
 // not change with the scale of a row.
 constexpr Real store_scale = 16384;
-// Entries of half precision below 2^-14 lose bits, and below 2^-25 everything.  Of a product above this
-// (1e-8 of the largest possible), less than one rounding error of half precision is lost that way.
-constexpr Real tiny_stored_product = Real(1e-8) * store_scale * store_scale;
 #else
 using Store = Real;
 constexpr Real store_scale = 1;
-constexpr Real tiny_stored_product = tiny_product<Real>;
 #endif
+
+// A product of two rows of T below this is neither divided by, nor is its logarithm taken: kernels leave it to those
+// that take the long way.  Entries of half precision below 2^-14 lose bits, and below 2^-25 everything; of a product
+// above 1e-8 of the largest possible, less than one rounding error of half precision is lost that way.
+template <class T>
+constexpr Real least_product = sizeof(T) == 2 ? Real(1e-8) * store_scale * store_scale : tiny_product<Real>;
 
 constexpr int K = HPF_K, width = HPF_WIDTH;
 constexpr int warp = 32;
@@ -76,6 +78,7 @@ __device__ __forceinline__ double multiply_add(double a, double b, double c) {
 template <class T>
 struct Slice {
   using L = Layout<T>;
+  static constexpr int registers = L::per_lane * L::size * sizeof(Real) / 4;
   Real item[L::per_lane][L::size];
 
   // Whether piece p of this lane exists: the last ones of a row may not.
@@ -103,13 +106,13 @@ struct Slice {
       }
   }
 
-  // To a matrix (N, width), as numbers of type Real, whatever T is.
-  __device__ __forceinline__ void store(Real* matrix, long long row, int lane) const {
+  // To a row (width,), as numbers of type Real, whatever T is.
+  __device__ __forceinline__ void store(Real* row, int lane) const {
     constexpr int size = 16 / sizeof(Real);
 #pragma unroll
     for (int p = 0; p < L::per_lane; ++p)
       if (has(lane, p)) {
-        Real* target = matrix + row * width + (p * L::lanes + lane) * L::size;
+        Real* target = row + (p * L::lanes + lane) * L::size;
 #pragma unroll
         for (int first = 0; first < L::size; first += size) {
           Piece<Real> piece;
@@ -160,6 +163,12 @@ __device__ __forceinline__ long long global_warp() {
   return (long long)blockIdx.x * (blockDim.x / warp) + threadIdx.x / warp;
 }
 
+// Where this thread is: its place in the warp, the group of lanes that shares a row of T, its place in the group.
+template <class T>
+struct Lane {
+  int in_warp = threadIdx.x % warp, lane = in_warp % Layout<T>::lanes, group = in_warp / Layout<T>::lanes;
+};
+
 // Σ over groups of `lanes` lanes, in all of them; the whole warp takes part.
 template <int lanes, class T>
 __device__ __forceinline__ T sum_lanes(T value) {
@@ -169,8 +178,16 @@ __device__ __forceinline__ T sum_lanes(T value) {
 }
 
 // What sum_lanes gives for each of the values (Count,), bit by bit, with fewer shuffles: while a lane has several
-// values, it gives half of them away and gets its partner's part of the others.  The sums end up spread
-// over the lanes: `kept` of them in a lane, the same ones in `sharers` lanes side by side.
+// values, it gives half of them away and gets its partner's part of the others.  Four lanes with four values each,
+// where a2 is lane a's part of sum 2 and ab2 that of lanes a and b:
+//
+//            lane a             lane b             lane c             lane d
+//   before   a0 a1 a2 a3        b0 b1 b2 b3        c0 c1 c2 c3        d0 d1 d2 d3
+//   step 2   ac0 ac1            bd0 bd1            ac2 ac3            bd2 bd3
+//   step 1   abcd0              abcd1              abcd2              abcd3
+//
+// So the sums end up spread over the lanes: `kept` of them in a lane (more than one where there are more values than
+// lanes), the same ones in `sharers` lanes side by side (more than one where there are fewer).
 template <int lanes, int Count>
 struct LaneSums {
   static constexpr int kept = Count > lanes ? Count / lanes : 1;
@@ -217,24 +234,19 @@ __device__ __forceinline__ double quotient(double y, double x) {
   return y * __drcp_rn(x);  // one more rounding than y / x, and no call of a subroutine
 }
 
-// The rate of one entry of a factor: rows and columns add up, start values come as a whole matrix.
-struct Rates {
-  const double* __restrict__ rows;     // (N,), or null
-  const Real* __restrict__ matrix;     // (N, width), where rows is null
-  const double* __restrict__ columns;  // (K,)
-
-  __device__ __forceinline__ double at(long long row, int k) const {
-    return (rows ? rows[row] : double(matrix[row * width + k])) + columns[k];
-  }
-};
-
-// Shapes and rates of one side.
+// Shapes and rates of one side, as kernels get them.  Rates are sums of rows and columns; start values come as a
+// whole matrix.
 struct Gamma {
-  const Real* __restrict__ shape;  // (N, width)
-  Rates rate;
+  const Real* shape;           // (N, width)
+  const double* rate_rows;     // (N,), or null
+  const Real* rate_matrix;     // (N, width), where rate_rows is null
+  const double* rate_columns;  // (K,)
 
+  __device__ __forceinline__ double rate(long long row, int k) const {
+    return (rate_rows ? rate_rows[row] : double(rate_matrix[row * width + k])) + rate_columns[k];
+  }
   __device__ __forceinline__ double log_mean(long long row, int k) const {
-    return expected_log(double(shape[row * width + k]), rate.at(row, k));
+    return expected_log(double(shape[row * width + k]), rate(row, k));
   }
 };
 
