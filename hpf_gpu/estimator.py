@@ -60,9 +60,9 @@ class HPF:
         improved by at most ``stop_thr`` since the last check, relative to its magnitude.  'diff-norm': when
         the Frobenius norm of the change in Theta since the last check is below ``stop_thr``.
     check_every : int or None
-        Iterations between two checks.  A check computes log-likelihoods and ELBO, adds a row to ``history_``
-        and applies ``stop_crit``.  With ``stop_crit='maxiter'`` checks are made only if ``verbose``.  The
-        last iteration is always checked.
+        Iterations between two checks.  A check computes log-likelihoods, and the ELBO with ``compute_elbo``,
+        adds a row to ``history_`` and applies ``stop_crit``.  With ``stop_crit='maxiter'`` checks are made
+        only if ``verbose``.  The last iteration is always checked.
     stop_thr : float
         Threshold of ``stop_crit``.
     users_per_batch, items_per_batch : int or None
@@ -132,6 +132,10 @@ class HPF:
         zero for eleven updates, until the factors differ, and then released.  In ``fit`` these updates are
         not counted and precede the first iteration; in ``partial_fit`` they are the first eleven batches.
         The ELBO with biases is lower because of their prior: do not compare it with that without.
+    compute_elbo : bool
+        Whether every check also computes the ELBO, for ``history_`` and callbacks; with the openmp backend a
+        check then takes three to four times as long.  With ``stop_crit='elbo'`` every check does.  The last
+        row of ``history_`` always has the ELBO.
 
     Attributes
     ----------
@@ -156,7 +160,8 @@ class HPF:
     train_llk : float or None
         Training log-likelihood after the last iteration; None after ``partial_fit``.
     history_ : DataFrame
-        One row per check: iteration, llk, elbo, val_llk, seconds, and diff_norm with 'diff-norm'.
+        One row per check: iteration, llk, elbo, val_llk, seconds, and diff_norm with 'diff-norm'.  The ELBO
+        is NaN except in the last row, unless ``compute_elbo`` or ``stop_crit='elbo'``.
     nusers, nitems : int
         Numbers of users and items, including those announced to ``partial_fit`` but not yet seen.
     random_seed_ : int
@@ -209,6 +214,7 @@ class HPF:
         hierarchical: bool = True,
         binary: bool = False,
         bias: bool = False,
+        compute_elbo: bool = False,
     ) -> None:
         self.k = k
         self.a = a
@@ -244,6 +250,7 @@ class HPF:
         self.hierarchical = hierarchical
         self.binary = binary
         self.bias = bias
+        self.compute_elbo = compute_elbo
         self._fitted: Fitted | None = None
         check_folder(self._settings().save_folder)
 
@@ -276,9 +283,10 @@ class HPF:
             Users and items without training data are left out with a warning.
         callback : callable, optional
             Called after every iteration with an object that has the attributes ``iteration``, ``seconds``,
-            ``llk``, ``elbo``, ``val_llk`` and ``diff_norm``; the last four are NaN unless a check was made.
-            If it returns True, the fit ends.  If it raises an exception, the fit ends, the iterations
-            finished so far are kept, as for Ctrl-C, and the exception is raised.
+            ``llk``, ``elbo``, ``val_llk`` and ``diff_norm``; the last four are NaN unless a check was made,
+            and ``elbo`` also without ``compute_elbo`` or ``stop_crit='elbo'``, even at the last check.  If it
+            returns True, the fit ends.  If it raises an exception, the fit ends, the iterations finished so
+            far are kept, as for Ctrl-C, and the exception is raised.
         checkpoint : str or path-like, optional
             File to which the state of the fit is written every ``checkpoint_every`` iterations.  If the file
             exists, the fit resumes from it, and the result is bit-identical to that of an uninterrupted fit

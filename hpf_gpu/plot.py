@@ -57,7 +57,8 @@ def convergence(history: pd.DataFrame, ax: Axes) -> None:
     Parameters
     ----------
     history : pandas.DataFrame
-        ``HPF.history_``: columns ``iteration``, ``llk`` and ``elbo``; missing values are left out.
+        ``HPF.history_``: columns ``iteration``, ``llk`` and ``elbo``; missing values are left out.  Without
+        ``compute_elbo=True`` the ELBO is a single point, that of the last check.
     ax : matplotlib.axes.Axes
         Where to draw.
 

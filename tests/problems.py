@@ -60,7 +60,8 @@ class Problem:
         return Pairs(rows, columns, held_out[rows, columns])
 
     def objective(self, backend: Backend, blocks: BlocksInMemory, *, full_llk: bool) -> Objective:
-        return Objective(backend, blocks, log_factorial_sum(self.y[self.y > 0]), full_llk)
+        total = log_factorial_sum(self.y[self.y > 0])
+        return Objective(backend, blocks, total, full_llk, elbo_at_checks=True)
 
 
 def _small_problem() -> Problem:

@@ -41,8 +41,8 @@ ROUNDING = {"float64": 1e-12, "float32": 1e-7}
 
 
 def checked_always(k, use_float):
-    """200 iterations, a check after each: with 'maxiter' checks happen if verbose."""
-    return parameters(k, use_float, 200) | {"verbose": True}
+    """200 iterations, a check with ELBO after each: with 'maxiter' checks happen if verbose."""
+    return parameters(k, use_float, 200) | {"verbose": True, "compute_elbo": True}
 
 
 def assert_never_falls(elbo, counts, dtype):

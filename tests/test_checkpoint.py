@@ -29,7 +29,13 @@ VALIDATION = COUNTS.iloc[::7]
 FITS = {
     "maxiter": {"stop_crit": "maxiter", "maxiter": 17},
     "train-llk": {"stop_crit": "train-llk", "stop_thr": 2e-3, "check_every": 4, "use_float": False},
-    "val-llk": {"stop_crit": "val-llk", "stop_thr": 5e-4, "check_every": 3, "schedule": "alternating"},
+    "val-llk": {
+        "stop_crit": "val-llk",
+        "stop_thr": 5e-4,
+        "check_every": 3,
+        "schedule": "alternating",
+        "compute_elbo": True,
+    },
     "elbo": {"stop_crit": "elbo", "stop_thr": 1e-3, "check_every": 3, "random_seed": None},
     "diff-norm": {"stop_crit": "diff-norm", "stop_thr": 1.0, "check_every": 4},
     "users": {"stop_crit": "maxiter", "maxiter": 7, "users_per_batch": 13},
@@ -84,10 +90,10 @@ def test_callback_hears_of_every_iteration():
     model = fit(model_of("diff-norm"), callback=heard.append)
     assert [check.iteration for check in heard] == list(range(1, model.niter + 1))
     assert np.all(np.diff([check.seconds for check in heard]) > 0)
-    due = [dataclasses.asdict(check) for check in heard if not np.isnan(check.elbo)]
+    due = [dataclasses.asdict(check) for check in heard if not np.isnan(check.llk)]
     for check in due:
         row = model.history_[model.history_.iteration == check["iteration"]].iloc[0]
-        assert all(check[name] == row[name] for name in ("llk", "elbo", "diff_norm", "seconds"))
+        assert all(check[name] == row[name] for name in ("llk", "diff_norm", "seconds"))
     assert len(due) == len(model.history_)
     with pytest.raises(dataclasses.FrozenInstanceError):
         heard[0].llk = 0.0
@@ -246,6 +252,15 @@ def test_a_fit_goes_on_further(tmp_path):
         fit(model_of("maxiter", maxiter=16), checkpoint=path)
 
 
+def test_a_resumed_fit_may_begin_to_compute_elbos(tmp_path):
+    path, whole = tmp_path / "state", fit(model_of("known", compute_elbo=True, maxiter=6))
+    with pytest.raises(Killed):
+        fit(model_of("known", maxiter=6), checkpoint=path, checkpoint_every=3, callback=kill_at(4))
+    model = fit(model_of("known", compute_elbo=True, maxiter=6), checkpoint=path)
+    assert np.isnan(model.history_.elbo.iloc[0])
+    assert model.history_.elbo.tolist()[1:] == whole.history_.elbo.tolist()[1:]
+
+
 @pytest.mark.parametrize(
     ("name", "other", "message"),
     [
@@ -400,6 +415,8 @@ def are_those_of_another_state(name, change, tensors, before, header):
         return bool((array > 0).all() and (np.diff(array) > 0).all() and array[-1] <= 6)
     if name == "history.seconds":
         return bool((array >= 0).all() and (np.diff(array) >= 0).all() and array[-1] <= before[name][-1])
+    if name == "history.elbo" and header["parameters"]["stop_crit"] != "elbo":
+        return not np.isinf(array).any()
     is_known = header["priors"].get(name.split(".")[0], {}).get("fixed")
     if not np.isfinite(array).all() or (is_known and not name.endswith((".shape", ".column_sums"))):
         return False
@@ -477,12 +494,13 @@ OTHER_VALUES = {
     "schedule": "alternating",
 }  # fmt: skip
 OTHER_VALUES |= dict.fromkeys(("verbose", "allow_inconsistent_math", "full_llk", "alloc_full_phi"), True)
+OTHER_VALUES["compute_elbo"] = True
 OTHER_VALUES |= dict.fromkeys(("use_float", "keep_data", "produce_dicts", "keep_all_objs"), False)
 OTHER_VALUES |= {"sum_exp_trick": True, "hierarchical": False, "binary": True, "bias": True, "reindex": False}
 #: "Where it runs, how far, and what is shown, written and kept"; a step that nobody takes; and names of rows.
 MAY_DIFFER = {
     "ncores", "maxiter", "backend", "verbose", "save_folder", "keep_data", "produce_dicts", "keep_all_objs",
-    "allow_inconsistent_math", "alloc_full_phi", "step_size", "reindex",
+    "allow_inconsistent_math", "alloc_full_phi", "step_size", "reindex", "compute_elbo",
 }  # fmt: skip
 
 

@@ -57,7 +57,7 @@ def model_of(variant="", *, backend="auto", **others):
     parameters = {name: value for name, value in FAMILY.get(variant, {}).items() if "known" not in name}
     arguments = {
         **vars(PRIORS), "k": K, "random_seed": SEED, "stop_crit": "maxiter", "maxiter": 12, "check_every": 1,
-        "verbose": False, "backend": backend,
+        "verbose": False, "backend": backend, "compute_elbo": True,
     }  # fmt: skip
     return HPF(**arguments | parameters | others)
 

@@ -522,7 +522,8 @@ def test_seeds(counts):
 
 @pytest.mark.parametrize("schedule", ["joint", "alternating"])
 def test_two_runs_are_bit_identical(schedule, counts, backend_name):
-    runs = [quick(backend=backend_name, schedule=schedule).fit(counts) for _ in range(2)]
+    arguments = {"schedule": schedule, "check_every": 5, "compute_elbo": True}
+    runs = [quick(backend=backend_name, **arguments).fit(counts) for _ in range(2)]
     assert np.array_equal(runs[0].Theta, runs[1].Theta)
     assert np.array_equal(runs[0].history_.elbo, runs[1].history_.elbo)
 

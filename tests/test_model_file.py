@@ -546,8 +546,10 @@ def are_those_of_another_model(name, change, tensors, before, header):
         )
     if name == "history.seconds":
         return same_type and finite and bool((np.diff(array) >= 0).all() and array[0] >= 0)
-    if name in ("history.elbo", "history.llk"):
-        return same_type and finite and (name == "history.elbo" or array[-1] == before[name][-1])
+    if name == "history.llk":
+        return same_type and finite and array[-1] == before[name][-1]
+    if name == "history.elbo":
+        return same_type and not np.isinf(array).any() and np.isfinite(array[-1])
     if name.endswith(".hyper_rate"):
         return same_type and finite and bool((array > 0).all())
     # Without shapes and rates nothing tells what the means must be.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from scipy.special import gammaln
 
 from hpf_gpu import HPF, backends
 from hpf_gpu.backends.numpy_backend import NumpyBackend
+from hpf_gpu.backends.protocol import Backend
+from hpf_gpu.fitting import training
 from hpf_gpu.fitting.progress import ProgressBar
 from hpf_gpu.model.convergence import Check
 from hpf_gpu.model.settings import MAX_PRIOR, MIN_PRIOR, default_step_size
@@ -148,7 +151,10 @@ def test_what_ranks_and_predicts(fitted: HPF, monkeypatch: Any) -> None:
 def test_full_llk_counts_the_factorials(use_float: bool) -> None:
     counts = PLAYS.assign(Count=PLAYS.Count * 1e5)
     constant = gammaln(counts.Count + 1).sum()
-    plain, full = (quick(use_float=use_float, full_llk=full).fit(counts, counts) for full in (False, True))
+    plain, full = (
+        quick(use_float=use_float, full_llk=full, check_every=1, compute_elbo=True).fit(counts, counts)
+        for full in (False, True)
+    )
     # Sums in float64 of the same numbers but for the constant, which is a good part of each.
     np.testing.assert_allclose(plain.train_llk - full.train_llk, constant, rtol=1e-12)
     np.testing.assert_allclose(plain.history_.val_llk - full.history_.val_llk, constant, rtol=1e-12)
@@ -167,6 +173,111 @@ def test_where_only_maxiter_ends_a_fit_checks_are_for_show() -> None:
     assert quick(**arguments, verbose=True).fit(PLAYS).history_.iteration.tolist() == [2, 4, 5]
     arguments["check_every"] = None
     assert quick(**arguments, verbose=True).fit(PLAYS).history_.iteration.tolist() == [5]
+
+
+class Counted:
+    """A backend that counts how often each of its operations is used."""
+
+    def __init__(self, backend: Backend, calls: Counter[str]) -> None:
+        self._backend, self._calls = backend, calls
+
+    def __getattr__(self, name: str) -> Any:
+        self._calls[name] += 1
+        return getattr(self._backend, name)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often the fits of a test have used each operation of their backend."""
+    found: Counter[str] = Counter()
+    create = training.working_backend
+    monkeypatch.setattr(training, "working_backend", lambda *given: Counted(create(*given), found))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "checks", "elbos"),
+    [
+        ({}, 3, 1),
+        ({"compute_elbo": True}, 3, 3),
+        ({"stop_crit": "elbo"}, 3, 3),
+        ({"stop_crit": "elbo", "compute_elbo": True}, 3, 3),
+        ({"stop_crit": "val-llk"}, 3, 1),
+        ({"stop_crit": "diff-norm"}, 3, 1),
+        ({"stop_crit": "maxiter"}, 1, 1),
+        ({"stop_crit": "maxiter", "verbose": True}, 3, 1),
+        ({"stop_crit": "maxiter", "verbose": True, "compute_elbo": True}, 3, 3),
+        ({"users_per_batch": 5}, 3, 1),
+        ({"stop_thr": 1e9}, 2, 1),
+        ({"stop_thr": 1e9, "compute_elbo": True}, 2, 2),
+    ],
+)  # fmt: skip
+def test_a_check_computes_what_is_asked_for(
+    arguments: dict[str, Any], checks: int, elbos: int, calls: Counter[str], backend_name: str
+) -> None:
+    given = {"maxiter": 30, "check_every": 10, "stop_thr": 1e-9, "backend": backend_name}
+    model = quick(**given | arguments).fit(PLAYS, PLAYS[::3])
+    assert calls["log_rate_sum"] == len(model.history_) == checks
+    assert calls["log_normalizer_sum"] == elbos
+    assert calls["gamma_elbo"] == 2 * elbos
+    # E[θ] and E[β] once a check and once at the end; diff-norm also needs E[θ] before the first iteration.
+    assert calls["mean"] == 2 * checks + 2 + (model.stop_crit == "diff-norm")
+    assert model.history_.elbo.notna().tolist() == [False] * (checks - elbos) + [True] * elbos
+    assert np.isfinite(model.history_.llk).all()
+
+
+def test_the_last_elbo_does_not_depend_on_the_others(backend_name: str) -> None:
+    arguments = {"maxiter": 9, "check_every": 3, "stop_thr": 1e-9, "backend": backend_name}
+    last, every = (quick(**arguments, compute_elbo=flag).fit(PLAYS).history_ for flag in (False, True))
+    assert last.elbo.isna().tolist() == [True, True, False]
+    assert last.elbo.iloc[-1] == every.elbo.iloc[-1]
+    pd.testing.assert_series_equal(last.llk, every.llk)
+
+
+def test_checks_of_every_rule_have_the_same_likelihood(backend_name: str) -> None:
+    """diff-norm uses the E[θ] of the check for the change since the last one, too."""
+    given = {"check_every": 2, "stop_thr": 1e-9, "use_float": False, "verbose": True, "backend": backend_name}
+    rules = ("train-llk", "maxiter", "val-llk", "elbo", "diff-norm")
+    first, *others = (quick(**given, stop_crit=rule).fit(PLAYS, PLAYS[::3]).history_ for rule in rules)
+    for other in others:
+        for name in ("llk", "val_llk"):
+            assert other[name].tolist() == pytest.approx(first[name].tolist(), rel=1e-12)
+
+
+@pytest.mark.parametrize("compute_elbo", [False, True])
+@pytest.mark.parametrize("stop_at", [None, 4, 5])
+def test_a_callback_hears_the_elbos_that_were_asked_for(compute_elbo: bool, stop_at: int | None) -> None:
+    heard: dict[int, float] = {}
+
+    def callback(check: Check) -> bool:
+        heard[check.iteration] = check.elbo
+        return check.iteration == stop_at
+
+    given = {"maxiter": 6, "check_every": 2, "stop_thr": 1e-9, "compute_elbo": compute_elbo}
+    model = quick(**given).fit(PLAYS, callback=callback)
+    found = {iteration: elbo for iteration, elbo in heard.items() if not np.isnan(elbo)}
+    rows = dict(zip(model.history_.iteration, model.history_.elbo, strict=True))
+    assert list(rows) == {None: [2, 4, 6], 4: [2, 4], 5: [2, 4, 5]}[stop_at]
+    wanted = {iteration: elbo for iteration, elbo in rows.items() if iteration % 2 == 0}
+    assert found == (wanted if compute_elbo else {})
+    assert np.isfinite(model.history_.elbo.iloc[-1])
+
+
+def test_an_interrupt_of_the_last_elbo_keeps_the_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    want = fresh()
+    original, interrupts = NumpyBackend.log_normalizer_sum, [KeyboardInterrupt]
+
+    def interrupted(*given: Any) -> float:
+        if interrupts:
+            raise interrupts.pop()
+        return original(*given)
+
+    monkeypatch.setattr(NumpyBackend, "log_normalizer_sum", interrupted)
+    with pytest.warns(UserWarning, match="interrupted; iteration 4 is kept"):
+        model = fresh()
+    assert np.array_equal(model.Theta, want.Theta)
+    columns = ["iteration", "llk", "elbo"]
+    pd.testing.assert_frame_equal(model.history_[columns], want.history_[columns])
 
 
 def test_the_bar_shows_where_a_fit_is(capsys: Any) -> None:

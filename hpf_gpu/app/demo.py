@@ -64,7 +64,14 @@ def run(output: Path, backend: str, seed: int, k: int, write: Write) -> DemoResu
     _check_writable(output)
     # The ELBO includes all constants; with full_llk the log-likelihood does too, so they are comparable.
     model = HPF(
-        k, check_every=5, stop_thr=1e-4, verbose=False, random_seed=seed, full_llk=True, backend=backend
+        k,
+        check_every=5,
+        stop_thr=1e-4,
+        verbose=False,
+        random_seed=seed,
+        full_llk=True,
+        backend=backend,
+        compute_elbo=True,
     )
 
     retail = load_online_retail()

@@ -144,6 +144,7 @@ class Identity:
         number = self.settings.dtype.name
         watches_theta = self.settings.stop_crit == "diff-norm"
         unknown = dict.fromkeys((field.name for field in fields(Check)), "never")
+        unknown |= {"elbo": "never" if self.settings.stop_crit == "elbo" else "maybe"}
         unknown |= {"val_llk": "never" if "val_set" in self.data else "always"}
         unknown |= {"diff_norm": "never" if watches_theta else "always"}
         theta = {"checked_theta": Array(number, ("N", "K"), 0.0)} if watches_theta else {}

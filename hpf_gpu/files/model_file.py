@@ -67,7 +67,7 @@ _INDICES = ("int32", "int64")
 #: Columns of the history, without diff_norm, which only the rule diff-norm has.
 _COLUMNS = [field.name for field in fields(Check) if field.name != "diff_norm"]
 _FREE_RATES = ((POSITIVE, LARGEST), (0.0, LARGEST), (POSITIVE, LARGEST))
-_MAYBE_UNKNOWN = ("val_llk", "diff_norm")
+_MAYBE_UNKNOWN = ("elbo", "val_llk", "diff_norm")
 _DATES = re.compile(r"<[mM]8\[(s|ms|us|ns)\]")
 
 
@@ -425,13 +425,16 @@ def _check_mean(name: str, mean: NDArray[Any], posterior: Posterior) -> None:
 
 
 def _check_history(header: Mapping[str, Any], tensors: Tensors) -> None:
-    iterations, llk, last = tensors["history.iteration"], tensors["history.llk"], header["train_llk"]
+    iterations, llk, elbo = (tensors[f"history.{name}"] for name in ("iteration", "llk", "elbo"))
+    last = header["train_llk"]
     if len(iterations) and iterations[-1] > header["niter"]:
         raise ValueError(
             f"history.iteration ends with {iterations[-1]}, and header.niter is {header['niter']}"
         )
     if last is not None and (len(llk) == 0 or last != llk[-1]):
         raise ValueError(f"header.train_llk is {last!r}, not the last value of history.llk")
+    if len(elbo) and math.isnan(elbo[-1]):
+        raise ValueError("history.elbo ends with nan, and the last check of a fit has an ELBO")
 
 
 # -- reading -----------------------------------------------------------------------------------

@@ -84,7 +84,8 @@ def train(
     # Before anything else is allocated, because this raises NotEnoughMemory if the fit is too large.
     k, schedule = settings.width, schedule_of(settings)
     blocks = in_memory(backend, data.training.csr, k, data.validation, USERS_PER_BLOCK)
-    objective = Objective.of(backend, blocks, full_llk=settings.full_llk)
+    elbo_at_checks = settings.compute_elbo or settings.stop_crit == "elbo"
+    objective = Objective.of(backend, blocks, full_llk=settings.full_llk, elbo_at_checks=elbo_at_checks)
     # An iteration is a pass over all blocks, or an epoch over batches in stochastic fits.
     full = partial(_iterate, backend, blocks, schedule)
     epochs = _epochs(settings, backend, data.training, seed) if settings.is_stochastic else None

@@ -50,7 +50,8 @@ class State:
 class Fit:
     """The result of the loop: the model after the last finished iteration, the checks, and how it ended.
 
-    ``ended_by`` is the KeyboardInterrupt, or the exception of a callback, that stopped the fit; else None.
+    The last check is that of the last iteration, and has the ELBO.  ``ended_by`` is the KeyboardInterrupt, or
+    the exception of a callback, that stopped the fit; else None.
     """
 
     model: Model
@@ -159,15 +160,24 @@ def fit(
             except Exception as error:
                 ended_by = error
                 break
+        history = _complete_history(state, objective, started)  # an interrupt of this loses nothing either
     except KeyboardInterrupt as interrupt:
         if state.iteration == 0:
             raise
         ended_by = interrupt
-    history = state.history
-    if not history or history[-1].iteration < state.iteration:
-        check = objective.check(state.model, state.iteration)
-        history = (*history, replace(check, seconds=time.perf_counter() - started))
+        history = _complete_history(state, objective, started)
     return Fit(_without_spares(state.model), history, state.iteration, ended_by)
+
+
+def _complete_history(state: State, objective: Objective, started: float) -> tuple[Check, ...]:
+    """The history of a fit that ends with this state: its last check is of this state and has an ELBO."""
+    history, iteration = state.history, state.iteration
+    if not history or history[-1].iteration < iteration:
+        check = objective.check(state.model, iteration)
+        history = (*history, replace(check, seconds=time.perf_counter() - started))
+    if math.isnan(history[-1].elbo):
+        history = (*history[:-1], replace(history[-1], elbo=objective.elbo(state.model)))
+    return history
 
 
 def _without_spares(model: Model) -> Model:
@@ -178,11 +188,11 @@ def _without_spares(model: Model) -> Model:
 
 def _judge(backend: Backend, state: State, objective: Objective) -> tuple[Check, tuple[Array, ...]]:
     """The check of a state, and with the rule diff-norm E[θ] of each block."""
-    check = objective.check(state.model, state.iteration)
     if not state.checked_theta:
-        return check, ()
+        return objective.check(state.model, state.iteration), ()
     theta = _user_means(backend, state.model)
     norms = (backend.distance(a, b) for a, b in zip(theta, state.checked_theta, strict=True))
+    check = objective.check(state.model, state.iteration, theta)
     return replace(check, diff_norm=math.hypot(*norms)), theta
 
 

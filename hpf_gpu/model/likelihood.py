@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,28 +24,33 @@ class Objective:
     """Computes log-likelihoods and the ELBO of a model on its training data.
 
     ``log_factorial_sum`` is Σ ln y! of the training counts.  It is constant during a fit, always part of
-    the ELBO, and part of the log-likelihood if ``full_llk``.
+    the ELBO, and part of the log-likelihood if ``full_llk``.  Checks compute the ELBO, which takes a second
+    pass over the nonzeros, only with ``elbo_at_checks``.
     """
 
     backend: Backend
     blocks: CountBlocks
     log_factorial_sum: float
     full_llk: bool
+    elbo_at_checks: bool
 
     @staticmethod
-    def of(backend: Backend, blocks: CountBlocks, *, full_llk: bool) -> Objective:
+    def of(backend: Backend, blocks: CountBlocks, *, full_llk: bool, elbo_at_checks: bool) -> Objective:
         """The objective for these counts."""
         total = sum(backend.log_factorial_sum(block.counts) for block in blocks)
-        return Objective(backend, blocks, float(total), full_llk)
+        return Objective(backend, blocks, float(total), full_llk, elbo_at_checks)
 
-    def check(self, model: Model, iteration: int) -> Check:
-        """Training log-likelihood, held-out log-likelihood (NaN without held-out data) and ELBO."""
+    def check(self, model: Model, iteration: int, thetas: Iterable[Array] | None = None) -> Check:
+        """Training log-likelihood, held-out log-likelihood (NaN without held-out data) and ELBO if asked for.
+
+        ``thetas`` are E[θ] of each block (rows of the block, K), if they have been computed already.
+        """
+        if thetas is None:
+            thetas = (self.backend.mean(users.factor) for users in model.users)
         beta = self.backend.mean(model.items.factor)
-        log_rates, log_normalizers, held_out = 0.0, 0.0, []
-        for block, users in zip(self.blocks, model.users, strict=True):
-            theta = self.backend.mean(users.factor)
+        log_rates, held_out = 0.0, []
+        for block, theta in zip(self.blocks, thetas, strict=True):
             log_rates += self.backend.log_rate_sum(block.counts, theta, beta)
-            log_normalizers += self._log_normalizers(block.counts, users, model.items)
             if block.validation is not None:
                 held_out.append(pair_llk(self.backend, theta, beta, block.validation, full_llk=self.full_llk))
         llk = log_rates - _expected_total(model)
@@ -53,22 +59,16 @@ class Objective:
         return Check(
             iteration,
             llk=llk,
-            elbo=self._elbo(model, log_normalizers),
+            elbo=self.elbo(model) if self.elbo_at_checks else math.nan,
             val_llk=sum(held_out) if held_out else math.nan,
         )
 
     def elbo(self, model: Model) -> float:
         """The evidence lower bound with φ at its optimum, all constants included."""
-        sums = (
-            self._log_normalizers(block.counts, users, model.items)
+        log_normalizers = sum(
+            self.backend.log_normalizer_sum(block.counts, users.factor, model.items.factor)
             for block, users in zip(self.blocks, model.users, strict=True)
         )
-        return self._elbo(model, sum(sums))
-
-    def _log_normalizers(self, counts: Array, users: Side, items: Side) -> float:
-        return self.backend.log_normalizer_sum(counts, users.factor, items.factor)
-
-    def _elbo(self, model: Model, log_normalizers: float) -> float:
         total = sum(self._gamma_elbo(side) for side in (model.items, *model.users))
         return total + log_normalizers - _expected_total(model) - self.log_factorial_sum
 

@@ -227,6 +227,7 @@ class Settings:
     hierarchical: bool = _setting(True, Flag())
     binary: bool = _setting(False, Flag())
     bias: bool = _setting(False, Flag())
+    compute_elbo: bool = _setting(False, Flag(), resume=True)
 
     @staticmethod
     def of(values: Mapping[str, Any]) -> Settings:
