@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
 from dataclasses import replace
-from functools import cache, wraps
+from functools import wraps
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -22,7 +23,7 @@ from .cuda_diagnosis import check_machine, find_fault
 from .cuda_input import from_array, from_matrix, is_device_array, is_device_matrix
 from .cuda_launch import Kernel, Packed, pack
 from .cuda_layout import MAX_NUMBER, bytes_of_fit, segmentation
-from .cuda_source import JOIN_STRANDS, MAX_FACTORS, TOP_PLACES, Variant, file_of, source
+from .cuda_source import FILES_OF_A_FIT, JOIN_STRANDS, MAX_FACTORS, TOP_PLACES, Variant, file_of, source
 from .protocol import (
     Array,
     BackendUnavailable,
@@ -63,18 +64,36 @@ _Class = TypeVar("_Class", bound=type)
 # -- kernels and devices ----------------------------------------------------------------------
 
 
-@cache
+_compilers = ThreadPoolExecutor(4, "hpf_gpu compiles")
+_modules: dict[tuple[str, Variant, int], Future[dict[str, Kernel]]] = {}
+
+
 def _compiled(file: str, variant: Variant, device: int) -> dict[str, Kernel]:
     """The compiled kernels of one source for one variant; CuPy caches them on disk."""
-    module = cp.RawModule(code=source((file,)), options=variant.options)
     try:
-        functions = {name: module.get_function(name) for name in variant.signatures((file,))}
-    except Exception as error:
-        raise find_fault(error) from error
-    return {
-        name: Kernel(name, functions[name], parameters, variant.width)
-        for name, parameters in variant.signatures((file,)).items()
-    }
+        return _compiling(file, variant, device).result()
+    except BackendUnavailable:
+        _modules.pop((file, variant, device), None)  # the next call tries again
+        raise
+
+
+def _compiling(file: str, variant: Variant, device: int) -> Future[dict[str, Kernel]]:
+    """The same, while a thread compiles it: sources compile side by side, and beside other work."""
+    key = (file, variant, device)
+    if key not in _modules:
+        _modules[key] = _compilers.submit(_compile, *key)
+    return _modules[key]
+
+
+def _compile(file: str, variant: Variant, device: int) -> dict[str, Kernel]:
+    signatures = variant.signatures((file,))
+    with cp.cuda.Device(device):
+        module = cp.RawModule(code=source((file,)), options=variant.options)
+        try:
+            functions = {name: module.get_function(name) for name in signatures}
+        except Exception as error:
+            raise find_fault(error) from error
+    return {name: Kernel(name, functions[name], signatures[name], variant.width) for name in signatures}
 
 
 class _Kernels:
@@ -255,6 +274,8 @@ class CudaBackend:
             raise ValueError(
                 f"cuSPARSE numbers nonzeros in 32 bits, too few for {csr.nnz:,}; use allocate='fused'"
             )
+        for file in FILES_OF_A_FIT:
+            _compiling(file, self._variant(k), self._device)
         self._check_memory(shape, csr.nnz, k)
         column, value = cp.array(csr.indices, dtype=np.int32), cp.array(csr.data, dtype=self.dtype)
         users = Sorted(shape, segmentation(csr.indptr.astype(np.int64)), column, value)

@@ -15,6 +15,8 @@ import numpy as np
 FILES = (
     "allocate.cu", "gamma.cu", "likelihood.cu", "predict.cu", "top_items.cu", "composed.cu", "counts.cu",
 )  # fmt: skip
+#: Those that every fit needs.
+FILES_OF_A_FIT = ("allocate.cu", "gamma.cu", "likelihood.cu")
 MAX_FACTORS = 1024  # the largest k for which the rows of a block fit into shared memory
 _SECTOR = 32  # bytes of a memory transaction
 
