@@ -35,6 +35,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 from glob import glob
 from importlib.util import find_spec
+from itertools import takewhile
 from pathlib import Path
 
 from gpu.modelled import TABLE, Model
@@ -298,12 +299,12 @@ def main() -> None:
         try:
             if not arguments.no_install:
                 day.install(work / f"site-{fingerprint(*(ROOT / name for name in SOURCES))}")
-            without, on_data = ([s for s in chosen if bool(s.shape) == needs] for needs in (False, True))
-            for step in without:
+            ahead = list(takewhile(lambda step: not step.shape, chosen))
+            for step in ahead:  # while the data are made
                 day.run(step)
             if data:
                 day.wait(data, limit=90)
-            for step in on_data:
+            for step in chosen[len(ahead) :]:
                 day.run(step)
         finally:
             if data:

@@ -274,6 +274,7 @@ NCU = counted(
         {
             counters.METRICS["ns"]: "500000",
             counters.METRICS["warps"]: "n/a",
+            counters.METRICS["l2_hits"]: "nan",
             counters.METRICS["latency"]: "20",
             counters.METRICS["long_scoreboard"]: "15.5",
             "a.metric_of_somebody_else": "1",
@@ -479,7 +480,7 @@ def test_the_table_shows_counters_knobs_and_clocks() -> None:
         beside("clocks", sm_mhz=1755.0, most_sm_mhz=1980.0, watts=612.3),
         beside("counters", kernel="allocate users", **told),
         beside("counters", error="RuntimeError: ncu is not there"),
-        beside("sweep", knobs={"HPF_THREADS": 128, "HPF_IN_FLIGHT": 0}, total_ms=8.0, **times),
+        beside("sweep", knobs={"HPF_THREADS": 128, "HPF_IN_FLIGHT": 0}, total_ms=8.0, sm=90, **times),
         beside("sweep", knobs={"HPF_THREADS": 64, "HPF_IN_FLIGHT": 0}, total_ms=7.6, **times),
         beside("sweep", knobs={"HPF_THREADS": 256, "HPF_IN_FLIGHT": 0}, error="RuntimeError: change bits"),
     ]
@@ -488,6 +489,7 @@ def test_the_table_shows_counters_knobs_and_clocks() -> None:
     assert clocks == "clocks in iterations of lastfm: SM 1755 of 1980 MHz, 612 W"
     (counted,) = (line.split() for line in lines if line.startswith("allocate users"))
     assert counted[2:] == ["2.5", "18%", "12.5", "78%"]
+    assert "lastfm K=64, sweep on sm_90: ms of allocate users + items" in lines
     swept = [line.split() for line in lines if "THREADS" in line]
     assert [words[0] for words in swept] == ["THREADS=128", "THREADS=64", "THREADS=256"]
     assert [words[-1] for words in swept] == ["100%", "95%", "bits"]
@@ -548,6 +550,11 @@ def test_only_some_steps(plan: list[steps.Step]) -> None:
         ValueError, match=r"no step is called 'netflx\*'; the steps are install, data, nvidia-smi"
     ):
         gpu_day.select(plan, ["doctor", "netflx*"])
+
+
+def test_the_composed_form_is_measured_on_every_shape(plan: list[steps.Step]) -> None:
+    composed = {given.shape for given in plan if "composed" in given.command}
+    assert composed == {*gpu_day.LARGE, *gpu_day.SMALL}
 
 
 def test_data_are_made_for_the_steps_that_need_them(plan: list[steps.Step], tmp_path: Path) -> None:
@@ -644,6 +651,8 @@ def test_every_step_runs_under_the_simulator(tmp_path: Path, tools: Path) -> Non
     for name in ("torch tiny", "memcheck", "racecheck", "synccheck", "initcheck"):
         line = next(line for line in text.splitlines() if line.startswith(name))
         assert " ok " in line or "No module named" in line or "No such file" in line
+    in_order = ("contract", "data", "tiny K=64", "fit tiny", "launch blocking", "sweep tiny", "openmp tiny")
+    assert sorted(in_order, key=lambda name: text.index(f"\n{name} ")) == list(in_order)
     results = out / "cuda-simulator.jsonl"
     entries = record.read(results)
     assert not [entry for entry in entries if "error" in entry]

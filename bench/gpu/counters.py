@@ -6,7 +6,7 @@ python -m gpu.counters SHAPE K --data FOLDER --results FILE
 from __future__ import annotations
 
 import csv
-import re
+import math
 import subprocess
 import sys
 import tempfile
@@ -72,7 +72,11 @@ def kernels(text: str) -> Iterator[dict[str, Any]]:
 
 def _number(text: str) -> float | None:
     """A number, which may have commas between thousands; None where the GPU does not have the metric."""
-    return float(text.replace(",", "")) if re.fullmatch(r"[\d,]+(\.\d+)?", text) else None
+    try:
+        value = float(text.replace(",", ""))
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def labelled(launches: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

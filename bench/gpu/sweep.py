@@ -85,7 +85,10 @@ class Sweep:
 
 def main() -> None:
     worker = Worker(__doc__ or "")
+    import cupy as cp
+
     csr = worker.load("fused")
+    worker.common["sm"] = int(cp.cuda.Device().compute_capability)
     worker.attempt("sweep", lambda: Sweep(worker, csr).run())
     worker.finish()
 

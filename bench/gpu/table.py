@@ -166,7 +166,8 @@ def _sweeps(entries: Sequence[Entry]) -> Iterator[str]:
     if not entries:
         return
     yield ""
-    yield f"{entries[0]['shape']['name']} K={entries[0]['k']}, sweep: ms of allocate users + items"
+    shape, k, sm = (entries[0].get(name, "") for name in ("shape", "k", "sm"))
+    yield f"{shape['name']} K={k}, sweep on sm_{sm}: ms of allocate users + items"
     worked = [entry for entry in entries if "total_ms" in entry]
     best = sorted(worked[1:], key=lambda entry: entry["total_ms"])[:_SWEPT]
     for entry in (*worked[:1], *best, *(entry for entry in entries if "error" in entry)):
