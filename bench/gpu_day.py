@@ -93,22 +93,21 @@ class Plan:
         Whether to do everything once and on little data, to see that it works.
     """
 
+    _few = "counts_by_items"  # tests of the smoke run
+
     def __init__(self, data: Path, results: Path, *, smoke: bool) -> None:
         self._data, self._smoke = data, smoke
         self._options = ("--data", data, "--results", results, *(("--quick",) if smoke else ()))
-
-    _few = "counts_by_items"  # tests of the smoke run
 
     def steps(self) -> Iterator[Step]:
         first, *others = ("tiny",) if self._smoke else LARGE
         yield from self._checks()
         yield Step("ceilings", program("ceilings", *self._options[2:]), limit=40, least=10)
-        yield self._operations(first, 64, "fused", "mixed", "composed", "float64")
+        yield self._operations(first, 64, "float64")
         yield self._on("fit", "fit", first, limit=60)
         yield self._on("clocks", "clocks", first, limit=30)
         if not self._smoke:
-            yield self._operations("netflix", 64, "fused", "mixed", "composed")
-            yield from (self._operations(shape, 64, "fused", "mixed", "composed") for shape in SMALL)
+            yield from (self._operations(shape, 64) for shape in ("netflix", *SMALL))
             yield from (self._on("fit", "fit", shape, limit=30) for shape in SMALL)
         yield self._on("ncu", "counters", others[0] if others else first, limit=60)
         yield from map(self._sanitizer, ("memcheck", "racecheck", "synccheck"))
@@ -116,14 +115,13 @@ class Plan:
         yield self._on("sweep", "sweep", first, limit=75)
         yield self._sanitizer("initcheck")
         if not self._smoke:
-            yield self._operations("taste", 64, "fused", "mixed", "composed")
+            yield self._operations("taste", 64)
         yield from (self._on("fit", "fit", shape, limit=60) for shape in others)
         yield from self._comparisons(first)
         if not self._smoke:
             yield self._on("ncu", "counters", first, limit=60)
             yield self._on("sweep", "sweep", "netflix", limit=75)
-            for k in (128, 32):
-                yield from (self._operations(shape, k, "fused", "mixed", "composed") for shape in LARGE)
+            yield from (self._operations(shape, k) for k in (128, 32) for shape in LARGE)
         for shape in others:
             yield from self._comparisons(shape)
 
@@ -140,7 +138,7 @@ class Plan:
 
     def _blocking(self) -> Step:
         """A few tests where every launch waits for its kernel, which must change nothing."""
-        file, select = ("contract/test_statistics.py", "allocate_conserves_counts")
+        file, select = "contract/test_statistics.py", "allocate_conserves_counts"
         if self._smoke:
             file, select = "test_cuda.py", self._few
         return tests("launch blocking", (file,), (select,), CUDA_LAUNCH_BLOCKING="1")
@@ -153,8 +151,8 @@ class Plan:
         command = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *work)
         return Step(tool, command, limit=75, least=25, shape=SANITIZED)
 
-    def _operations(self, shape: str, k: int, *variants: str) -> Step:
-        command = program("operations", shape, k, *variants, *self._options)
+    def _operations(self, shape: str, k: int, *more: str) -> Step:
+        command = program("operations", shape, k, "fused", "mixed", "composed", *more, *self._options)
         return Step(f"{shape} K={k}", command, limit=90, least=20, shape=shape)
 
     def _on(self, name: str, module: str, shape: str, limit: float) -> Step:
