@@ -23,7 +23,7 @@ from gpu import clock, counters, modelled, shapes, state, steps, sweep, table, w
 from parity import relative_error
 
 from hpf_gpu.backends import create
-from hpf_gpu.backends.cuda_source import Variant, source
+from hpf_gpu.backends.cuda_source import Knobs, Variant
 from hpf_gpu.model.start import StartValues
 
 BENCH = Path(__file__).resolve().parents[1] / "bench"
@@ -318,14 +318,47 @@ def test_ncu_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 # -- knobs -----------------------------------------------------------------------------------------
 
 
-def test_the_sweep_begins_with_the_default_and_has_only_knobs_that_the_kernels_have() -> None:
-    knobs = sweep.known()
-    macros = Variant(64, np.dtype(np.float32)).macros
-    assert {name: values[0] for name, values in knobs.items() if name in macros} == {
-        name: macros[name] for name in knobs if name in macros
-    }
-    assert "HPF_THREADS" in knobs
-    assert all(re.search(rf"\b{name}\b", source()) for name in knobs)
+def test_the_sweep_has_values_for_every_knob() -> None:
+    assert set(sweep.VALUES) == set(vars(Knobs()))
+    for name, values in sweep.VALUES.items():
+        assert getattr(Knobs(), name) in values
+
+
+class FakeBackend:
+    """Its ``allocate`` takes as long as the knobs say, and one value of them changes bits."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        self._gpu = gpu
+
+    def _variant(self, k: int) -> Variant:
+        return Variant(k, np.dtype(np.float32))
+
+    def allocate(self, *_: object, side: str = "both", out: object = None) -> tuple[np.ndarray, ...]:
+        knobs = self._variant(64).knobs
+        self._gpu.run(2 + abs(knobs.threads - 64) / 64 + abs(knobs.in_flight - 4), host_ms=0.1)
+        return (np.full(3, knobs.min_blocks == 8), np.zeros(3))
+
+
+def test_the_sweep_finds_the_best_knobs_that_change_no_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = FakeBackend(Gpu(monkeypatch))
+    started = SimpleNamespace(backend=backend, counts=None, sides=(SimpleNamespace(factor=None),) * 2)
+    monkeypatch.setattr(sweep, "create", lambda *_: backend)
+    monkeypatch.setattr(sweep, "Started", lambda *_: started)
+    results = tmp_path / "results.jsonl"
+    monkeypatch.setattr(sys, "argv", ["program", "tiny", "64", "--results", str(results)])
+    mine = worker.Worker("")
+    sweep.Sweep(mine, None).run()
+    entries = record.read(results)
+    assert entries[0]["knobs"] == vars(Knobs())  # the default comes first
+    failed = [entry["knobs"]["min_blocks"] for entry in entries if "error" in entry]
+    assert failed == [8]
+    best = min((entry for entry in entries if "total_ms" in entry), key=lambda entry: entry["total_ms"])
+    assert (best["knobs"]["threads"], best["knobs"]["in_flight"]) == (64, 4)
+    assert best["users_ms"] == pytest.approx(2)
+    tried = [tuple(entry["knobs"].values()) for entry in entries]
+    assert len(set(tried)) == len(tried) == 1 + sum(len(values) - 1 for values in sweep.VALUES.values())
 
 
 # -- the model -------------------------------------------------------------------------------------
@@ -480,9 +513,9 @@ def test_the_table_shows_counters_knobs_and_clocks() -> None:
         beside("clocks", sm_mhz=1755.0, most_sm_mhz=1980.0, watts=612.3),
         beside("counters", kernel="allocate users", **told),
         beside("counters", error="RuntimeError: ncu is not there"),
-        beside("sweep", knobs={"HPF_THREADS": 128, "HPF_IN_FLIGHT": 0}, total_ms=8.0, sm=90, **times),
-        beside("sweep", knobs={"HPF_THREADS": 64, "HPF_IN_FLIGHT": 0}, total_ms=7.6, **times),
-        beside("sweep", knobs={"HPF_THREADS": 256, "HPF_IN_FLIGHT": 0}, error="RuntimeError: change bits"),
+        beside("sweep", knobs={"threads": 128, "in_flight": 0}, total_ms=8.0, sm=90, **times),
+        beside("sweep", knobs={"threads": 64, "in_flight": 0}, total_ms=7.6, **times),
+        beside("sweep", knobs={"threads": 256, "in_flight": 0}, error="RuntimeError: change bits"),
     ]
     lines = table.table(entries, [], modelled.Model(Path("none"), "")).splitlines()
     (clocks,) = (line for line in lines if line.startswith("clocks"))
@@ -490,8 +523,8 @@ def test_the_table_shows_counters_knobs_and_clocks() -> None:
     (counted,) = (line.split() for line in lines if line.startswith("allocate users"))
     assert counted[2:] == ["2.5", "18%", "12.5", "78%"]
     assert "lastfm K=64, sweep on sm_90: ms of allocate users + items" in lines
-    swept = [line.split() for line in lines if "THREADS" in line]
-    assert [words[0] for words in swept] == ["THREADS=128", "THREADS=64", "THREADS=256"]
+    swept = [line.split() for line in lines if "threads=" in line]
+    assert [words[0] for words in swept] == ["threads=128", "threads=64", "threads=256"]
     assert [words[-1] for words in swept] == ["100%", "95%", "bits"]
 
 
@@ -523,7 +556,7 @@ def test_the_table_of_a_whole_day_fits(tmp_path: Path, expected: Path) -> None:
     entries += [beside("clocks", sm_mhz=1755.0, most_sm_mhz=1980.0)]
     for name in ("lastfm", "netflix"):
         told = {"shape": entry("", name)["shape"], "users_ms": 1.0, "items_ms": 1.0, "total_ms": 2.0}
-        knobs = [{"HPF_THREADS": 64, "HPF_IN_FLIGHT": 4, "HPF_MIN_BLOCKS": n} for n in range(12)]
+        knobs = [{"threads": 64, "in_flight": 4, "min_blocks": n} for n in range(12)]
         entries += [beside("sweep", knobs=each, **told) for each in knobs]
         entries += [beside("counters", kernel=f"kernel {n}", ns=1e6, **told) for n in range(9)]
     model = modelled.Model(expected, "NVIDIA H100")

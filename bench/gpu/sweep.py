@@ -7,7 +7,7 @@ One knob after the other gets the value that is fastest with the best values of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,32 +15,15 @@ import numpy as np
 
 from gpu.state import Started
 from gpu.worker import Worker
-from hpf_gpu.backends import create, cuda_source
-from hpf_gpu.backends.cuda_source import Variant
+from hpf_gpu.backends import create
+from hpf_gpu.backends.cuda_source import Knobs
 
-Knobs = dict[str, int]
-
-#: Macros of the kernels and their values, the default first.
-KNOBS: dict[str, tuple[int, ...]] = {
-    "HPF_THREADS": (cuda_source.THREADS, 64, 256),
-    "HPF_IN_FLIGHT": (0, 1, 2, 4, 8),
-    "HPF_MIN_BLOCKS": (1, 2, 4, 6, 8),
+#: What each knob is set to, beside its default.
+VALUES: dict[str, tuple[int, ...]] = {
+    "threads": (64, 128, 256),
+    "in_flight": (0, 1, 2, 4, 8),
+    "min_blocks": (1, 2, 3, 4, 5, 6, 8),
 }
-_macros = Variant.macros.fget
-
-
-def known() -> dict[str, tuple[int, ...]]:
-    """Those that the sources have."""
-    return {name: values for name, values in KNOBS.items() if name in cuda_source.source()}
-
-
-def use(knobs: Mapping[str, int]) -> None:
-    """Let the backend compile and launch its kernels with these."""
-    from hpf_gpu.backends import cuda_backend  # after the simulator, if there is one
-
-    Variant.macros = property(lambda variant: _macros(variant) | knobs)
-    cuda_backend.THREADS = knobs["HPF_THREADS"]
-    cuda_backend._compiled.cache_clear()
 
 
 class Sweep:
@@ -49,26 +32,26 @@ class Sweep:
     def __init__(self, worker: Worker, csr: Any) -> None:
         self._worker = worker
         self._state = Started(create("cuda", np.float32), csr, worker.arguments.k, 2)
+        self._variant = self._state.backend._variant(worker.arguments.k)
         self._expected: tuple[Any, ...] | None = None
-        self.ms: dict[tuple[int, ...], float] = {}  # by the values of the knobs, where they worked
+        self._ms: dict[Knobs, float] = {}  # of those that worked
 
     def run(self) -> None:
-        few = slice(2 if self._worker.arguments.quick else None)
-        knobs = {name: values[few] for name, values in known().items()}
-        best = {name: values[0] for name, values in knobs.items()}
+        best = self._variant.knobs
         self._attempt(best)
-        for name, values in knobs.items():
-            for value in values[1:]:
-                self._attempt(best | {name: value})
-            if self.ms:
-                best = dict(zip(knobs, min(self.ms, key=self.ms.__getitem__), strict=True))
+        for name, values in VALUES.items():
+            others = [value for value in values if value != getattr(best, name)]
+            for value in others[: 1 if self._worker.arguments.quick else None]:
+                self._attempt(replace(best, **{name: value}))
+            best = min(self._ms, key=self._ms.__getitem__, default=best)
 
     def _attempt(self, knobs: Knobs) -> None:
-        self._worker.attempt("sweep", partial(self._measure, knobs), knobs=knobs)
+        self._worker.attempt("sweep", partial(self._measure, knobs), knobs=vars(knobs))
 
     def _measure(self, knobs: Knobs) -> None:
-        use(knobs)
         backend, counts = self._state.backend, self._state.counts
+        variant = replace(self._variant, knobs=knobs)
+        backend._variant = lambda k: variant
         allocate = partial(backend.allocate, counts, *(side.factor for side in self._state.sides))
         sums = allocate()
         if self._expected is None:
@@ -79,8 +62,8 @@ class Sweep:
             f"{side}_ms": self._worker.clock.device(partial(allocate, side=side, out=sums)).ms
             for side in ("users", "items")
         }
-        self.ms[tuple(knobs.values())] = total = sum(times.values())
-        self._worker.write("sweep", knobs=knobs, total_ms=total, **times)
+        self._ms[knobs] = total = sum(times.values())
+        self._worker.write("sweep", knobs=vars(knobs), total_ms=total, **times)
 
 
 def main() -> None:

@@ -97,14 +97,15 @@ def _ceilings(entries: Iterable[Entry]) -> Iterator[str]:
 def _block(entries: Sequence[Entry], peaks: Peaks, model: Model) -> Iterator[str]:
     """Median times of one data set and number of factors, and what they are of the ceilings.
 
-    "order" is the share of the rate at which the same rows are gathered in the same order, "L2" that of rows
-    that are all in L2, and "DRAM" the bytes per second as a share of a copy's: what is beyond 100 % has come
-    from caches.  "model" is what bench/gpu_model.py expects, and how many times that it took.
+    "rows" is the share of the rate at which the same rows are gathered in the order of the counts, beyond
+    100 % where the order of launches is better; "L2" that of rows that are all in L2; "DRAM" the bytes per
+    second as a share of a copy's, beyond 100 % where they come from caches; "model" what bench/gpu_model.py
+    expects, and how many times that it took.
     """
     shape, k = entries[0]["shape"], entries[0]["k"]
     size = f"{shape['users']:,} × {shape['items']:,}, {shape['nnz']:,} counts"
     yield f"{shape['name']} K={k}: {size}"
-    yield " " * _LABEL + "     ms    ±   host  GB/s order   L2  DRAM   model"
+    yield " " * _LABEL + "     ms    ±   host  GB/s  rows   L2  DRAM   model"
     for entry in entries:
         if not entry["op"].startswith("gather"):
             yield f"{_label(entry):<{_LABEL}}{_cells(entry, peaks, model)}".rstrip()
@@ -171,9 +172,7 @@ def _sweeps(entries: Sequence[Entry]) -> Iterator[str]:
     worked = [entry for entry in entries if "total_ms" in entry]
     best = sorted(worked[1:], key=lambda entry: entry["total_ms"])[:_SWEPT]
     for entry in (*worked[:1], *best, *(entry for entry in entries if "error" in entry)):
-        knobs = " ".join(
-            f"{name.removeprefix('HPF_')}={value}" for name, value in entry.get("knobs", {}).items()
-        )
+        knobs = " ".join(f"{name}={value}" for name, value in entry.get("knobs", {}).items())
         if "error" in entry:
             yield f"{knobs:<{_LABEL + 20}}{entry['error'][:_NOTE]}"
         else:
