@@ -1,1 +1,1 @@
-"""What bench/gpu_day.py runs, each module but the table a program of its own."""
+"""What bench/gpu_day.py runs: modules with a main are programs of their own."""

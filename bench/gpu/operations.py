@@ -48,7 +48,8 @@ class Operation:
     units: int  # nonzeros, rows, pairs or scores
     bytes: int | None = None
     ceiling: float | None = None  # ms
-    prepare: Callable[[], object] | None = None
+    rows: int = 0  # that are gathered
+    row_bytes: int = 0  # of one of them
 
 
 @dataclass
@@ -95,8 +96,9 @@ def row_bytes(matrix: Any) -> int:
 
 def whole(state: State) -> Iterator[Operation]:
     """An iteration; its floor is the gathering for both sides, without what the updates move."""
-    nnz = state.counts.nnz
-    yield Operation("iteration", state.step, nnz, sum(state.bytes_of_allocate), state.gather_both)
+    nnz, stored = state.counts.nnz, row_bytes(state.sides[1].factor.exp_log)
+    moved = sum(state.bytes_of_allocate)
+    yield Operation("iteration", state.step, nnz, moved, state.gather_both, 2 * nnz, stored)
 
 
 def on_nonzeros(state: State) -> Iterator[Operation]:
@@ -110,9 +112,9 @@ def on_nonzeros(state: State) -> Iterator[Operation]:
     def allocate(**options: Any) -> Callable[[], object]:
         return partial(backend.allocate, counts, users, items, out=out, **options)
 
-    yield Operation("allocate users", allocate(side="users"), nnz, moved[0], state.gathers[0])
-    yield Operation("allocate items", allocate(side="items"), nnz, moved[1], state.gathers[1])
-    yield Operation("allocate both", allocate(), nnz, sum(moved), both)
+    for side, moves, ceiling in zip(("users", "items"), moved, state.gathers, strict=True):
+        yield Operation(f"allocate {side}", allocate(side=side), nnz, moves, ceiling, nnz, stored)
+    yield Operation("allocate both", allocate(), nnz, sum(moved), both, 2 * nnz, stored)
     if nnz * users.shape.shape[1] <= _MAX_EXACT:
         yield Operation("allocate exact", allocate(exact=True), nnz)
     theta, beta = backend.mean(users), backend.mean(items)
@@ -120,8 +122,8 @@ def on_nonzeros(state: State) -> Iterator[Operation]:
     rate_bytes = nnz * (4 + backend.dtype.itemsize + real) + users.shape.shape[0] * real
     rates = partial(backend.log_rate_sum, counts, theta, beta)
     normalizers = partial(backend.log_normalizer_sum, counts, users, items)
-    yield Operation("log_rate_sum", rates, nnz, rate_bytes, mean_gather)
-    yield Operation("log_normalizer_sum", normalizers, nnz, moved[0], state.gathers[0])
+    yield Operation("log_rate_sum", rates, nnz, rate_bytes, mean_gather, nnz, real)
+    yield Operation("log_normalizer_sum", normalizers, nnz, moved[0], state.gathers[0], nnz, stored)
     factorials, read = partial(backend.log_factorial_sum, counts), nnz * backend.dtype.itemsize
     yield Operation("log_factorial_sum", factorials, nnz, read, read * state.copying)
 
@@ -131,25 +133,21 @@ def on_rows(state: State) -> Iterator[Operation]:
     backend, side = state.backend, state.sides[0]
     factor, n = side.factor, side.factor.shape.shape[0]
     stored, real = row_bytes(factor.exp_log), row_bytes(factor.shape)
-    # The update consumes its statistic, so each run gets a copy.
+    # With the prior's shape in the statistic already, an update leaves it as it is, and can be repeated.
     statistic = backend.mean(factor)
-    consumed = backend.mean(factor)
-    exp_log = backend.gamma_update(consumed, PRIOR.shape, factor.rates)[0].exp_log
-
-    def refill() -> None:
-        consumed[...] = statistic
-
-    update = partial(backend.gamma_update, consumed, PRIOR.shape, factor.rates, out=exp_log)
+    statistic[...] = factor.shape
+    exp_log = backend.gamma_update(statistic, 0.0, factor.rates)[0].exp_log
+    update = partial(backend.gamma_update, statistic, 0.0, factor.rates, out=exp_log)
     prior = (PRIOR.shape, PRIOR.hyper_shape, PRIOR.hyper_rate)
     elbo = partial(backend.gamma_elbo, factor, side.hyper_rate, *prior)
 
-    def operation(name: str, work: Callable[[], object], moved: int, **more: Any) -> Operation:
-        return Operation(name, work, n, moved, moved * state.copying, **more)
+    def operation(name: str, work: Callable[[], object], moved: int) -> Operation:
+        return Operation(name, work, n, moved, moved * state.copying)
 
-    yield operation("gamma_update", update, n * (2 * real + stored + 24), prepare=refill)
+    yield operation("gamma_update", update, n * (2 * real + stored + 24))
     yield operation("mean", partial(backend.mean, factor), n * (2 * real + 8))
     yield operation("gamma_elbo", elbo, n * (real + 32))
-    yield operation("distance", partial(backend.distance, factor.shape, consumed), n * (2 * real + 8))
+    yield operation("distance", partial(backend.distance, factor.shape, statistic), n * (2 * real + 8))
 
 
 def on_predictions(state: State) -> Iterator[Operation]:
@@ -185,10 +183,12 @@ def measure_variant(worker: Worker, csr: Any, k: int, variant: str, copying: flo
 
 
 def measure(worker: Worker, operation: Operation) -> None:
-    timing = worker.clock.device(operation.work, operation.prepare)
+    timing = worker.clock.device(operation.work)
     fields: dict[str, Any] = {"units": operation.units}
     if operation.bytes is not None:
         fields["bytes"] = operation.bytes
+    if operation.rows:
+        fields |= {"rows": operation.rows, "row_bytes": operation.row_bytes}
     if operation.ceiling is not None:
         fields |= {"ceiling_ms": operation.ceiling, "share": operation.ceiling / timing.ms}
     worker.write(operation.name, timing, **fields)

@@ -23,6 +23,9 @@ def path(folder: Path, name: str) -> Path:
 
 
 def save(folder: Path, name: str) -> None:
+    """Make a matrix, unless the folder has it."""
+    if path(folder, name).exists():
+        return
     csr = SHAPES[name].csr()
     unfinished = path(folder, f"unfinished-{name}")
     np.savez(unfinished, shape=csr.shape, data=csr.data, indices=csr.indices, indptr=csr.indptr)
@@ -44,6 +47,7 @@ def main() -> None:
     parser.add_argument("names", nargs="+", choices=list(SHAPES))
     arguments = parser.parse_args()
     started = time.perf_counter()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
     for name in arguments.names:
         save(arguments.folder, name)
         sys.stdout.write(f"{name} is there after {time.perf_counter() - started:.1f} s\n")

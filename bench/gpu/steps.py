@@ -21,6 +21,7 @@ class Step:
     limit: float
     least: float
     variables: Mapping[str, str] = field(default_factory=dict)  # of its environment
+    shape: str = ""  # whose data it needs
 
 
 @dataclass(frozen=True)

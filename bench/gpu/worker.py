@@ -78,6 +78,6 @@ class Worker:
         """Say how it went, and end the process."""
         told = f"{self.entries} results"
         if self.failures:
-            told = f"{len(self.failures)} of {told} failed: {self.failures[0]}"
+            told = f"{self.failures[0]} ({len(self.failures)} of {told} failed)"
         sys.stdout.write(f"{told}\n")
         sys.exit(1 if self.failures else 0)
