@@ -105,9 +105,11 @@ class FakeArray(SimpleNamespace):
     __cuda_array_interface__ = None
 
 
-def fake_array(dtype: str, shape: tuple[int, ...], strides: tuple[int, ...], at: int = 256) -> FakeArray:
+def fake_array(
+    dtype: str, shape: tuple[int, ...], strides: tuple[int, ...], at: int = 256, device: int = 0
+) -> FakeArray:
     kind = np.dtype(dtype)
-    pointer = SimpleNamespace(ptr=at)
+    pointer = SimpleNamespace(ptr=at, device_id=device)
     size = int(np.prod(shape))
     return FakeArray(
         dtype=kind, ndim=len(shape), size=size, strides=strides, itemsize=kind.itemsize, data=pointer
@@ -124,23 +126,24 @@ def fake_array(dtype: str, shape: tuple[int, ...], strides: tuple[int, ...], at:
         (fake_array("f4", (3, 5), (20, 4)), ValueError, r"strides \(20, 4\)"),
         (fake_array("f4", (3, 5), (4, 32)), ValueError, r"strides \(4, 32\)"),
         (fake_array("f4", (3, 5), (32, 4), at=264), ValueError, "multiple of 16"),
+        (fake_array("f4", (3,), (4,), device=1), ValueError, "x is on device 1, not 0"),
     ],
 )
 def test_launch_refuses_arrays(argument: Any, error: type[Exception], message: str) -> None:
-    kernel = Kernel("f", _never, (Parameter("x", np.dtype("f4"), is_pointer=True),), width=8)
+    kernel = Kernel("f", _never, (Parameter("x", np.dtype("f4"), is_pointer=True),), width=8, device=0)
     with pytest.raises(error, match=message):
         kernel(1, 32, argument)
 
 
 @pytest.mark.parametrize(("kind", "number"), [("i4", 2**31), ("i4", 1.5), ("i4", -(2**31) - 1), ("u4", -1)])
 def test_launch_refuses_numbers_that_do_not_fit(kind: str, number: float) -> None:
-    kernel = Kernel("f", _never, (Parameter("n", np.dtype(kind), is_pointer=False),), width=8)
+    kernel = Kernel("f", _never, (Parameter("n", np.dtype(kind), is_pointer=False),), width=8, device=0)
     with pytest.raises(ValueError, match="does not fit"):
         kernel(1, 32, number)
 
 
 def test_launch_counts_arguments_and_blocks() -> None:
-    kernel = Kernel("f", _never, (Parameter("n", np.dtype("i4"), is_pointer=False),), width=8)
+    kernel = Kernel("f", _never, (Parameter("n", np.dtype("i4"), is_pointer=False),), width=8, device=0)
     with pytest.raises(TypeError, match="takes 1 arguments, not 2"):
         kernel(1, 32, 1, 2)
     with pytest.raises(ValueError, match="more than CUDA can launch"):
@@ -151,7 +154,7 @@ def test_launch_counts_arguments_and_blocks() -> None:
 def test_launch_makes_numbers_of_the_kernels_type() -> None:
     got: list[Any] = []
     parameters = (Parameter("n", np.dtype("i8"), False), Parameter("a", np.dtype("f8"), False))
-    Kernel("f", lambda *launch: got.extend(launch[2]), parameters, width=8)(1, 32, 7, 2)
+    Kernel("f", lambda *launch: got.extend(launch[2]), parameters, width=8, device=0)(1, 32, 7, 2)
     assert [(type(number), number) for number in got] == [(np.int64, 7), (np.float64, 2.0)]
 
 

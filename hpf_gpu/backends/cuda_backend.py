@@ -1,7 +1,8 @@
 """The CUDA backend: kernels/cuda, compiled by CuPy when they are first used.
 
-Everything runs in order on CuPy's current stream.  The host waits only for results: in likelihoods, transfers
-and predictions, never within an iteration.  Two runs are bit-identical.  Neither is
+Everything runs in order on the device that was current when the backend was created, or on the one that was
+named, on CuPy's current stream there.  The host waits only for results: in likelihoods, transfers and
+predictions, never within an iteration.  Two runs are bit-identical.  Neither is
 guaranteed with ``allocate="cusparse"``, where both depend on cuSPARSE.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import cache, wraps
 from typing import Any, Literal, TypeVar
 
@@ -25,6 +27,7 @@ from .protocol import (
     Array,
     BackendUnavailable,
     DeviceData,
+    DeviceError,
     Factor,
     Host,
     NotEnoughMemory,
@@ -70,7 +73,7 @@ def _compiled(files: tuple[str, ...], variant: Variant, device: int) -> dict[str
     except Exception as error:
         raise find_fault(error) from error
     return {
-        name: Kernel(name, functions[name], parameters, variant.width)
+        name: Kernel(name, functions[name], parameters, variant.width, device)
         for name, parameters in variant.signatures(files).items()
     }
 
@@ -82,7 +85,7 @@ def describe_devices() -> list[str]:
         try:
             lines.append(_device_line(number))
         except cp.cuda.runtime.CUDARuntimeError as error:
-            lines.append(f"GPU {number}: {error}")
+            lines.append(f"cuda:{number}: {error}")
     return lines
 
 
@@ -96,7 +99,7 @@ def _device_line(number: int) -> str:
         free, total = cp.cuda.runtime.memGetInfo()
     properties = cp.cuda.runtime.getDeviceProperties(number)
     name, capability = properties["name"].decode(), f"{properties['major']}.{properties['minor']}"
-    return f"{name}, sm {capability}, {_size(free)} of {_size(total)} free"
+    return f"cuda:{number} is {name}, sm {capability}, {_size(free)} of {_size(total)} free"
 
 
 def free_bytes() -> int:
@@ -104,54 +107,115 @@ def free_bytes() -> int:
     return int(cp.cuda.runtime.memGetInfo()[0] + cp.get_default_memory_pool().free_bytes())
 
 
+def _no_such_device(number: int) -> BackendUnavailable:
+    problem = f"there is no device cuda:{number}: {'; '.join(describe_devices())}"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        problem += f"; with CUDA_VISIBLE_DEVICES={visible!r}"
+    return BackendUnavailable(problem, remedy="use one of these devices, or backend='cuda'", expected=True)
+
+
 # -- the backend ---------------------------------------------------------------------------------
 
 
-def _says_what_needs_memory(backend: _Class) -> _Class:
-    """Class decorator: operations raise NotEnoughMemory, with advice, when CuPy runs out of memory."""
+#: What CuPy raises when CUDA fails.
+_CUDA_ERRORS = (
+    cp.cuda.runtime.CUDARuntimeError,
+    cp.cuda.driver.CUDADriverError,
+    cp.cuda.memory.OutOfMemoryError,
+)
+#: The same in an operation, where an allocator of another library raises MemoryError, and CuPy OSError if it
+#: cannot write a compiled kernel to its cache.
+_ERRORS = (*_CUDA_ERRORS, MemoryError, OSError)
+_NO_MEMORY = 2  # cudaErrorMemoryAllocation
 
-    def advised(name: str, operation: Callable[..., Any]) -> Callable[..., Any]:
+
+def _explained(work: str, error: Any) -> Exception:
+    """The error that tells the user what to do, for one of ``_ERRORS`` in this work."""
+    if isinstance(error, OSError):
+        return find_fault(error)
+    if isinstance(error, MemoryError) or error.status == _NO_MEMORY:
+        return NotEnoughMemory(
+            f"memory is too small for {work}: {error}; {_size(free_bytes())} are free on the GPU. "
+            "Free memory, or use backend='openmp'"
+        )
+    return DeviceError(
+        f"CUDA failed in {work}: {error}. An earlier operation may be to blame: a run with the environment "
+        "variable CUDA_LAUNCH_BLOCKING=1 tells which. After most of these errors a process cannot use the "
+        "GPU any more: restart it"
+    )
+
+
+class _Work:
+    """The context of some work: a device is the current one, and ``errors`` are explained.
+
+    CuPy's ``Device`` would call CUDA three times where nothing changes.
+    """
+
+    def __init__(self, device: int, name: str, errors: tuple[type[Exception], ...]) -> None:
+        self._device, self._name, self._errors = device, name, errors
+
+    def __enter__(self) -> None:
+        self._before = cp.cuda.runtime.getDevice()
+        if self._before != self._device:
+            cp.cuda.runtime.setDevice(self._device)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        try:
+            if isinstance(error, self._errors) and not isinstance(error, NotEnoughMemory):
+                raise _explained(self._name, error) from error
+        finally:
+            if self._before != self._device:
+                cp.cuda.runtime.setDevice(self._before)
+
+
+def _operations(backend: _Class) -> _Class:
+    """Class decorator: every public method is an operation that runs as :class:`_Work`."""
+
+    def as_work(name: str, operation: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(operation)
-        def run(*arguments: Any, **options: Any) -> Any:
-            try:
-                return operation(*arguments, **options)
-            except cp.cuda.memory.OutOfMemoryError as error:
-                raise NotEnoughMemory(
-                    f"the GPU's memory is too small for {name}: {error}; {_size(free_bytes())} are free. "
-                    "Free memory on the GPU, or use backend='openmp'"
-                ) from error
+        def run(self: Any, *arguments: Any, **options: Any) -> Any:
+            with _Work(self._device, name, _ERRORS):
+                return operation(self, *arguments, **options)
 
         return run
 
     for name, operation in vars(backend).copy().items():
         if callable(operation) and not name.startswith("_"):
-            setattr(backend, name, advised(name, operation))
+            setattr(backend, name, as_work(name, operation))
     return backend
 
 
-@_says_what_needs_memory
+@_operations
 class CudaBackend:
-    """CuPy and CUDA kernels on the current device and stream.
+    """CuPy and CUDA kernels on one device.
 
     A matrix (N, K) is a view of an array (N, width) with zeros beyond K, so that rows are aligned to memory
     sectors and kernels need no remainder loops.
     """
 
-    name = "cuda"
-
     def __init__(
-        self, dtype: np.dtype[Any], *, precision: str = "full", allocate: Allocation = "fused"
+        self,
+        dtype: np.dtype[Any],
+        *,
+        precision: str = "full",
+        allocate: Allocation = "fused",
+        device: int | None = None,
     ) -> None:
         if _in_forked_child:
             raise BackendUnavailable(
                 "CUDA was in use when this process was forked, and does not survive a fork",
                 remedy="start processes by multiprocessing's 'spawn', or use backend='openmp' in them",
             )
+        if device is not None and device >= cp.cuda.runtime.getDeviceCount():
+            raise _no_such_device(device)
+        self.name = "cuda" if device is None else f"cuda:{device}"
         self.dtype = np.dtype(dtype)
         self._half, self._composed = precision == "mixed", allocate == "cusparse"
-        self._device = cp.cuda.Device().id
-        # Fails here if the GPU or the compiler does not work.
-        self._counting = _compiled(COUNTS, Variant(1, self.dtype), self._device)
+        self._device = cp.cuda.runtime.getDevice() if device is None else device
+        with cp.cuda.Device(self._device):
+            # Fails here if the GPU or the compiler does not work.
+            self._counting = _compiled(COUNTS, Variant(1, self.dtype), self._device)
         self._sorter = Sorter(cp, self._counting, self.dtype)
 
     def describe(self) -> str:
@@ -175,6 +239,9 @@ class CudaBackend:
     def _zeros(self, n: int, k: int, dtype: np.dtype[Any] | None = None) -> Array:
         """The same with zeros beyond k, for CuPy operations, which do not write them."""
         return cp.zeros((n, self._variant(k).width), dtype or self.dtype)[:, :k]
+
+    def in_use(self) -> AbstractContextManager[object]:
+        return _Work(self._device, "arithmetic between operations", _CUDA_ERRORS)
 
     # -- transfers ---------------------------------------------------------------------------
 
@@ -223,8 +290,10 @@ class CudaBackend:
 
     def read_device_data(self, data: Any, *, reindex: bool) -> DeviceData | None:
         if is_device_matrix(data):
+            self._check_device(data.data)
             triplets = from_matrix(cp, data, self.dtype)
         elif is_device_array(data):
+            self._check_device(data)
             as_cupy = cp.asarray if hasattr(type(data), "__cuda_array_interface__") else cp.from_dlpack
             triplets = from_array(cp, as_cupy(data), self.dtype, reindex)
         else:
@@ -233,6 +302,16 @@ class CudaBackend:
             None if side is None else side.get() for side in (triplets.user_ids, triplets.item_ids)
         )
         return DeviceData(self._sorter.canonical(triplets), users, items, triplets.dropped)
+
+    def _check_device(self, array: Any) -> None:
+        """Raise ValueError if an array is on another device; one without DLPack is copied by CuPy."""
+        own = self._device
+        device = array.__dlpack_device__()[1] if hasattr(type(array), "__dlpack_device__") else own
+        if device != own:
+            raise ValueError(
+                f"the counts are on device cuda:{device}, and this fit is on cuda:{own}: "
+                f"pass backend='cuda:{device}', or copy them there"
+            )
 
     def operand(self, host: Host) -> Array:
         return self.asarray(host)

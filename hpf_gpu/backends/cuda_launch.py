@@ -26,10 +26,15 @@ class Kernel:
         The kernel's signature.
     width : int
         Row stride of a matrix, in numbers.
+    device : int
+        Number of the device that it was compiled for.
     """
 
-    def __init__(self, name: str, function: Any, parameters: tuple[Parameter, ...], width: int) -> None:
+    def __init__(
+        self, name: str, function: Any, parameters: tuple[Parameter, ...], width: int, device: int
+    ) -> None:
         self._name, self._function, self._parameters, self._width = name, function, parameters, width
+        self._device = device
 
     def __call__(self, blocks: int, threads: int, *arguments: Any) -> None:
         """Launch ``blocks`` × ``threads`` threads on the current stream; nothing if ``blocks`` is 0.
@@ -39,7 +44,8 @@ class Kernel:
         TypeError
             If the number of arguments, or the dtype of an array, is not that of the signature.
         ValueError
-            If a number does not fit its type, or an array has other strides or is not aligned.
+            If a number does not fit its type, or an array is on another device, has other strides or is
+            not aligned.
         """
         if len(arguments) != len(self._parameters):
             raise TypeError(f"{self._name} takes {len(self._parameters)} arguments, not {len(arguments)}")
@@ -70,6 +76,10 @@ class Kernel:
         if not hasattr(array, "__cuda_array_interface__") or array.dtype != parameter.type:
             kind = getattr(array, "dtype", type(array).__name__)
             raise TypeError(f"{self._name}: {parameter.name} is an array of {parameter.type}, not {kind}")
+        if array.data.device_id != self._device:
+            raise ValueError(
+                f"{self._name}: {parameter.name} is on device {array.data.device_id}, not {self._device}"
+            )
         size = array.itemsize
         gapless = (self._width * size, size) if array.ndim == 2 else (size,)
         if array.size and (array.strides != gapless or array.data.ptr % 16):
