@@ -125,7 +125,7 @@ def test_import_rules(name, path):
 #: What the simulator is known to run as a GPU does, and cuSPARSE's matrices, which only a GPU runs.
 CUPY_NAMES = {
     "__version__", "add.at", "append", "arange", "array", "asarray", "cuda.Device", "cumsum",
-    "empty", "cuda.driver.CUDADriverError", "cuda.runtime.CUDARuntimeError",
+    "empty", "cuda.driver.CUDADriverError", "cuda.get_allocator", "cuda.runtime.CUDARuntimeError",
     "cuda.memory.OutOfMemoryError", "cuda.runtime.getDevice", "cuda.runtime.getDeviceCount",
     "cuda.runtime.setDevice",
     "cuda.runtime.getDeviceProperties", "cuda.runtime.memGetInfo", "flatnonzero", "from_dlpack", "full",

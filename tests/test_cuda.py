@@ -559,15 +559,59 @@ def test_too_much_for_the_device_is_refused_first(cuda32: Any, monkeypatch: pyte
     assert asked
 
 
-def test_memory_that_cupy_keeps_is_free(cuda32: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("limit", "used", "free"),
+    [
+        (0, 7 << 30, 5 << 30),  # no limit: what the driver has, and what the pool keeps for reuse
+        (20 << 30, 7 << 30, 5 << 30),
+        (8 << 30, 7 << 30, 1 << 30),
+        (6 << 30, 7 << 30, 0),  # set when more was in use
+    ],
+)
+def test_free_memory_of_the_pool(
+    cuda32: Any, limit: int, used: int, free: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import cupy as cp
 
     from hpf_gpu.backends import cuda_backend
 
-    pool = SimpleNamespace(free_bytes=lambda: 1 << 50)
+    pool = SimpleNamespace(
+        malloc=cp.cuda.alloc,
+        free_bytes=lambda: 2 << 30,
+        used_bytes=lambda: used,
+        get_limit=lambda: limit,
+    )
     monkeypatch.setattr(cp, "get_default_memory_pool", lambda: pool)
+    monkeypatch.setattr(cp.cuda, "get_allocator", lambda: pool.malloc)
     monkeypatch.setattr(cp.cuda.runtime, "memGetInfo", lambda: (3 << 30, 5 << 30))
-    assert cuda_backend.free_bytes() == (1 << 50) + (3 << 30)
+    assert cuda_backend.free_bytes() == free
+
+
+def test_the_limit_of_the_pool_refuses_a_fit(cuda32: Any) -> None:
+    """CuPy's own pool, in a fit: too low a limit is told before, and one that suffices does not hinder."""
+    import cupy as cp
+
+    pool = cp.get_default_memory_pool()
+    before = pool.get_limit()
+    try:
+        with cp.cuda.using_allocator(pool.malloc):
+            pool.set_limit(size=pool.used_bytes() + (1 << 12))
+            with pytest.raises(NotEnoughMemory, match=r"a fit of 700 counts .* of which 0\.00 GiB are free"):
+                fit(random_counts())
+            pool.set_limit(size=pool.used_bytes() + (1 << 24))
+            fit(random_counts())
+    finally:
+        pool.set_limit(size=before)
+        pool.free_all_blocks()
+
+
+def test_another_allocator_knows_itself_what_it_has(cuda32: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RMM's pool has taken all memory from the driver, or managed memory is larger than the device's."""
+    import cupy as cp
+
+    monkeypatch.setattr(cp.cuda.runtime, "memGetInfo", lambda: (0, 5 << 30))
+    with cp.cuda.using_allocator(lambda size: cp.cuda.MemoryPointer(cp.cuda.Memory(size), 0)):
+        fit(random_counts())
 
 
 @pytest.mark.parametrize("options", [{}, {"precision": "mixed"}, {"allocate": "cusparse"}], ids=str)
@@ -1200,6 +1244,20 @@ def test_counts_on_another_device_are_fitted_there(second: Any) -> None:
     for data in (given, OnlyDLPack(given)):
         got, want = (fit(counts, k=2, backend="cuda:1") for counts in (data, table))
         np.testing.assert_array_equal(got.Theta, want.Theta)
+
+
+def test_memory_of_another_device_is_asked_for(second: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import cupy as cp
+
+    pool = cp.get_default_memory_pool()
+    monkeypatch.setattr(
+        cp.cuda.runtime, "memGetInfo", lambda: ((1 << 30, 0)[cp.cuda.runtime.getDevice()], 1 << 30)
+    )
+    with cp.cuda.using_allocator(pool.malloc):
+        fit(random_counts())
+        with pytest.raises(NotEnoughMemory, match=r"of which 0\.00 GiB are free"):
+            fit(random_counts(), backend="cuda:1")
+    pool.free_all_blocks()
 
 
 def test_a_device_that_does_not_exist(cuda32: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,9 +102,16 @@ def _device_line(number: int) -> str:
     return f"cuda:{number} is {name}, sm {capability}, {_size(free)} of {_size(total)} free"
 
 
-def free_bytes() -> int:
-    """Free memory of the current device, including what CuPy's memory pool keeps for reuse."""
-    return int(cp.cuda.runtime.memGetInfo()[0] + cp.get_default_memory_pool().free_bytes())
+def free_bytes() -> int | None:
+    """Memory of the current device that CuPy's pool can still give out; None with another allocator.
+
+    Other allocators (RMM's, managed memory) may have more than the driver calls free, and do not say.
+    """
+    pool = cp.get_default_memory_pool()
+    if cp.cuda.get_allocator() != pool.malloc:
+        return None
+    free, limit = cp.cuda.runtime.memGetInfo()[0] + pool.free_bytes(), pool.get_limit()
+    return int(min(free, max(0, limit - pool.used_bytes())) if limit else free)
 
 
 def _no_such_device(number: int) -> BackendUnavailable:
@@ -135,9 +142,10 @@ def _explained(work: str, error: Any) -> Exception:
     if isinstance(error, OSError):
         return find_fault(error)
     if isinstance(error, MemoryError) or error.status == _NO_MEMORY:
+        free = free_bytes()
+        left = "" if free is None else f"; {_size(free)} are free on the GPU"
         return NotEnoughMemory(
-            f"memory is too small for {work}: {error}; {_size(free_bytes())} are free on the GPU. "
-            "Free memory, or use backend='openmp'"
+            f"memory is too small for {work}: {error}{left}. Free memory, or use backend='openmp'"
         )
     return DeviceError(
         f"CUDA failed in {work}: {error}. An earlier operation may be to blame: a run with the environment "
@@ -320,7 +328,7 @@ class CudaBackend:
         """Raise NotEnoughMemory, before anything is copied, if a fit of these counts is too large."""
         needed = bytes_of_fit(self._variant(k), shape, nnz, composed=self._composed)
         free = free_bytes()
-        if needed > free:
+        if free is not None and needed > free:
             raise NotEnoughMemory(
                 f"a fit of {nnz:,} counts of {shape[0]:,} users and {shape[1]:,} items with k={k} in "
                 f"{self.dtype} needs about {_size(needed)} on the GPU, of which {_size(free)} are free; use "
