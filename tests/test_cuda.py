@@ -614,6 +614,41 @@ def test_another_allocator_knows_itself_what_it_has(cuda32: Any, monkeypatch: py
         fit(random_counts())
 
 
+def test_large_arrays_leave_nothing_pinned(cuda32: Any) -> None:
+    """Counts and matrices are uploaded without a copy in pinned memory, which CuPy's pool would keep."""
+    import cupy as cp
+
+    pinned: list[int] = []
+
+    def allocate(size: int) -> Any:
+        pinned.append(size)
+        return cp.cuda.PinnedMemoryPointer(cp.cuda.PinnedMemory(size), 0)
+
+    csr, matrix = random_counts(300, 200, 20_000), np.ones((500, 5))
+    cp.cuda.set_pinned_memory_allocator(allocate)
+    try:
+        counts = cuda32.counts(csr, 5)
+        got = cuda32.asarray(matrix)
+    finally:
+        default = None if conftest.SIMULATED else cp.get_default_pinned_memory_pool().malloc
+        cp.cuda.set_pinned_memory_allocator(default)
+    assert counts.nnz == 20_000
+    np.testing.assert_array_equal(cuda32.asnumpy(got), matrix)
+    assert max(pinned, default=0) < csr.indices.nbytes / 4  # numbers of segments
+
+
+def test_arrays_are_uploaded_in_parts(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hpf_gpu.backends import cuda_backend
+
+    monkeypatch.setattr(cuda_backend, "_AT_ONCE", 40)
+    csr, matrix = random_counts(), np.arange(600.0).reshape(120, 5)
+    users = cuda.counts(csr, 5).users
+    np.testing.assert_array_equal(users.column.get(), csr.indices)
+    np.testing.assert_array_equal(users.value.get(), csr.data)
+    np.testing.assert_array_equal(cuda.asnumpy(cuda.asarray(matrix)), matrix)
+    assert cuda.asarray(np.ones((0, 5))).shape == (0, 5)
+
+
 @pytest.mark.parametrize("options", [{}, {"precision": "mixed"}, {"allocate": "cusparse"}], ids=str)
 def test_counts_are_refused_by_what_was_predicted(
     cuda: Any, options: dict[str, str], monkeypatch: pytest.MonkeyPatch

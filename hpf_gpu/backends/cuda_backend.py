@@ -8,6 +8,7 @@ guaranteed with ``allocate="cusparse"``, where both depend on cuSPARSE.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -44,7 +45,7 @@ try:
 except Exception as error:
     raise find_fault(error) from error
 
-_AT_ONCE = 1 << 22  # pairs, or ranks of a ranking, that are transferred to the host at once
+_AT_ONCE = 1 << 22  # numbers of a matrix or of the counts, pairs, or ranks that are transferred at once
 
 _in_forked_child = False
 
@@ -259,7 +260,7 @@ class CudaBackend:
         n, k = host.shape
         padded = np.zeros((n, self._variant(k).width), self.dtype)
         padded[:, :k] = host
-        return cp.asarray(padded)[:, :k]
+        return _uploaded(padded, self.dtype)[:, :k]
 
     def asnumpy(self, array: Array) -> Host:
         host: Host = np.ascontiguousarray(array.get())
@@ -292,7 +293,7 @@ class CudaBackend:
                 f"cuSPARSE numbers nonzeros in 32 bits, too few for {csr.nnz:,}; use allocate='fused'"
             )
         self._check_memory(shape, csr.nnz, k)
-        column, value = cp.array(csr.indices, dtype=np.int32), cp.array(csr.data, dtype=self.dtype)
+        column, value = _uploaded(csr.indices, np.int32), _uploaded(csr.data, self.dtype)
         users = self._sorter.rows(shape, csr.indptr.astype(np.int64), column, value)
         return DeviceCounts(users, self._sorter.rows(shape[::-1], *self._sorter.by_columns(users)))
 
@@ -505,6 +506,21 @@ class CudaBackend:
                 )
             columns[part], scores[part] = best.reshape(rows, n).get(), score.reshape(rows, n).get()
         return columns, scores
+
+
+def _uploaded(array: Any, dtype: Any) -> Array:
+    """Copy of an array on the device, C-contiguous; of one on the host without a copy in pinned memory.
+
+    CuPy's own functions copy the whole array to pinned memory first, which its pool then keeps.
+    """
+    if not isinstance(array, np.ndarray):
+        return cp.array(array, dtype=dtype)
+    copy = cp.empty(array.shape, dtype)
+    step = max(1, _AT_ONCE // math.prod(array.shape[1:]))
+    for start in range(0, len(array), step):
+        part = slice(start, start + step)
+        copy[part].set(array[part].astype(dtype, copy=False))
+    return copy
 
 
 def _sparse(at: Rows, value: Array) -> Any:
