@@ -124,7 +124,7 @@ def test_import_rules(name, path):
 
 #: What the simulator is known to run as a GPU does, and cuSPARSE's matrices, which only a GPU runs.
 CUPY_NAMES = {
-    "__version__", "add.at", "append", "arange", "array", "asarray", "cuda.Device", "cumsum",
+    "__version__", "add.at", "append", "arange", "array", "asarray", "cuda.Device", "cuda.Event", "cumsum",
     "empty", "cuda.driver.CUDADriverError", "cuda.get_allocator", "cuda.runtime.CUDARuntimeError",
     "cuda.memory.OutOfMemoryError", "cuda.runtime.getDevice", "cuda.runtime.getDeviceCount",
     "cuda.runtime.setDevice",

@@ -526,6 +526,23 @@ def test_many_users_are_ranked_on_the_device(cuda32: Any, monkeypatch: pytest.Mo
     assert called
 
 
+def test_who_keeps_pace_waits_for_the_work_before_the_previous_call(cuda32: Any) -> None:
+    """Simulated streams that run only when somebody waits show what was waited for, and what not."""
+    import cupy as cp
+
+    if not conftest.SIMULATED or conftest.STREAMS != "lazy":
+        pytest.skip("only streams that are simulated as lazy show who waits")
+    blocks = SMALL.blocks(cuda32)
+    model, ends = SMALL.model(cuda32, blocks), []
+    cp.cuda.get_current_stream().synchronize()
+    for _ in range(4):
+        model = iterate(cuda32, blocks, model, rule("joint"))
+        ends.append(cp.cuda.Event(disable_timing=True))
+        ends[-1].record()
+        cuda32.keep_pace()
+        assert [end.done for end in ends] == [True] * (len(ends) - 1) + [False]
+
+
 # -- memory ------------------------------------------------------------------------------------
 
 
@@ -1253,6 +1270,7 @@ def test_every_operation_runs_on_its_own_device(second: Any) -> None:
             result = run_operation(backend, name, arguments)
             parts = result if isinstance(result, tuple) else (result,)
             assert {part.device.id for part in parts if isinstance(part, cp.ndarray)} <= {1}, name
+        backend.keep_pace()
         assert cp.cuda.runtime.getDevice() == 0
 
 

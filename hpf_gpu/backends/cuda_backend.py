@@ -1,8 +1,8 @@
 """The CUDA backend: kernels/cuda, compiled by CuPy when they are first used.
 
 Everything runs in order on the device that was current when the backend was created, or on the one that was
-named, on CuPy's current stream there.  The host waits only for results: in likelihoods, transfers and
-predictions, never within an iteration.  Two runs are bit-identical.  Neither is
+named, on CuPy's current stream there.  The host waits for results, in likelihoods, transfers and predictions,
+and between iterations to keep pace, never within one.  Two runs are bit-identical.  Neither is
 guaranteed with ``allocate="cusparse"``, where both depend on cuSPARSE.
 """
 
@@ -225,6 +225,7 @@ class CudaBackend:
         with cp.cuda.Device(self._device):
             # Fails here if the GPU or the compiler does not work.
             self._counting = _compiled(COUNTS, Variant(1, self.dtype), self._device)
+            self._pace = cp.cuda.Event(disable_timing=True)
         self._sorter = Sorter(cp, self._counting, self.dtype)
 
     def describe(self) -> str:
@@ -251,6 +252,11 @@ class CudaBackend:
 
     def in_use(self) -> AbstractContextManager[object]:
         return _Work(self._device, "arithmetic between operations", _CUDA_ERRORS)
+
+    def keep_pace(self) -> None:
+        # When the host returns, the device still has the work submitted since the previous call.
+        self._pace.synchronize()
+        self._pace.record()
 
     # -- transfers ---------------------------------------------------------------------------
 

@@ -99,6 +99,9 @@ class OpenMPBackend:
     def in_use(self) -> AbstractContextManager[object]:
         return nullcontext()
 
+    def keep_pace(self) -> None:
+        pass  # the work is done when an operation returns
+
     # -- transfers ---------------------------------------------------------------------------
 
     def asarray(self, host: Host) -> Array:

@@ -115,6 +115,12 @@ class Backend(Protocol):
     def in_use(self) -> AbstractContextManager[object]:
         """The context for arithmetic on arrays.  The operations below need none."""
 
+    def keep_pace(self) -> None:
+        """Wait for all work that was submitted before the previous call of this method.
+
+        A backend whose operations return before their work is done may otherwise fall behind without limit.
+        """
+
     def asarray(self, host: Host) -> Array:
         """Copy a host array to the backend: a matrix (N, K) as ``dtype``, a vector (N,) as float64."""
 

@@ -66,6 +66,17 @@ def test_arithmetic_in_use(backend: Backend) -> None:
     np.testing.assert_array_equal(backend.asnumpy(total), [0, 1.5, 5])
 
 
+def test_keeping_pace_changes_nothing(backend: Backend) -> None:
+    """At any time, whatever was submitted since the last call."""
+    matrix = backend.asarray(np.ones((2, 3)))
+    for times in (2, 3):
+        backend.keep_pace()
+        backend.keep_pace()
+        matrix *= times
+    backend.keep_pace()
+    np.testing.assert_array_equal(backend.asnumpy(matrix), np.full((2, 3), 6, backend.dtype))
+
+
 def test_operations_repeat_and_leave_inputs_alone(backend: Backend, case: Case) -> None:
     """Two calls give the same bits, and what the protocol doesn't call consumed stays as it was."""
     users, items = make_factors(backend, case)
