@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .backends.protocol import BackendUnavailable, NotEnoughMemory
+    from .backends.protocol import BackendUnavailable, DeviceError, NotEnoughMemory
     from .estimator import HPF
     from .files.tensor_file import ModelFileError
 else:
@@ -14,6 +14,7 @@ else:
     _HOMES = {
         "HPF": ".estimator",
         "BackendUnavailable": ".backends.protocol",
+        "DeviceError": ".backends.protocol",
         "ModelFileError": ".files.tensor_file",
         "NotEnoughMemory": ".backends.protocol",
     }
@@ -24,4 +25,4 @@ else:
         return getattr(import_module(_HOMES[name], __name__), name)
 
 
-__all__ = ["HPF", "BackendUnavailable", "ModelFileError", "NotEnoughMemory", "__version__"]
+__all__ = ["HPF", "BackendUnavailable", "DeviceError", "ModelFileError", "NotEnoughMemory", "__version__"]

@@ -107,9 +107,10 @@ class HPF:
     sum_exp_trick : bool
         Whether to compute φ of every count by the max-shifted log-sum-exp.  Counts whose product underflows
         always use it; True is slower and changes results only by rounding.
-    backend : {'auto', 'cuda', 'openmp', 'numpy'}
+    backend : {'auto', 'cuda', 'openmp', 'numpy'} or 'cuda:N'
         Where to compute.  'auto' uses the fastest backend that works on this machine; a backend that is
-        named is used, or BackendUnavailable is raised.
+        named is used, or BackendUnavailable is raised.  'cuda' uses CuPy's current device, 'cuda:1' the GPU
+        that CUDA numbers 1, whatever the current one.
     schedule : {'joint', 'alternating'}
         'joint' updates both sides from the same φ, as hpfrec does.  'alternating' computes φ again after
         the update of the users: more progress and more work per iteration.
@@ -167,7 +168,8 @@ class HPF:
     random_seed_ : int
         Seed of the start values.
     backend_ : str
-        Name of the backend that fitted the model.
+        Name of the backend that fitted the model, with the GPU's number if it was named; a file does not
+        keep the number.
 
     References
     ----------
@@ -318,6 +320,8 @@ class HPF:
             If the backend that was named cannot work on this machine.
         NotEnoughMemory
             If the fit is too large for the memory of the GPU or of the machine.
+        DeviceError
+            If CUDA reports an error during the fit.
 
         Notes
         -----

@@ -124,8 +124,10 @@ def test_import_rules(name, path):
 
 #: What the simulator is known to run as a GPU does, and cuSPARSE's matrices, which only a GPU runs.
 CUPY_NAMES = {
-    "__version__", "add.at", "append", "arange", "array", "asarray", "cuda.Device", "cumsum", "empty",
-    "cuda.memory.OutOfMemoryError", "cuda.runtime.CUDARuntimeError", "cuda.runtime.getDeviceCount",
+    "__version__", "add.at", "append", "arange", "array", "asarray", "cuda.Device", "cuda.Event", "cumsum",
+    "empty", "cuda.driver.CUDADriverError", "cuda.get_allocator", "cuda.runtime.CUDARuntimeError",
+    "cuda.memory.OutOfMemoryError", "cuda.runtime.getDevice", "cuda.runtime.getDeviceCount",
+    "cuda.runtime.setDevice",
     "cuda.runtime.getDeviceProperties", "cuda.runtime.memGetInfo", "flatnonzero", "from_dlpack", "full",
     "get_default_memory_pool", "isfinite", "floor", "log", "minimum.at", "multiply", "ones", "argmax",
     "argmin", "RawModule", "zeros",

@@ -41,7 +41,7 @@ from parity import MATRICES, relative_error
 from problems import SMALL, rule, run_fit
 from scipy import sparse
 
-from hpf_gpu import HPF, BackendUnavailable, NotEnoughMemory
+from hpf_gpu import HPF, BackendUnavailable, DeviceError, NotEnoughMemory
 from hpf_gpu.backends import create, cuda_layout
 from hpf_gpu.backends.cuda_input import Triplets, from_matrix
 from hpf_gpu.backends.cuda_source import Variant
@@ -74,7 +74,7 @@ def test_devices_are_told(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     capability = f"sm {properties['major']}.{properties['minor']}"
     with monkeypatch.context() as patch:
         patch.setattr(runtime, "memGetInfo", lambda: (3 << 29, 5 << 30))
-        line = f"{properties['name'].decode()}, {capability}, 1.50 GiB of 5.00 GiB free"
+        line = f"cuda:0 is {properties['name'].decode()}, {capability}, 1.50 GiB of 5.00 GiB free"
         assert cuda_backend.describe_devices()[0] == line
         assert cuda.describe() == f"{line}, CuPy {cp.__version__}, {cuda.dtype}"
         mixed = create("cuda", np.dtype(np.float32), precision="mixed")
@@ -86,7 +86,7 @@ def test_devices_are_told(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "memGetInfo", fails)
     monkeypatch.setattr(runtime, "getDeviceCount", lambda: 1)
     (line,) = cuda_backend.describe_devices()
-    assert line.startswith("GPU 0: cudaError")
+    assert line.startswith("cuda:0: cudaError")
 
 
 def test_a_compiler_that_does_not_work_is_explained(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -554,6 +554,23 @@ def test_many_users_are_ranked_on_the_device(cuda32: Any, monkeypatch: pytest.Mo
     assert called
 
 
+def test_who_keeps_pace_waits_for_the_work_before_the_previous_call(cuda32: Any) -> None:
+    """Simulated streams that run only when somebody waits show what was waited for, and what not."""
+    import cupy as cp
+
+    if not conftest.SIMULATED or conftest.STREAMS != "lazy":
+        pytest.skip("only streams that are simulated as lazy show who waits")
+    blocks = SMALL.blocks(cuda32)
+    model, ends = SMALL.model(cuda32, blocks), []
+    cp.cuda.get_current_stream().synchronize()
+    for _ in range(4):
+        model = iterate(cuda32, blocks, model, rule("joint"))
+        ends.append(cp.cuda.Event(disable_timing=True))
+        ends[-1].record()
+        cuda32.keep_pace()
+        assert [end.done for end in ends] == [True] * (len(ends) - 1) + [False]
+
+
 # -- memory ------------------------------------------------------------------------------------
 
 
@@ -587,15 +604,94 @@ def test_too_much_for_the_device_is_refused_first(cuda32: Any, monkeypatch: pyte
     assert asked
 
 
-def test_memory_that_cupy_keeps_is_free(cuda32: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("limit", "used", "free"),
+    [
+        (0, 7 << 30, 5 << 30),  # no limit: what the driver has, and what the pool keeps for reuse
+        (20 << 30, 7 << 30, 5 << 30),
+        (8 << 30, 7 << 30, 1 << 30),
+        (6 << 30, 7 << 30, 0),  # set when more was in use
+    ],
+)
+def test_free_memory_of_the_pool(
+    cuda32: Any, limit: int, used: int, free: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import cupy as cp
 
     from hpf_gpu.backends import cuda_backend
 
-    pool = SimpleNamespace(free_bytes=lambda: 1 << 50)
+    pool = SimpleNamespace(
+        malloc=cp.cuda.alloc,
+        free_bytes=lambda: 2 << 30,
+        used_bytes=lambda: used,
+        get_limit=lambda: limit,
+    )
     monkeypatch.setattr(cp, "get_default_memory_pool", lambda: pool)
+    monkeypatch.setattr(cp.cuda, "get_allocator", lambda: pool.malloc)
     monkeypatch.setattr(cp.cuda.runtime, "memGetInfo", lambda: (3 << 30, 5 << 30))
-    assert cuda_backend.free_bytes() == (1 << 50) + (3 << 30)
+    assert cuda_backend.free_bytes() == free
+
+
+def test_the_limit_of_the_pool_refuses_a_fit(cuda32: Any) -> None:
+    """CuPy's own pool, in a fit: too low a limit is told before, and one that suffices does not hinder."""
+    import cupy as cp
+
+    pool = cp.get_default_memory_pool()
+    before = pool.get_limit()
+    try:
+        with cp.cuda.using_allocator(pool.malloc):
+            pool.set_limit(size=pool.used_bytes() + (1 << 12))
+            with pytest.raises(NotEnoughMemory, match=r"a fit of 700 counts .* of which 0\.00 GiB are free"):
+                fit(random_counts())
+            pool.set_limit(size=pool.used_bytes() + (1 << 24))
+            fit(random_counts())
+    finally:
+        pool.set_limit(size=before)
+        pool.free_all_blocks()
+
+
+def test_another_allocator_knows_itself_what_it_has(cuda32: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RMM's pool has taken all memory from the driver, or managed memory is larger than the device's."""
+    import cupy as cp
+
+    monkeypatch.setattr(cp.cuda.runtime, "memGetInfo", lambda: (0, 5 << 30))
+    with cp.cuda.using_allocator(lambda size: cp.cuda.MemoryPointer(cp.cuda.Memory(size), 0)):
+        fit(random_counts())
+
+
+def test_large_arrays_leave_nothing_pinned(cuda32: Any) -> None:
+    """Counts and matrices are uploaded without a copy in pinned memory, which CuPy's pool would keep."""
+    import cupy as cp
+
+    pinned: list[int] = []
+
+    def allocate(size: int) -> Any:
+        pinned.append(size)
+        return cp.cuda.PinnedMemoryPointer(cp.cuda.PinnedMemory(size), 0)
+
+    csr, matrix = random_counts(300, 200, 20_000), np.ones((500, 5))
+    cp.cuda.set_pinned_memory_allocator(allocate)
+    try:
+        counts = cuda32.counts(csr, 5)
+        got = cuda32.asarray(matrix)
+    finally:
+        default = None if conftest.SIMULATED else cp.get_default_pinned_memory_pool().malloc
+        cp.cuda.set_pinned_memory_allocator(default)
+    assert counts.nnz == 20_000
+    np.testing.assert_array_equal(cuda32.asnumpy(got), matrix)
+    assert max(pinned, default=0) < csr.indices.nbytes / 4  # numbers of segments
+
+
+def test_arrays_are_uploaded_in_parts(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hpf_gpu.backends import cuda_backend
+
+    monkeypatch.setattr(cuda_backend, "_AT_ONCE", 40)
+    csr, matrix = random_counts(), np.arange(600.0).reshape(120, 5)
+    users = cuda.counts(csr, 5).users
+    np.testing.assert_array_equal(users.column.get(), csr.indices)
+    np.testing.assert_array_equal(users.value.get(), csr.data)
+    np.testing.assert_array_equal(cuda.asnumpy(cuda.asarray(matrix)), matrix)
+    assert cuda.asarray(np.ones((0, 5))).shape == (0, 5)
 
 
 @pytest.mark.parametrize("options", [{}, {"precision": "mixed"}, {"allocate": "cusparse"}], ids=str)
@@ -617,24 +713,27 @@ def test_counts_are_refused_by_what_was_predicted(
         backend.counts(csr, k)
 
 
-def test_every_operation_tells_what_needs_memory(cuda32: Any) -> None:
+def every_operation(backend: Any) -> dict[str, tuple[Any, ...]]:
+    """Arguments of each operation that computes something."""
     import cupy as cp
 
     case = make_case("K=5")
-    csr, (users, items) = case.csr(cuda32.dtype), make_factors(cuda32, case)
-    counts, (theta, beta) = cuda32.counts(csr, 5), map(cuda32.mean, (users, items))
-    some, none = np.array([0, 1]), cuda32.asarray(np.ones((2, 5)))
-    work = {
+    csr, (users, items) = case.csr(backend.dtype), make_factors(backend, case)
+    counts, (theta, beta) = backend.counts(csr, 5), map(backend.mean, (users, items))
+    some, none = np.array([0, 1]), backend.asarray(np.ones((2, 5)))
+    with theta.device:
+        table = cp.asarray([[0, 0, 1]])
+    return {
         "asarray": (np.ones((2, 5)),),
         "select_rows": (theta, some),
         "select_columns": (theta, some),
         "assign_rows": (theta, some, none),
         "counts": (csr, 5),
-        "read_device_data": (cp.asarray([[0, 0, 1]]),),
+        "read_device_data": (table,),
         "operand": (np.ones((2, 5)),),
         "gamma_update": (users.shape, 0.3, users.rates),
         "mean": (users,),
-        "gamma_elbo": (users, cuda32.asarray(np.ones(23)), 0.3, 0.3, 0.3),
+        "gamma_elbo": (users, backend.asarray(np.ones(23)), 0.3, 0.3, 0.3),
         "distance": (theta, theta),
         "allocate": (counts, users, items),
         "log_rate_sum": (counts, theta, beta),
@@ -644,14 +743,72 @@ def test_every_operation_tells_what_needs_memory(cuda32: Any) -> None:
         "top_items": (theta, beta, 3),
     }
 
-    def allocate(size: int) -> Any:
-        raise cp.cuda.memory.OutOfMemoryError(size, 1 << 30, 1 << 31)
 
-    for name, arguments in work.items():
-        options = {"reindex": False} if name == "read_device_data" else {}
+def run_operation(backend: Any, name: str, arguments: tuple[Any, ...]) -> Any:
+    options = {"reindex": False} if name == "read_device_data" else {}
+    return getattr(backend, name)(*arguments, **options)
+
+
+@pytest.mark.parametrize("fault", ["CuPy's pool", "RMM", "CUDA", "illegal address", "driver"])
+def test_every_operation_tells_what_failed(cuda32: Any, fault: str) -> None:
+    """It names itself, and tells memory that is short from an error of CUDA."""
+    import cupy as cp
+
+    class LaunchFailed(cp.cuda.driver.CUDADriverError):
+        def __init__(self) -> None:  # without the driver, whom CuPy asks for the name
+            RuntimeError.__init__(self, "CUDA_ERROR_LAUNCH_FAILED")
+            self.status = 719
+
+    errors: dict[str, tuple[type, Exception, str]] = {
+        "CuPy's pool": (NotEnoughMemory, cp.cuda.memory.OutOfMemoryError(1, 2, 3), "for {}: Out of"),
+        "RMM": (NotEnoughMemory, MemoryError("std::bad_alloc: pool"), "for {}: std::bad_alloc: pool"),
+        "CUDA": (NotEnoughMemory, cp.cuda.runtime.CUDARuntimeError(2), "for {}: cudaErrorMemoryAllocation"),
+        "illegal address": (
+            DeviceError,
+            cp.cuda.runtime.CUDARuntimeError(700),
+            "CUDA failed in {}: cudaErrorIllegalAddress: .* CUDA_LAUNCH_BLOCKING=1 .* restart",
+        ),
+        "driver": (DeviceError, LaunchFailed(), "CUDA failed in {}: CUDA_ERROR_LAUNCH"),
+    }
+    kind, error, message = errors[fault]
+
+    def allocate(size: int) -> Any:
+        raise error
+
+    for name, arguments in every_operation(cuda32).items():
         told = "asarray" if name == "operand" else name  # which it is on a GPU
-        with cp.cuda.using_allocator(allocate), pytest.raises(NotEnoughMemory, match=f"for {told}: Out of"):
-            getattr(cuda32, name)(*arguments, **options)
+        with cp.cuda.using_allocator(allocate), pytest.raises(kind, match=message.format(told)) as raised:
+            run_operation(cuda32, name, arguments)
+        assert raised.value.__cause__ is error
+
+
+def test_an_error_between_operations_is_told(cuda32: Any) -> None:
+    """Arithmetic on arrays in a fit; other errors pass, as those of files and of the host's memory."""
+    import cupy as cp
+
+    with pytest.raises(DeviceError, match="in arithmetic between operations: cudaErr"), cuda32.in_use():
+        raise cp.cuda.runtime.CUDARuntimeError(700)
+    with pytest.raises(NotEnoughMemory, match=r"^for allocate$"), cuda32.in_use():
+        raise NotEnoughMemory("for allocate")
+    for kind in (KeyboardInterrupt, PermissionError, MemoryError):
+        with pytest.raises(kind) as raised, cuda32.in_use():
+            raise kind("as it was")
+        assert raised.value.args == ("as it was",)
+
+
+def test_a_cache_that_cannot_be_written_is_explained(cuda32: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CuPy's own kernels are compiled in the middle of an operation."""
+    import cupy as cp
+
+    from hpf_gpu.backends import cuda_backend
+
+    def fails(*_: Any) -> Any:
+        raise OSError(30, "Read-only file system", "/home/.cupy/kernel_cache/tmp1")
+
+    monkeypatch.setattr(cp, "empty", fails)
+    monkeypatch.setattr(cuda_backend, "find_fault", lambda error: BackendUnavailable(f"told: {error}"))
+    with pytest.raises(BackendUnavailable, match=r"told: .* Read-only"):
+        cuda32.asarray(np.ones((2, 5)))
 
 
 def test_memory_that_others_took_meanwhile(cuda32: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1076,6 +1233,153 @@ def test_a_matrix_on_the_device_has_no_user_ids(cuda32: Any) -> None:
     matrix = sparse.csr_matrix(random_counts())
     with pytest.raises(TypeError, match="users are added by id"):
         fit(matrix).add_users(cupy_sparse.csr_matrix(matrix))
+
+
+# -- several devices ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def second(cuda32: Any) -> Any:
+    """The backend on device 1, while device 0 is the current one."""
+    import cupy as cp
+
+    if cp.cuda.runtime.getDeviceCount() < 2:
+        pytest.skip("needs two devices")
+    return create("cuda:1", np.dtype(np.float32))
+
+
+def test_fit_on_another_device(second: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All work is done on the device that is named, whatever the current one, which stays the current one."""
+    import cupy as cp
+
+    from hpf_gpu.answers import recommendations
+
+    monkeypatch.setattr(recommendations, "_MIN_USERS_FOR_GPU", 60)
+    data, used = random_counts(), set()
+
+    def allocate(size: int) -> Any:
+        used.add(cp.cuda.runtime.getDevice())
+        return cp.cuda.MemoryPointer(cp.cuda.Memory(size), 0)
+
+    def work(backend: str) -> HPF:
+        model = fit(data, backend=backend, stop_crit="diff-norm")
+        model.partial_fit(data[:20])
+        return model
+
+    want = work("cuda")
+    with cp.cuda.using_allocator(allocate):
+        got = work("cuda:1")
+        np.testing.assert_array_equal(got.transform(data[:5]), want.transform(data[:5]))
+        np.testing.assert_array_equal(got.topN(np.arange(60), 5), want.topN(np.arange(60), 5))
+        assert used == {0, 1}  # ``want`` folds in and ranks on the other device
+    assert (got.backend_, want.backend_) == ("cuda:1", "cuda")
+    assert cp.cuda.runtime.getDevice() == 0
+    assert_same_fit(got, want)
+
+
+@pytest.mark.parametrize(
+    "options", [{"users_per_batch": 25, "items_per_batch": 20}, {"allocate": "cusparse"}]
+)
+def test_options_on_another_device(second: Any, options: dict[str, Any]) -> None:
+    data = random_counts()
+    got, want = fit(data, backend="cuda:1", **options), fit(data, **options)
+    assert relative_error(got.Theta, want.Theta) < 1e-5
+
+
+def test_every_operation_runs_on_its_own_device(second: Any) -> None:
+    """Also the backend that was created while another device was the current one."""
+    import cupy as cp
+
+    with cp.cuda.Device(1):
+        unnamed = create("cuda", np.float32)
+    for backend in (second, unnamed):
+        assert backend.describe().startswith("cuda:1 is ")
+        for name, arguments in every_operation(backend).items():
+            result = run_operation(backend, name, arguments)
+            parts = result if isinstance(result, tuple) else (result,)
+            assert {part.device.id for part in parts if isinstance(part, cp.ndarray)} <= {1}, name
+        backend.keep_pace()
+        assert cp.cuda.runtime.getDevice() == 0
+
+
+def test_arrays_of_another_device_are_refused(cuda32: Any, second: Any) -> None:
+    """Each array of a launch, and counts that the user has there."""
+    import cupy as cp
+
+    factor = make_factor(cuda32, make_case("K=5").users)
+    with pytest.raises(ValueError, match="mean: shape is on device 0, not 1"):
+        second.mean(factor)
+    cupy_sparse = pytest.importorskip("cupyx.scipy.sparse")
+    table = cp.asarray([[0, 0, 1], [2, 1, 3], [1, 2, 1]])
+    for data in (table, OnlyDLPack(table), cupy_sparse.csr_matrix(sparse.csr_matrix(random_counts()))):
+        with pytest.raises(ValueError, match=r"are on device cuda:0, .* on cuda:1: pass backend='cuda:0'"):
+            fit(data, backend="cuda:1")
+
+
+def test_counts_on_another_device_are_fitted_there(second: Any) -> None:
+    import cupy as cp
+
+    table = np.array([[0, 0, 1], [2, 1, 3], [1, 2, 1], [2, 2, 2]], np.float64)
+    with cp.cuda.Device(1):
+        given = cp.asarray(table)
+    for data in (given, OnlyDLPack(given)):
+        got, want = (fit(counts, k=2, backend="cuda:1") for counts in (data, table))
+        np.testing.assert_array_equal(got.Theta, want.Theta)
+
+
+def test_memory_of_another_device_is_asked_for(second: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import cupy as cp
+
+    pool = cp.get_default_memory_pool()
+    monkeypatch.setattr(
+        cp.cuda.runtime, "memGetInfo", lambda: ((1 << 30, 0)[cp.cuda.runtime.getDevice()], 1 << 30)
+    )
+    with cp.cuda.using_allocator(pool.malloc):
+        fit(random_counts())
+        with pytest.raises(NotEnoughMemory, match=r"of which 0\.00 GiB are free"):
+            fit(random_counts(), backend="cuda:1")
+    pool.free_all_blocks()
+
+
+def test_a_device_that_does_not_exist(cuda32: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that exist are listed; it is no fault of the machine."""
+    import cupy as cp
+
+    count = cp.cuda.runtime.getDeviceCount()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    message = rf"no device cuda:{count}: cuda:0 is .*; with CUDA_VISIBLE_DEVICES='0,1'; .* backend='cuda'"
+    with pytest.raises(BackendUnavailable, match=message) as raised:
+        fit(random_counts(), backend=f"cuda:{count}")
+    assert raised.value.expected
+
+
+def test_a_model_of_another_device_is_taken_anywhere(
+    second: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a file, pickled, and from a checkpoint: where the device does not exist, others do the work."""
+    import cupy as cp
+
+    from hpf_gpu.answers import recommendations
+
+    data, kept = random_counts(), {"checkpoint": tmp_path / "fit", "checkpoint_every": 1}
+    model = fit(data, backend="cuda:1")
+    model.fit(data, callback=lambda check: check.iteration == 2, **kept)
+    assert model.niter == 2
+    model.save(tmp_path / "model")
+    pickled = pickle.dumps(model)
+    monkeypatch.setattr(cp.cuda.runtime, "getDeviceCount", lambda: 1)
+    monkeypatch.setattr(recommendations, "_MIN_USERS_FOR_GPU", 60)
+    for got in (HPF.load(tmp_path / "model"), pickle.loads(pickled)):
+        assert got.backend == "cuda:1"
+        assert got.predict(3, 4) == model.predict(3, 4)
+        assert got.topN(np.arange(60), 5).shape == (60, 5)
+        with pytest.raises(BackendUnavailable, match="no device cuda:1"):
+            got.transform(data)
+        got.backend = "cuda"
+        got.transform(data)
+    assert HPF.load(tmp_path / "model").backend_ == "cuda"
+    model.backend = "cuda"
+    assert model.fit(data, **kept).niter == 4
 
 
 # -- away from the GPU -------------------------------------------------------------------------

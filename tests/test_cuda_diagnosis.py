@@ -234,6 +234,46 @@ def test_a_cupy_that_fails_on_import(sandbox, text, told):
     assert not expected
 
 
+#: What CuPy does when it is imported, and when it has compiled a kernel.
+CACHE = """
+import os, tempfile
+folder = os.environ.get("CUPY_CACHE_DIR", os.path.expanduser("~/.cupy/kernel_cache"))
+if not os.path.isdir(folder):
+    os.makedirs(folder, exist_ok=True)
+
+def compile():
+    {then}
+    tempfile.NamedTemporaryFile(dir=folder)
+"""
+SET_CACHE = "set the environment variable CUPY_CACHE_DIR to a folder that can be written, and restart"
+
+
+@pytest.mark.parametrize(
+    ("variable", "folder", "then", "told"),
+    [
+        ("HOME", "file", "", "file/.cupy"),  # no folder can be made there, even by root
+        ("CUPY_CACHE_DIR", "file/cache", "", "file/cache"),
+        ("HOME", "home", "os.rmdir(folder)", "home/.cupy/kernel_cache"),
+        ("HOME", "home", "raise OSError(28, 'No space left on device')", "No space left on device"),
+        ("HOME", "home", "raise OSError(30, 'Read-only file system', folder)", "Read-only file system"),
+    ],
+)
+def test_a_cache_that_cannot_be_written(sandbox, tmp_path, variable, folder, then, told):
+    """On import, and later; the advice helps."""
+    sandbox.driver()
+    sandbox.install("cupy-cuda13x", "14.2.0")
+    sandbox.module("cupy", CACHE.format(then=then if then else "pass"))
+    (tmp_path / "file").touch()
+    sandbox.environment[variable] = str(tmp_path / folder)
+    problem, remedy, expected = diagnosis(sandbox)
+    assert problem.startswith("cupy-cuda13x 14.2.0 cannot write compiled kernels to its cache (")
+    assert told in problem
+    assert (remedy, expected) == (SET_CACHE, False)
+    if not then:
+        sandbox.environment["CUPY_CACHE_DIR"] = str(tmp_path / "elsewhere")
+        assert diagnosis(sandbox) == ("", "", False)
+
+
 @pytest.mark.parametrize(
     "message",
     [

@@ -139,9 +139,11 @@ class FakeArray(SimpleNamespace):
     __cuda_array_interface__ = None
 
 
-def fake_array(dtype: str, shape: tuple[int, ...], strides: tuple[int, ...], at: int = 256) -> FakeArray:
+def fake_array(
+    dtype: str, shape: tuple[int, ...], strides: tuple[int, ...], at: int = 256, device: int = 0
+) -> FakeArray:
     kind = np.dtype(dtype)
-    pointer = SimpleNamespace(ptr=at)
+    pointer = SimpleNamespace(ptr=at, device_id=device)
     size = int(np.prod(shape))
     return FakeArray(
         dtype=kind, ndim=len(shape), size=size, strides=strides, itemsize=kind.itemsize, data=pointer
@@ -158,17 +160,18 @@ def fake_array(dtype: str, shape: tuple[int, ...], strides: tuple[int, ...], at:
         (fake_array("f4", (3, 5), (20, 4)), ValueError, r"strides \(20, 4\)"),
         (fake_array("f4", (3, 5), (4, 32)), ValueError, r"strides \(4, 32\)"),
         (fake_array("f4", (3, 5), (32, 4), at=264), ValueError, "multiple of 16"),
+        (fake_array("f4", (3,), (4,), device=1), ValueError, "x is on device 1, not 0"),
     ],
 )
 def test_launch_refuses_arrays(argument: Any, error: type[Exception], message: str) -> None:
-    kernel = Kernel("f", _never, (Parameter("x", np.dtype("f4"), is_pointer=True),), width=8)
+    kernel = Kernel("f", _never, (Parameter("x", np.dtype("f4"), is_pointer=True),), width=8, device=0)
     with pytest.raises(error, match=message):
         kernel(1, 32, argument)
 
 
 @pytest.mark.parametrize(("kind", "number"), [("i4", 2**31), ("i4", 1.5), ("i4", -(2**31) - 1), ("u4", -1)])
 def test_launch_refuses_numbers_that_do_not_fit(kind: str, number: float) -> None:
-    kernel = Kernel("f", _never, (Parameter("n", np.dtype(kind), is_pointer=False),), width=8)
+    kernel = Kernel("f", _never, (Parameter("n", np.dtype(kind), is_pointer=False),), width=8, device=0)
     with pytest.raises(ValueError, match="does not fit"):
         kernel(1, 32, number)
 
@@ -178,11 +181,13 @@ PAIR = Struct("Pair", (Parameter("x", np.dtype("f4"), True), Parameter("n", np.d
 
 def test_structs_hold_addresses_and_keep_arrays() -> None:
     got: list[Any] = []
-    kernel = Kernel("f", lambda *launch: got.extend(launch[2]), (Parameter("pair", PAIR, False),), width=8)
+    kernel = Kernel(
+        "f", lambda *launch: got.extend(launch[2]), (Parameter("pair", PAIR, False),), width=8, device=0
+    )
     array = fake_array("f4", (3,), (4,))
-    packed = pack(PAIR, 8, array, 7)
+    packed = pack(PAIR, 8, 0, array, 7)
     kernel(1, 32, packed)
-    kernel(1, 32, pack(PAIR, 8, None, 7))
+    kernel(1, 32, pack(PAIR, 8, 0, None, 7))
     assert [tuple(value) for value in got] == [(256, 7), (0, 7)]
     assert packed.arrays[0] is array
 
@@ -198,19 +203,19 @@ def test_structs_hold_addresses_and_keep_arrays() -> None:
 )
 def test_structs_are_checked(values: tuple[Any, ...], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        pack(PAIR, 8, *values)
+        pack(PAIR, 8, 0, *values)
 
 
 def test_launch_refuses_another_struct() -> None:
     other = Struct("Pair", (Parameter("x", np.dtype("f8"), True), Parameter("n", np.dtype("i4"), False)))
-    kernel = Kernel("f", _never, (Parameter("pair", PAIR, False),), width=8)
-    for argument in (pack(other, 8, None, 7), 7, None):
+    kernel = Kernel("f", _never, (Parameter("pair", PAIR, False),), width=8, device=0)
+    for argument in (pack(other, 8, 0, None, 7), 7, None):
         with pytest.raises(TypeError, match="f: pair is a Pair of this model, not"):
             kernel(1, 32, argument)
 
 
 def test_launch_counts_arguments_and_blocks() -> None:
-    kernel = Kernel("f", _never, (Parameter("n", np.dtype("i4"), is_pointer=False),), width=8)
+    kernel = Kernel("f", _never, (Parameter("n", np.dtype("i4"), is_pointer=False),), width=8, device=0)
     with pytest.raises(TypeError, match="takes 1 arguments, not 2"):
         kernel(1, 32, 1, 2)
     with pytest.raises(ValueError, match="more than CUDA can launch"):
@@ -221,7 +226,7 @@ def test_launch_counts_arguments_and_blocks() -> None:
 def test_launch_makes_numbers_of_the_kernels_type() -> None:
     got: list[Any] = []
     parameters = (Parameter("n", np.dtype("i8"), False), Parameter("a", np.dtype("f8"), False))
-    Kernel("f", lambda *launch: got.extend(launch[2]), parameters, width=8)(1, 32, 7, 2)
+    Kernel("f", lambda *launch: got.extend(launch[2]), parameters, width=8, device=0)(1, 32, 7, 2)
     assert [(type(number), number) for number in got] == [(np.int64, 7), (np.float64, 2.0)]
 
 

@@ -390,8 +390,37 @@ def test_the_choice_of_a_backend(monkeypatch):
                 ValueError, match=f"^allocate, x: options of the cuda backend, which '{name}'"
             ):
                 make(name, np.float64, allocate="fused", x=1)
-    with pytest.raises(ValueError, match=r"backend='auto' is unknown; .*'cuda', 'openmp', 'numpy'$"):
+    with pytest.raises(ValueError, match=r"backend='auto' is unknown; .*'cuda', 'openmp', 'numpy', or "):
         backends.create("auto", np.float64)
+
+
+def test_the_choice_of_a_device(monkeypatch):
+    """By its number behind the backend's name, also with options; only backends of devices take one."""
+    made = []
+
+    def load(name):
+        return lambda dtype, **settings: made.append((name, settings))
+
+    monkeypatch.setattr(backends, "_load", load)
+    backends.create("cuda:0", np.float32)
+    backends.choose("cuda:12", np.float32, 3, k=2000, precision="mixed")
+    assert made == [("cuda", {"device": 0}), ("cuda", {"precision": "mixed", "device": 12})]
+    for name in (
+        "cuda:",
+        "cuda:-1",
+        "cuda:one",
+        "cuda:1.0",
+        "cuda:²",
+        "cuda:1:2",
+        "openmp:0",
+        "auto:1",
+        ":0",
+    ):
+        with pytest.raises(ValueError, match=f"^backend='{name}' is unknown; .* as in 'cuda:1'$"):
+            backends.create(name, np.float32)
+        with pytest.raises(ValueError, match=f"^backend='{name}' is unknown"):
+            HPF(backend=name, precision="mixed", verbose=False).fit(frame())
+    assert len(made) == 2
 
 
 def test_an_unavailable_backend_travels_between_processes():

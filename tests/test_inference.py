@@ -14,7 +14,7 @@ from problems import SCHEDULES, SMALL, Problem, ScheduleName, problems, rule, ru
 
 from hpf_gpu.backends.protocol import Backend, Host
 from hpf_gpu.data.blocks import Pairs
-from hpf_gpu.model.inference import iterate
+from hpf_gpu.model.inference import State, fit, iterate
 from hpf_gpu.model.likelihood import pair_llk
 from hpf_gpu.model.sides import Model
 
@@ -84,6 +84,21 @@ def test_fit(
         assert_near(check.elbo, state.elbo, tolerance.objective, scale)
         assert_near(check.llk, llk, tolerance.objective, scale)
         assert_near(check.val_llk, val_llk, tolerance.objective, scale)
+
+
+def test_a_fit_keeps_pace_before_it_reports(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After each iteration once, so that what is reported and timed has been done, but for one iteration."""
+    calls, blocks, how = [], SMALL.blocks(backend), rule("joint")
+    monkeypatch.setattr(backend, "keep_pace", lambda: calls.append("pace"))
+
+    def advance(model: Model, iteration: int) -> Model:
+        calls.append("iterate")
+        return iterate(backend, blocks, model, how)
+
+    objective = SMALL.objective(backend, blocks, full_llk=False)
+    state = State(SMALL.model(backend, blocks))
+    fit(backend, state, how, objective, advance, lambda check: calls.append("report"))
+    assert calls == ["iterate", "pace", "report"] * 20
 
 
 @pytest.mark.parametrize("full_llk", [False, True], ids=["", "full"])

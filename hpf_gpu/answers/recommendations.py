@@ -26,8 +26,9 @@ def top_n(
     rows = fitted.user_ids.require(user)
     exclude = _seen_by(fitted, rows) if exclude_seen else None
     pool = None if items_pool is None else _pool(fitted, items_pool)
-    on_gpu = fitted.backend == "cuda" and len(rows) >= _MIN_USERS_FOR_GPU
-    backend = backend_for(fitted, threads, backends.NAMES if on_gpu else backends.ON_HOST)
+    on_gpu = not backends.entry_of(fitted.backend).on_host and len(rows) >= _MIN_USERS_FOR_GPU
+    among = tuple(dict.fromkeys((fitted.backend, *backends.NAMES))) if on_gpu else backends.ON_HOST
+    backend = backend_for(fitted, threads, among)
     best = rank(backend, fitted.theta[rows], fitted.beta, n, exclude=exclude, pool=pool)
     return fitted.item_ids.labels(best[best >= 0] if fitted.user_ids.is_single(user) else best)
 

@@ -45,7 +45,7 @@ REGISTRY = {
             "cuda",
             ("cuda_backend", "CudaBackend"),
             on_host=False,
-            options=("precision", "allocate"),
+            options=("precision", "allocate", "device"),
             max_factors=MAX_FACTORS,
             diagnosis="cuda_diagnosis",
         ),
@@ -98,13 +98,26 @@ def _load(name: str) -> Any:
     return outcome
 
 
+def entry_of(name: str) -> Entry:
+    """The backend that is named, with the number of a device or without; ValueError if there is none."""
+    family, colon, number = name.partition(":")
+    entry = REGISTRY.get(family)
+    numbered = entry is not None and "device" in entry.options and number.isascii() and number.isdigit()
+    if entry is None or (colon and not numbered):
+        raise ValueError(
+            f"backend={name!r} is unknown; choose 'auto' or one of {', '.join(map(repr, NAMES))}, "
+            "or name a GPU by its number, as in 'cuda:1'"
+        )
+    return entry
+
+
 def create(name: str, dtype: np.dtype[Any] | type, threads: int | None = None, **options: Any) -> Backend:
     """Create the named backend.
 
     Parameters
     ----------
     name : str
-        One of ``NAMES``.
+        One of ``NAMES``, or the name of a backend for devices with the number of one, as in ``"cuda:1"``.
     dtype : numpy.dtype
         float32 or float64.
     threads : int or None
@@ -115,15 +128,11 @@ def create(name: str, dtype: np.dtype[Any] | type, threads: int | None = None, *
     Raises
     ------
     BackendUnavailable
-        If the backend cannot work on this machine.
+        If the backend cannot work on this machine, or the device does not exist.
     ValueError
         If the name is unknown, or the backend does not have one of the options.
     """
-    if name not in REGISTRY:
-        raise ValueError(
-            f"backend={name!r} is unknown; choose 'auto' or one of {', '.join(map(repr, NAMES))}"
-        )
-    entry = REGISTRY[name]
+    entry = entry_of(name)
     foreign = [option for option in options if option not in entry.options]
     if foreign:
         homes = [other.name for other in REGISTRY.values() if set(foreign) & set(other.options)]
@@ -131,7 +140,9 @@ def create(name: str, dtype: np.dtype[Any] | type, threads: int | None = None, *
         raise ValueError(f"{', '.join(foreign)}: {owner}, which {name!r} does not have")
     if "threads" in entry.options:
         options["threads"] = threads
-    backend: Backend = _load(name)(np.dtype(dtype), **options)
+    if name != entry.name:
+        options["device"] = int(name.partition(":")[2])
+    backend: Backend = _load(entry.name)(np.dtype(dtype), **options)
     return backend
 
 
@@ -158,11 +169,11 @@ def choose(
     """
     if name != "auto":
         return create(name, dtype, threads, **options)
-    able = [other for other in among or REGISTRY if set(options) <= set(REGISTRY[other].options)]
+    able = [other for other in among or REGISTRY if set(options) <= set(entry_of(other).options)]
     if options:
         return create(able[0], dtype, threads, **options)
     passed_over = {}
-    for candidate in (other for other in able if k <= REGISTRY[other].max_factors):
+    for candidate in (other for other in able if k <= entry_of(other).max_factors):
         try:
             backend = create(candidate, dtype, threads)
         except BackendUnavailable as error:

@@ -1,15 +1,18 @@
 """The CUDA backend: kernels/cuda, compiled by CuPy when they are first used.
 
-Everything runs in order on CuPy's current stream.  The host waits only for results: in likelihoods, transfers
-and predictions, never within an iteration.  Two runs are bit-identical.  Neither is
+Everything runs in order on the device that was current when the backend was created, or on the one that was
+named, on CuPy's current stream there.  The host waits for results, in likelihoods, transfers and predictions,
+and between iterations to keep pace, never within one.  Two runs are bit-identical.  Neither is
 guaranteed with ``allocate="cusparse"``, where both depend on cuSPARSE.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import replace
 from functools import wraps
@@ -28,6 +31,7 @@ from .protocol import (
     Array,
     BackendUnavailable,
     DeviceData,
+    DeviceError,
     Factor,
     Host,
     NotEnoughMemory,
@@ -44,7 +48,7 @@ try:
 except Exception as error:
     raise find_fault(error) from error
 
-_AT_ONCE = 1 << 22  # pairs, or ranks of a ranking, that are transferred to the host at once
+_AT_ONCE = 1 << 22  # numbers of a matrix or of the counts, pairs, or ranks that are transferred at once
 
 _in_forked_child = False
 
@@ -93,7 +97,9 @@ def _compile(file: str, variant: Variant, device: int) -> dict[str, Kernel]:
             functions = {name: module.get_function(name) for name in signatures}
         except Exception as error:
             raise find_fault(error) from error
-    return {name: Kernel(name, functions[name], signatures[name], variant.width) for name in signatures}
+    return {
+        name: Kernel(name, functions[name], signatures[name], variant.width, device) for name in signatures
+    }
 
 
 class _Kernels:
@@ -113,7 +119,7 @@ def describe_devices() -> list[str]:
         try:
             lines.append(_device_line(number))
         except cp.cuda.runtime.CUDARuntimeError as error:
-            lines.append(f"GPU {number}: {error}")
+            lines.append(f"cuda:{number}: {error}")
     return lines
 
 
@@ -127,64 +133,134 @@ def _device_line(number: int) -> str:
         free, total = cp.cuda.runtime.memGetInfo()
     properties = cp.cuda.runtime.getDeviceProperties(number)
     name, capability = properties["name"].decode(), f"{properties['major']}.{properties['minor']}"
-    return f"{name}, sm {capability}, {_size(free)} of {_size(total)} free"
+    return f"cuda:{number} is {name}, sm {capability}, {_size(free)} of {_size(total)} free"
 
 
-def free_bytes() -> int:
-    """Free memory of the current device, including what CuPy's memory pool keeps for reuse."""
-    return int(cp.cuda.runtime.memGetInfo()[0] + cp.get_default_memory_pool().free_bytes())
+def free_bytes() -> int | None:
+    """Memory of the current device that CuPy's pool can still give out; None with another allocator.
+
+    Other allocators (RMM's, managed memory) may have more than the driver calls free, and do not say.
+    """
+    pool = cp.get_default_memory_pool()
+    if cp.cuda.get_allocator() != pool.malloc:
+        return None
+    free, limit = cp.cuda.runtime.memGetInfo()[0] + pool.free_bytes(), pool.get_limit()
+    return int(min(free, max(0, limit - pool.used_bytes())) if limit else free)
+
+
+def _no_such_device(number: int) -> BackendUnavailable:
+    problem = f"there is no device cuda:{number}: {'; '.join(describe_devices())}"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        problem += f"; with CUDA_VISIBLE_DEVICES={visible!r}"
+    return BackendUnavailable(problem, remedy="use one of these devices, or backend='cuda'", expected=True)
 
 
 # -- the backend ---------------------------------------------------------------------------------
 
 
-def _says_what_needs_memory(backend: _Class) -> _Class:
-    """Class decorator: operations raise NotEnoughMemory, with advice, when CuPy runs out of memory."""
+#: What CuPy raises when CUDA fails.
+_CUDA_ERRORS = (
+    cp.cuda.runtime.CUDARuntimeError,
+    cp.cuda.driver.CUDADriverError,
+    cp.cuda.memory.OutOfMemoryError,
+)
+#: The same in an operation, where an allocator of another library raises MemoryError, and CuPy OSError if it
+#: cannot write a compiled kernel to its cache.
+_ERRORS = (*_CUDA_ERRORS, MemoryError, OSError)
+_NO_MEMORY = 2  # cudaErrorMemoryAllocation
 
-    def advised(name: str, operation: Callable[..., Any]) -> Callable[..., Any]:
+
+def _explained(work: str, error: Any) -> Exception:
+    """The error that tells the user what to do, for one of ``_ERRORS`` in this work."""
+    if isinstance(error, OSError):
+        return find_fault(error)
+    if isinstance(error, MemoryError) or error.status == _NO_MEMORY:
+        free = free_bytes()
+        left = "" if free is None else f"; {_size(free)} are free on the GPU"
+        return NotEnoughMemory(
+            f"memory is too small for {work}: {error}{left}. Free memory, or use backend='openmp'"
+        )
+    return DeviceError(
+        f"CUDA failed in {work}: {error}. An earlier operation may be to blame: a run with the environment "
+        "variable CUDA_LAUNCH_BLOCKING=1 tells which. After most of these errors a process cannot use the "
+        "GPU any more: restart it"
+    )
+
+
+class _Work:
+    """The context of some work: a device is the current one, and ``errors`` are explained.
+
+    CuPy's ``Device`` would call CUDA three times where nothing changes.
+    """
+
+    def __init__(self, device: int, name: str, errors: tuple[type[Exception], ...]) -> None:
+        self._device, self._name, self._errors = device, name, errors
+
+    def __enter__(self) -> None:
+        self._before = cp.cuda.runtime.getDevice()
+        if self._before != self._device:
+            cp.cuda.runtime.setDevice(self._device)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        try:
+            if isinstance(error, self._errors) and not isinstance(error, NotEnoughMemory):
+                raise _explained(self._name, error) from error
+        finally:
+            if self._before != self._device:
+                cp.cuda.runtime.setDevice(self._before)
+
+
+def _operations(backend: _Class) -> _Class:
+    """Class decorator: every public method is an operation that runs as :class:`_Work`."""
+
+    def as_work(name: str, operation: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(operation)
-        def run(*arguments: Any, **options: Any) -> Any:
-            try:
-                return operation(*arguments, **options)
-            except cp.cuda.memory.OutOfMemoryError as error:
-                raise NotEnoughMemory(
-                    f"the GPU's memory is too small for {name}: {error}; {_size(free_bytes())} are free. "
-                    "Free memory on the GPU, or use backend='openmp'"
-                ) from error
+        def run(self: Any, *arguments: Any, **options: Any) -> Any:
+            with _Work(self._device, name, _ERRORS):
+                return operation(self, *arguments, **options)
 
         return run
 
     for name, operation in vars(backend).copy().items():
         if callable(operation) and not name.startswith("_"):
-            setattr(backend, name, advised(name, operation))
+            setattr(backend, name, as_work(name, operation))
     return backend
 
 
-@_says_what_needs_memory
+@_operations
 class CudaBackend:
-    """CuPy and CUDA kernels on the current device and stream.
+    """CuPy and CUDA kernels on one device.
 
     A matrix (N, K) is a view of an array (N, width) with zeros beyond K, so that rows are aligned to memory
     sectors and kernels need no remainder loops.
     """
 
-    name = "cuda"
-
     def __init__(
-        self, dtype: np.dtype[Any], *, precision: str = "full", allocate: Allocation = "fused"
+        self,
+        dtype: np.dtype[Any],
+        *,
+        precision: str = "full",
+        allocate: Allocation = "fused",
+        device: int | None = None,
     ) -> None:
         if _in_forked_child:
             raise BackendUnavailable(
                 "CUDA was in use when this process was forked, and does not survive a fork",
                 remedy="start processes by multiprocessing's 'spawn', or use backend='openmp' in them",
             )
+        if device is not None and device >= cp.cuda.runtime.getDeviceCount():
+            raise _no_such_device(device)
+        self.name = "cuda" if device is None else f"cuda:{device}"
         self.dtype = np.dtype(dtype)
         self._half, self._composed = precision == "mixed", allocate == "cusparse"
-        self._device = cp.cuda.Device().id
-        # Fails here if the GPU or the compiler does not work.
+        self._device = cp.cuda.runtime.getDevice() if device is None else device
         counting = Variant(1, self.dtype)
-        self._counting = _compiled("counts.cu", counting, self._device)
-        self._sorter = Sorter(cp, self._counting, counting)
+        with cp.cuda.Device(self._device):
+            # Fails here if the GPU or the compiler does not work.
+            self._counting = _compiled("counts.cu", counting, self._device)
+            self._pace = cp.cuda.Event(disable_timing=True)
+        self._sorter = Sorter(cp, self._counting, counting, self._device)
 
     def describe(self) -> str:
         precision = "half precision in float32" if self._half else str(self.dtype)
@@ -208,6 +284,14 @@ class CudaBackend:
         """The same with zeros beyond k, for CuPy operations, which do not write them."""
         return cp.zeros((n, self._variant(k).width), dtype or self.dtype)[:, :k]
 
+    def in_use(self) -> AbstractContextManager[object]:
+        return _Work(self._device, "arithmetic between operations", _CUDA_ERRORS)
+
+    def keep_pace(self) -> None:
+        # When the host returns, the device still has the work submitted since the previous call.
+        self._pace.synchronize()
+        self._pace.record()
+
     def _warps(self, k: int, segments: int) -> tuple[int, int]:
         """Numbers of blocks and threads with one warp per segment, or per pair."""
         threads = self._variant(k).knobs.threads
@@ -215,7 +299,7 @@ class CudaBackend:
 
     def _pack(self, k: int, name: str, *values: Any) -> Packed:
         variant = self._variant(k)
-        return pack(variant.struct(name), variant.width, *values)
+        return pack(variant.struct(name), variant.width, self._device, *values)
 
     def _packed(self, factor: Factor) -> Packed:
         """Shapes and rates of a factor, as kernels take them."""
@@ -242,7 +326,7 @@ class CudaBackend:
         n, k = host.shape
         padded = np.zeros((n, self._variant(k).width), self.dtype)
         padded[:, :k] = host
-        return cp.asarray(padded)[:, :k]
+        return _uploaded(padded, self.dtype)[:, :k]
 
     def asnumpy(self, array: Array) -> Host:
         host: Host = np.ascontiguousarray(array.get())
@@ -277,7 +361,7 @@ class CudaBackend:
         for file in FILES_OF_A_FIT:
             _compiling(file, self._variant(k), self._device)
         self._check_memory(shape, csr.nnz, k)
-        column, value = cp.array(csr.indices, dtype=np.int32), cp.array(csr.data, dtype=self.dtype)
+        column, value = _uploaded(csr.indices, np.int32), _uploaded(csr.data, self.dtype)
         users = Sorted(shape, segmentation(csr.indptr.astype(np.int64)), column, value)
         return DeviceCounts(*map(self._rows, (users, self._sorter.by_columns(users))))
 
@@ -287,8 +371,10 @@ class CudaBackend:
 
     def read_device_data(self, data: Any, *, reindex: bool) -> DeviceData | None:
         if is_device_matrix(data):
+            self._check_device(data.data)
             triplets = from_matrix(cp, data, self.dtype)
         elif is_device_array(data):
+            self._check_device(data)
             as_cupy = cp.asarray if hasattr(type(data), "__cuda_array_interface__") else cp.from_dlpack
             triplets = from_array(cp, as_cupy(data), self.dtype, reindex)
         else:
@@ -298,6 +384,16 @@ class CudaBackend:
         )
         return DeviceData(self._sorter.canonical(triplets), users, items, triplets.dropped)
 
+    def _check_device(self, array: Any) -> None:
+        """Raise ValueError if an array is on another device; one without DLPack is copied by CuPy."""
+        own = self._device
+        device = array.__dlpack_device__()[1] if hasattr(type(array), "__dlpack_device__") else own
+        if device != own:
+            raise ValueError(
+                f"the counts are on device cuda:{device}, and this fit is on cuda:{own}: "
+                f"pass backend='cuda:{device}', or copy them there"
+            )
+
     def operand(self, host: Host) -> Array:
         return self.asarray(host)
 
@@ -305,7 +401,7 @@ class CudaBackend:
         """Raise NotEnoughMemory, before anything is copied, if a fit of these counts is too large."""
         needed = bytes_of_fit(self._variant(k), shape, nnz, composed=self._composed)
         free = free_bytes()
-        if needed > free:
+        if free is not None and needed > free:
             raise NotEnoughMemory(
                 f"a fit of {nnz:,} counts of {shape[0]:,} users and {shape[1]:,} items with k={k} in "
                 f"{self.dtype} needs about {_size(needed)} on the GPU, of which {_size(free)} are free; use "
@@ -473,6 +569,21 @@ class CudaBackend:
                 )
             columns[part], scores[part] = best.reshape(rows, n).get(), score.reshape(rows, n).get()
         return columns, scores
+
+
+def _uploaded(array: Any, dtype: Any) -> Array:
+    """Copy of an array on the device, C-contiguous; of one on the host without a copy in pinned memory.
+
+    CuPy's own functions copy the whole array to pinned memory first, which its pool then keeps.
+    """
+    if not isinstance(array, np.ndarray):
+        return cp.array(array, dtype=dtype)
+    uploaded = cp.empty(array.shape, dtype)
+    step = max(1, _AT_ONCE // math.prod(array.shape[1:]))
+    for start in range(0, len(array), step):
+        part = slice(start, start + step)
+        uploaded[part].set(array[part].astype(dtype, copy=False))
+    return uploaded
 
 
 def _sparse(nonzeros: Sorted) -> Any:

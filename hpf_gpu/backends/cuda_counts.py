@@ -99,6 +99,7 @@ class Sorter:
     xp: Any
     kernels: Mapping[str, Kernel]
     variant: Variant  # whose dtype the counts have
+    device: int
 
     def rows(self, nonzeros: Sorted) -> Rows:
         """The nonzeros with their segments in launch order, on the device."""
@@ -110,7 +111,9 @@ class Sorter:
         order = launch_order(size, middle)
         ordered = (cut.begin[:-1][order], size[order].astype(np.int32), cut.row[order], cut.slot[order])
         on_device = map(self.xp.asarray, ordered)
-        segments = pack(self.variant.struct("Segments"), 1, *on_device, column, value, len(order))
+        segments = pack(
+            self.variant.struct("Segments"), 1, self.device, *on_device, column, value, len(order)
+        )
         long_row, long_begin = self.xp.asarray(cut.long_row), self.xp.asarray(cut.long_begin)
         return Rows(nonzeros.shape, segments, cut.slots, long_row, long_begin, column, value)
 

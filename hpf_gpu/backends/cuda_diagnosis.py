@@ -8,6 +8,7 @@ information.
 from __future__ import annotations
 
 import ctypes
+import errno
 import importlib.metadata
 import importlib.util
 import os
@@ -61,6 +62,11 @@ def find_fault(error: Exception) -> BackendUnavailable:
         return BackendUnavailable(
             f"{cupy} does not find the CUDA compiler (NVRTC) or its headers: {_one_line(missing[0])}",
             remedy=_reinstall(gpu),
+        )
+    if isinstance(error, OSError) and _is_of_cache(error):
+        return BackendUnavailable(
+            f"{cupy} cannot write compiled kernels to its cache ({_one_line(str(error))})",
+            remedy="set the environment variable CUPY_CACHE_DIR to a folder that can be written, and restart",
         )
     told = f"{type(error).__name__}: {_one_line(str(error.__cause__ or error))}"
     if "cupy" not in sys.modules:
@@ -200,6 +206,15 @@ def _check_packages(gpu: _Gpu) -> None:
                 f" and this one has {_dotted(gpu.capability)}",
                 remedy=_reinstall(gpu),
             )
+
+
+def _is_of_cache(error: OSError) -> bool:
+    """Whether CuPy failed to make, or to write to, the folder of compiled kernels; it does both on disk."""
+    if error.filename is None:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    cache = Path(os.environ.get("CUPY_CACHE_DIR", "~/.cupy/kernel_cache")).expanduser()
+    path = Path(str(error.filename))
+    return path.is_relative_to(cache) or cache.is_relative_to(path)
 
 
 def _reinstall(gpu: _Gpu) -> str:

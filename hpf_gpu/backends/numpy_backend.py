@@ -6,6 +6,7 @@ Factors are computed in float64, block by block, and rounded once to ``dtype``.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -57,6 +58,12 @@ class NumpyBackend:
 
     def describe(self) -> str:
         return f"numpy {np.__version__}, {self.dtype}"
+
+    def in_use(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def keep_pace(self) -> None:
+        pass  # the work is done when an operation returns
 
     # -- transfers ---------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +95,12 @@ class OpenMPBackend:
     def describe(self) -> str:
         threads = f"{self.threads} threads" if HAS_OPENMP else "one thread: compiled without OpenMP"
         return f"C++ for {_openmp.level()}, {threads}, {self.dtype}"
+
+    def in_use(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def keep_pace(self) -> None:
+        pass  # the work is done when an operation returns
 
     # -- transfers ---------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ and ``tests/contract`` compares each one with the same dense formulas.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -49,6 +50,10 @@ class BackendUnavailable(RuntimeError):
 
 class NotEnoughMemory(MemoryError):
     """The memory of the device or of the machine is too small; the message says for what, and what to do."""
+
+
+class DeviceError(RuntimeError):
+    """A GPU failed; the message says which operation noticed it, and how to find the one to blame."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,7 @@ class Backend(Protocol):
 
     @property
     def name(self) -> str:
-        """Name in ``HPF(backend=...)``."""
+        """Name in ``HPF(backend=...)``, with the number of the device if it was named."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -106,6 +111,15 @@ class Backend(Protocol):
 
     def describe(self) -> str:
         """One line about the hardware in use: threads, instruction set, device."""
+
+    def in_use(self) -> AbstractContextManager[object]:
+        """The context for arithmetic on arrays.  The operations below need none."""
+
+    def keep_pace(self) -> None:
+        """Wait for all work that was submitted before the previous call of this method.
+
+        A backend whose operations return before their work is done may otherwise fall behind without limit.
+        """
 
     def asarray(self, host: Host) -> Array:
         """Copy a host array to the backend: a matrix (N, K) as ``dtype``, a vector (N,) as float64."""

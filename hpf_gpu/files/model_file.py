@@ -91,6 +91,7 @@ def save_model(path: str | bytes | os.PathLike[str], fitted: Fitted, values: Map
     target = path_of("path", path)
     tensors: Tensors = {"Theta": fitted.theta, "Beta": fitted.beta}
     header: dict[str, Any] = {name: getattr(fitted, field) for name, field in _SCALARS.items()}
+    header["backend_"] = backends.entry_of(fitted.backend).name  # without the number of this machine's device
     header["ids"] = {}
     for side, ids in zip(_SIDES, (fitted.user_ids, fitted.item_ids), strict=True):
         encoding, array = _encoded(ids)

@@ -72,12 +72,12 @@ def fold(
     new = new_rows(triplets, kind, known, name="counts_df")
     backend = working_backend(settings, fitted.dtype, k, threads)
     numbers, csr = _columns_in_use(new.csr)
-    counts = backend.counts(csr, k)  # first, because it raises NotEnoughMemory if this is too large
-    others = gather_side(backend, posteriors[1 - side], numbers)
-    start = noise_free_side(backend, posteriors[side].prior, csr.shape[0], k)
-    rows = fold_in(
-        backend, counts, start, others, maxiter=maxiter, stop_thr=stop_thr, exact_phi=settings.sum_exp_trick
-    )
+    exact = settings.sum_exp_trick
+    with backend.in_use():
+        counts = backend.counts(csr, k)  # first, because it raises NotEnoughMemory if this is too large
+        others = gather_side(backend, posteriors[1 - side], numbers)
+        start = noise_free_side(backend, posteriors[side].prior, csr.shape[0], k)
+        rows = fold_in(backend, counts, start, others, maxiter=maxiter, stop_thr=stop_thr, exact_phi=exact)
     return Folded(fitted, backend, new, rows, others, numbers)
 
 

@@ -105,7 +105,8 @@ def take_step(settings: Settings, fitted: Fitted | None, step: Step, threads: in
     rows = step.csr if step.side == USERS else step.csr.T.tocsr()
     members = step.places[step.side].members
     batch = Batch(members, backend.counts(rows[members], k), step.places[step.side].total / len(members))
-    users, items = _moved(settings, backend, fitted, step, batch)
+    with backend.in_use():
+        users, items = _moved(settings, backend, fitted, step, batch)
     theta, beta = (backend.asnumpy(backend.mean(side.factor)) for side in (users, items))
     of_users, of_items = step.places
     return Fitted(

@@ -73,6 +73,19 @@ def train(
 ) -> Trained:
     """Fit a model; see :meth:`hpf_gpu.HPF.fit` for arguments and errors."""
     backend = working_backend(settings, settings.dtype, settings.width, settings.threads)
+    with backend.in_use():
+        return _trained(backend, settings, inputs, callback, checkpoint, checkpoint_every)
+
+
+def _trained(
+    backend: Backend,
+    settings: Settings,
+    inputs: Inputs,
+    callback: Callable[[Check], object] | None,
+    checkpoint: str | os.PathLike[str] | None,
+    checkpoint_every: int,
+) -> Trained:
+    """The same with a backend that is in use."""
     data = _read(settings, backend, inputs)
     file = saved = None
     if checkpoint is not None:

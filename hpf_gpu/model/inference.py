@@ -142,6 +142,7 @@ def fit(
             model = advance(state.model, state.iteration)
             # In one assignment: after an interrupt the iteration is either counted or not started.
             state = replace(state, model=model, iteration=state.iteration + 1)
+            backend.keep_pace()  # so that seconds and report tell of work that is done
             previous, check = state.history[-1] if state.history else None, Check(state.iteration)
             last = state.iteration == schedule.maxiter
             due = last or (schedule.check_every is not None and state.iteration % schedule.check_every == 0)

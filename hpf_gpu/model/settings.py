@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from hpf_gpu.backends import REGISTRY
+from hpf_gpu.backends import REGISTRY, entry_of
 
 from .convergence import STOP_CRITERIA
 from .priors import Prior, unit
@@ -137,7 +137,7 @@ class BackendName:
 
     def describe(self) -> str:
         """What is taken, for documentation."""
-        return ", ".join(map(repr, ("auto", *REGISTRY)))
+        return f"{', '.join(map(repr, ('auto', *REGISTRY)))}, 'cuda:N' for GPU number N"
 
 
 @dataclass(frozen=True)
@@ -297,7 +297,7 @@ class Settings:
         options = self.backend_options
         for name, value in options.items():
             able = [entry.name for entry in REGISTRY.values() if name in entry.options]
-            if self.backend not in ("auto", *able):
+            if self.backend != "auto" and entry_of(self.backend).name not in able:
                 raise ValueError(f"{name}={value!r} needs backend={able[0]!r}, not {self.backend!r}")
         if self.precision == "mixed" and not self.use_float:
             raise ValueError("precision='mixed' keeps factors in half precision and needs use_float=True")

@@ -55,6 +55,28 @@ def test_names_itself(backend: Backend, backend_name: str, dtype: np.dtype[Any])
     assert "\n" not in line
 
 
+def test_arithmetic_in_use(backend: Backend) -> None:
+    """Arrays take part in arithmetic within the context, which may be entered again."""
+    with backend.in_use(), backend.in_use():
+        vector, matrix = backend.asarray(np.arange(3.0)), backend.asarray(np.ones((2, 3)))
+        matrix *= 3
+        matrix += matrix * 2
+        total = vector / 2 + vector * vector
+    np.testing.assert_array_equal(backend.asnumpy(matrix), np.full((2, 3), 9, backend.dtype))
+    np.testing.assert_array_equal(backend.asnumpy(total), [0, 1.5, 5])
+
+
+def test_keeping_pace_changes_nothing(backend: Backend) -> None:
+    """At any time, whatever was submitted since the last call."""
+    matrix = backend.asarray(np.ones((2, 3)))
+    for times in (2, 3):
+        backend.keep_pace()
+        backend.keep_pace()
+        matrix *= times
+    backend.keep_pace()
+    np.testing.assert_array_equal(backend.asnumpy(matrix), np.full((2, 3), 6, backend.dtype))
+
+
 def test_operations_repeat_and_leave_inputs_alone(backend: Backend, case: Case) -> None:
     """Two calls give the same bits, and what the protocol doesn't call consumed stays as it was."""
     users, items = make_factors(backend, case)

@@ -13,6 +13,7 @@ class Allocation:
     address: int
     size: int
     pinned: bool
+    device: int = 0
     stream: int = 0
     freed: bool = False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -279,12 +280,76 @@ def test_device(cp):
     runtime = cp.cuda.runtime
     assert cp.cuda.Device().compute_capability == "80"
     assert cp.cuda.Device().attributes["MultiProcessorCount"] == 4
-    assert runtime.getDeviceCount() == 1
+    assert runtime.getDeviceCount() == 2
     assert runtime.getDeviceProperties(0)["name"] == b"CUDA simulator"
     assert runtime.driverGetVersion() == runtime.runtimeGetVersion() == 13020
     free, total = runtime.memGetInfo()
     assert 0 < free < total
     assert cp.get_default_memory_pool().used_bytes() == 0
+
+
+# ---- two devices ----
+
+
+def test_each_device_has_its_own_arrays_and_streams(cp):
+    with cp.cuda.Device(1):
+        y = cp.arange(4.0)
+        assert (y.device.id, cp.cuda.runtime.pointerGetAttributes(y.data.ptr).device) == (1, 1)
+        assert (2 * y).get().tolist() == [0, 2, 4, 6]
+    assert cp.cuda.Device().id == 0
+    assert y.get().tolist() == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match="different from the current device"):
+        y + 1
+    with pytest.raises(cudasim.SimulationError, match="no device 2: 2 are simulated"):
+        cp.cuda.Device(2).use()
+
+
+def test_each_thread_has_its_own_current_device(cp):
+    found = []
+    with cp.cuda.Device(1):
+        thread = threading.Thread(target=lambda: found.append(cp.cuda.Device().id))
+        thread.start()
+        thread.join()
+    assert found == [0]
+
+
+@pytest.mark.parametrize("what", ["kernel", "memory", "stream"])
+def test_what_a_launch_needs_is_of_the_current_device(cp, what):
+    module = cp.RawModule(code=ADD_ONE)
+
+    def here():
+        return {
+            "kernel": module.module.get_function("add_one"),  # RawModule's own has one for each device
+            "memory": cp.zeros(32, np.float32),
+            "stream": cp.cuda.Stream(non_blocking=True),
+        }
+
+    theirs = here()
+    with cp.cuda.Device(1):
+        used = here()
+        used["kernel"]((1,), (32,), (used["memory"],), stream=used["stream"])
+        used[what] = theirs[what]
+        with pytest.raises(cudasim.SimulationError, match=f"add_one: a? ?{what} of device 0"):
+            used["kernel"]((1,), (32,), (used["memory"],), stream=used["stream"])
+
+
+def test_an_event_is_of_its_stream_s_device(cp):
+    event = cp.cuda.Event()
+    event.record()
+    with cp.cuda.Device(1), pytest.raises(cudasim.SimulationError, match="stream of another device"):
+        event.record()
+
+
+def test_default_streams_do_not_wait_for_other_devices(cp):
+    with cudasim.stream_order("lazy"):
+        x = cp.zeros(4)
+        with cp.cuda.Device(1):
+            y = cp.ones(4)
+            cp.cuda.get_current_stream().synchronize()
+            assert y.get().sum() == 4
+            cp.cuda.Device().synchronize()
+        assert not cp.cuda.get_current_stream().done
+        assert x.get().sum() == 0
 
 
 def test_arrays_are_exchanged_without_a_copy(cp):

@@ -22,6 +22,7 @@ VERSION = 13020  # CUDA 13.2: what CuPy 14.2 for CUDA 13 was built with
 COMPUTE_CAPABILITY = (8, 0)
 PROCESSORS = 4
 MEMORY = 16 << 30
+DEVICES = 2
 NOT_READY = 600  # cudaErrorNotReady
 
 #: Device attributes by number (cudaDeviceAttr); all others are 0.
@@ -41,7 +42,7 @@ UNREGISTERED, PINNED, ON_DEVICE = 0, 1, 2  # cudaMemoryType
 
 
 class Device:
-    """What the runtime's and the driver's functions act on."""
+    """What the runtime's and the driver's functions act on: all simulated devices."""
 
     def __init__(self, memory: module.Runtime) -> None:
         self.memory = memory
@@ -51,6 +52,7 @@ class Device:
         self.allocations = Allocations()
         self.modules: dict[bytes, module.Module] = {}  # by what stands for their machine code
         self.current_stream: Callable[[], int] = lambda: 0
+        self.events: dict[int, int] = {}  # devices of events
         self.errors: list[BaseException] = []  # from where no exception can be raised
         self.exiting = False  # destructors still call when Python has taken most of itself apart
         self._handles = itertools.count(0x1000, 16)
@@ -62,6 +64,18 @@ class Device:
     def handle(self) -> int:
         """Return a number that stands for a new stream, event, module or function."""
         return next(self._handles)
+
+    @property
+    def current(self) -> int:
+        """Number of this thread's current device."""
+        return self.streams.device
+
+    def require_here(self, what: str, device: int) -> None:
+        """Raise SimulationError unless something is of the current device."""
+        if device != self.current:
+            raise SimulationError(
+                f"{what} of device {device}, while device {self.current} is the current one"
+            )
 
     def check(self) -> None:
         """Run all that was submitted; raise the first error that nobody has seen."""
@@ -85,14 +99,18 @@ class Runtime:
     # ---- devices ----
 
     def getDevice(self):
-        return 0
+        return self._device.current
 
     def setDevice(self, number):
-        if number != 0:
-            raise SimulationError(f"no device {number}: one is simulated")
+        if not 0 <= number < DEVICES:
+            raise SimulationError(f"no device {number}: {DEVICES} are simulated")
+        self._device.streams.device = number
 
     def getDeviceCount(self):
-        return 1
+        return DEVICES
+
+    def deviceCanAccessPeer(self, device, peer):
+        return 0
 
     def _ensure_context(self):
         pass
@@ -127,7 +145,7 @@ class Runtime:
         return MEMORY // 2, MEMORY
 
     def deviceSynchronize(self):
-        self._device.streams.synchronize_all()
+        self._device.streams.synchronize_all(self._device.current)
 
     # ---- memory ----
 
@@ -142,8 +160,8 @@ class Runtime:
 
     def _allocate(self, size, *, pinned):
         address = self._device.memory.allocate(size)
-        stream = self._device.current_stream()
-        self._device.allocations.add(Allocation(address, size, pinned, stream))
+        stream = self._device.streams.number(self._device.current_stream())
+        self._device.allocations.add(Allocation(address, size, pinned, self._device.current, stream))
         return address
 
     def free(self, address):
@@ -179,7 +197,9 @@ class Runtime:
         return PINNED if found.pinned else ON_DEVICE
 
     def pointerGetAttributes(self, address):
-        return self._pointer_attributes(0, address, 0, self.pointerGetMemoryType(address))
+        found = self._device.allocations.find(address)
+        device = self._device.current if found is None else found.device
+        return self._pointer_attributes(device, address, 0, self.pointerGetMemoryType(address))
 
     # ---- copies ----
 
@@ -240,15 +260,20 @@ class Runtime:
         return 0
 
     def eventCreate(self):
-        return self._device.handle()
+        return self.eventCreateWithFlags(0)
 
     def eventCreateWithFlags(self, flags):
-        return self._device.handle()
+        event = self._device.handle()
+        self._device.events[event] = self._device.current
+        return event
 
     def eventDestroy(self, event):
         pass
 
     def eventRecord(self, event, stream):
+        streams = self._device.streams
+        if self._device.events[event] != streams.device_of(stream):
+            raise SimulationError("an event was recorded in a stream of another device")
         self._device.streams.record(event, stream)
 
     def eventSynchronize(self, event):

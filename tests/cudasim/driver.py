@@ -22,6 +22,7 @@ class Function:
 
     module: module.Module
     name: str
+    device: int
     dynamic_shared_limit: int = module.DYNAMIC_SHARED_LIMIT
 
 
@@ -30,7 +31,9 @@ class Driver:
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self._modules: dict[int, module.Module] = {}
+        self._modules: dict[
+            int, tuple[module.Module, int]
+        ] = {}  # each with the device that it was loaded for
         self._functions: dict[int, Function] = {}
 
     def get_build_version(self):
@@ -38,17 +41,17 @@ class Driver:
 
     def moduleLoadData(self, image):
         handle = self._device.handle()
-        self._modules[handle] = self._device.modules[image]
+        self._modules[handle] = self._device.modules[image], self._device.current
         return handle
 
     def moduleUnload(self, handle):
         pass
 
     def moduleGetFunction(self, handle, name):
-        loaded = self._modules[handle]
+        loaded, device = self._modules[handle]
         loaded.signature(name)  # raises if there is no such kernel
         function = self._device.handle()
-        self._functions[function] = Function(loaded, name)
+        self._functions[function] = Function(loaded, name, device)
         return function
 
     def funcGetAttribute(self, attribute, function):
@@ -64,7 +67,16 @@ class Driver:
     def launchKernel(self, function, gx, gy, gz, bx, by, bz, shared, stream, parameters, extra):
         self._device.raise_unseen()
         kernel = self._functions[function]
-        addresses, values = _copy_parameters(kernel.module.signature(kernel.name), parameters)
+        signature = kernel.module.signature(kernel.name)
+        self._device.require_here(f"{kernel.name}: a kernel", kernel.device)
+        self._device.require_here(f"{kernel.name}: a stream", self._device.streams.device_of(stream))
+        addresses, values = _copy_parameters(signature, parameters)
+        for code, address in zip(signature, addresses, strict=True):
+            if code.startswith("*"):
+                target = ctypes.c_void_p.from_address(address).value
+                found = self._device.allocations.find(target or 0)
+                if found is not None and not found.pinned:
+                    self._device.require_here(f"{kernel.name}: memory", found.device)
 
         def run(values=values):  # they live as long as this does
             kernel.module.launch_packed(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Callable
 
@@ -11,8 +12,8 @@ from .errors import SimulationError
 EAGER, LAZY, RANDOM = "eager", "lazy", "random"
 ORDERS = (EAGER, LAZY, RANDOM)
 
-#: The legacy default stream: it waits for all blocking streams, and they for it.
-DEFAULT_STREAM = 0
+#: What CUDA calls the current device's default stream: it waits for all blocking streams, and they for it.
+LEGACY = (0, 1)
 NON_BLOCKING = 1  # cudaStreamNonBlocking
 
 
@@ -36,6 +37,8 @@ class Streams:
         self.set_order(order, seed)
         self._last: dict[int, Operation] = {}  # of each stream
         self._non_blocking: set[int] = set()
+        self._devices: dict[int, int] = {}  # of streams that were created
+        self._current = threading.local()
         self._events: dict[int, Operation] = {}
         self._times: dict[int, float] = {}  # of events that have happened
 
@@ -46,14 +49,33 @@ class Streams:
         self.order = order
         self._random = random.Random(seed)
 
+    @property
+    def device(self) -> int:
+        """Number of this thread's current device."""
+        return int(getattr(self._current, "device", 0))
+
+    @device.setter
+    def device(self, number: int) -> None:
+        self._current.device = number
+
+    def number(self, stream: int) -> int:
+        """Return a stream's own number; the default streams of devices 0, 1, ... have −1, −2, ..."""
+        return -1 - self.device if stream in LEGACY else stream
+
+    def device_of(self, stream: int) -> int:
+        """Return the device that a stream belongs to."""
+        number = self.number(stream)
+        return self._devices.get(number, self.device) if number > 0 else -1 - number
+
     def created(self, stream: int, flags: int) -> None:
-        """Take note of a new stream."""
+        """Take note of a new stream of the current device."""
+        self._devices[stream] = self.device
         if flags & NON_BLOCKING:
             self._non_blocking.add(stream)
 
     def submit(self, stream: int, action: Callable[[], None], *after: Operation | None) -> Operation:
         """Append an operation to a stream, to run after what is there and after the others named."""
-        stream = _number(stream)
+        stream = self.number(stream)
         before = [self._last.get(stream), *after, *self._across(stream)]
         operation = Operation(action, [other for other in before if other and not other.done])
         self._last[stream] = operation
@@ -68,12 +90,14 @@ class Streams:
         return [last for last in self._last.values() if not last.done]
 
     def _across(self, stream: int) -> list[Operation | None]:
-        """Return what the default stream orders."""
+        """Return what the default stream of its device orders."""
         if stream in self._non_blocking:
             return []
-        if stream == DEFAULT_STREAM:
-            return [last for other, last in self._last.items() if other not in self._non_blocking]
-        return [self._last.get(DEFAULT_STREAM)]
+        device = self.device_of(stream)
+        if stream > 0:
+            return [self._last.get(-1 - device)]
+        others = (other for other in self._last if other not in self._non_blocking)
+        return [self._last[other] for other in others if self.device_of(other) == device]
 
     def finish(self, operation: Operation | None) -> None:
         """Run an operation and all that must come before it, and nothing else."""
@@ -90,18 +114,18 @@ class Streams:
 
     def synchronize(self, stream: int) -> None:
         """Run all of a stream."""
-        self.finish(self._last.get(_number(stream)))
+        self.finish(self._last.get(self.number(stream)))
 
-    def synchronize_all(self) -> None:
-        """Run everything."""
-        streams = list(self._last)
+    def synchronize_all(self, device: int | None = None) -> None:
+        """Run everything, or everything on one device."""
+        streams = [stream for stream in self._last if device in (None, self.device_of(stream))]
         self._random.shuffle(streams)
         for stream in streams:
             self.synchronize(stream)
 
     def is_done(self, stream: int) -> bool:
         """Tell whether nothing of a stream is left to run."""
-        last = self._last.get(_number(stream))
+        last = self._last.get(self.number(stream))
         return last is None or last.done
 
     def record(self, event: int, stream: int) -> None:
@@ -130,10 +154,6 @@ class Streams:
         """Tell whether an event has happened."""
         operation = self._events.get(event)
         return operation is None or operation.done
-
-
-def _number(stream: int) -> int:
-    return DEFAULT_STREAM if stream == 1 else stream  # cudaStreamLegacy
 
 
 def _nothing() -> None:
