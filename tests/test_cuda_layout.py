@@ -10,7 +10,7 @@ import pytest
 from scipy import sparse
 
 from hpf_gpu import HPF
-from hpf_gpu.backends import cuda_input, cuda_layout
+from hpf_gpu.backends import cuda_input, cuda_layout, cuda_source
 from hpf_gpu.backends.cuda_launch import Kernel, pack
 from hpf_gpu.backends.cuda_source import MAX_FACTORS, TOP_PLACES, Knobs, Parameter, Struct, Variant, file_of
 
@@ -126,6 +126,13 @@ def test_every_kernel_has_a_file() -> None:
     assert {file_of(name) for name in Variant(5, np.dtype("f4")).signatures()} == {
         "allocate.cu", "gamma.cu", "likelihood.cu", "predict.cu", "top_items.cu", "composed.cu", "counts.cu"
     }  # fmt: skip
+
+
+def test_knobs_by_capability(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cuda_source.knobs_for(90) == Knobs()
+    monkeypatch.setattr(cuda_source, "_KNOBS", {90: Knobs(threads=64)})
+    assert cuda_source.knobs_for(90) == Knobs(threads=64)
+    assert cuda_source.knobs_for(89) == Knobs()
 
 
 def test_knobs_are_macros() -> None:

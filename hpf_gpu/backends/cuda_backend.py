@@ -26,7 +26,16 @@ from .cuda_diagnosis import check_machine, find_fault
 from .cuda_input import from_array, from_matrix, is_device_array, is_device_matrix
 from .cuda_launch import Kernel, Packed, pack
 from .cuda_layout import MAX_NUMBER, bytes_of_fit, segmentation
-from .cuda_source import FILES_OF_A_FIT, JOIN_STRANDS, MAX_FACTORS, TOP_PLACES, Variant, file_of, source
+from .cuda_source import (
+    FILES_OF_A_FIT,
+    JOIN_STRANDS,
+    MAX_FACTORS,
+    TOP_PLACES,
+    Variant,
+    file_of,
+    knobs_for,
+    source,
+)
 from .protocol import (
     Array,
     BackendUnavailable,
@@ -260,6 +269,7 @@ class CudaBackend:
             # Fails here if the GPU or the compiler does not work.
             self._counting = _compiled("counts.cu", counting, self._device)
             self._pace = cp.cuda.Event(disable_timing=True)
+            self._knobs = knobs_for(int(cp.cuda.Device().compute_capability))
         self._sorter = Sorter(cp, self._counting, counting, self._device)
 
     def describe(self) -> str:
@@ -271,7 +281,7 @@ class CudaBackend:
             raise ValueError(
                 f"k={k}: the cuda backend supports at most {MAX_FACTORS} factors; use backend='openmp'"
             )
-        return Variant(k, self.dtype, self._half)
+        return Variant(k, self.dtype, self._half, self._knobs)
 
     def _kernels(self, k: int) -> _Kernels:
         return _Kernels(self._variant(k), self._device)

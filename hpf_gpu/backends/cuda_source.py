@@ -76,6 +76,16 @@ class Knobs:
         }
 
 
+#: Better knobs than the defaults by compute capability (90 for 9.0), as the sweep of ``bench/gpu_day.py``
+#: finds them.  Nothing has been measured yet.
+_KNOBS: dict[int, Knobs] = {}
+
+
+def knobs_for(capability: int) -> Knobs:
+    """The knobs for GPUs of a compute capability."""
+    return _KNOBS.get(capability, Knobs())
+
+
 @dataclass(frozen=True)
 class Variant:
     """What the sources are compiled for: K factors, float32 or float64, and half-precision storage or not."""
