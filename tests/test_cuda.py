@@ -104,7 +104,7 @@ def test_a_compiler_that_does_not_work_is_explained(cuda: Any, monkeypatch: pyte
     monkeypatch.setattr(cp, "RawModule", Module)
     monkeypatch.setattr(cuda_backend, "find_fault", lambda error: BackendUnavailable(f"told: {error}"))
     with pytest.raises(BackendUnavailable, match="told: libnvrtc"):
-        cuda_backend._compiled.__wrapped__(("counts.cu",), Variant(1, cuda.dtype), 0)
+        cuda_backend._compile("counts.cu", Variant(1, cuda.dtype), 0)
 
 
 def random_counts(n: int = 60, m: int = 45, nnz: int = 700, seed: int = 0) -> sparse.csr_array:
@@ -1307,7 +1307,7 @@ def test_arrays_of_another_device_are_refused(cuda32: Any, second: Any) -> None:
     import cupy as cp
 
     factor = make_factor(cuda32, make_case("K=5").users)
-    with pytest.raises(ValueError, match="mean: shape is on device 0, not 1"):
+    with pytest.raises(ValueError, match="Gamma: shape is on device 0, not 1"):
         second.mean(factor)
     cupy_sparse = pytest.importorskip("cupyx.scipy.sparse")
     table = cp.asarray([[0, 0, 1], [2, 1, 3], [1, 2, 1]])

@@ -333,6 +333,25 @@ def test_what_a_launch_needs_is_of_the_current_device(cp, what):
             used["kernel"]((1,), (32,), (used["memory"],), stream=used["stream"])
 
 
+def test_memory_that_a_structure_points_to_is_of_the_current_device(cp):
+    code = """
+        struct Values { int first; float* x; };
+        extern "C" __global__ void add_to(Values v) { v.x[v.first + threadIdx.x] += 1; }
+    """
+    kernel = cp.RawModule(code=code).get_function("add_to")
+
+    def values(x):
+        return np.array((1, x.data.ptr), np.dtype([("first", "i4"), ("x", "u8")], align=True))[()]
+
+    theirs = cp.zeros(32, np.float32)
+    with cp.cuda.Device(1):
+        own = cp.zeros(32, np.float32)
+        kernel((1,), (31,), (values(own),))
+        assert own.get().tolist() == [0, *[1] * 31]
+        with pytest.raises(cudasim.SimulationError, match="add_to: memory of device 0"):
+            kernel((1,), (31,), (values(theirs),))
+
+
 def test_an_event_is_of_its_stream_s_device(cp):
     event = cp.cuda.Event()
     event.record()

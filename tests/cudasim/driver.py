@@ -6,6 +6,7 @@ Methods have the names and arguments of ``cupy_backends.cuda.api.driver``, and r
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,12 +72,10 @@ class Driver:
         self._device.require_here(f"{kernel.name}: a kernel", kernel.device)
         self._device.require_here(f"{kernel.name}: a stream", self._device.streams.device_of(stream))
         addresses, values = _copy_parameters(signature, parameters)
-        for code, address in zip(signature, addresses, strict=True):
-            if code.startswith("*"):
-                target = ctypes.c_void_p.from_address(address).value
-                found = self._device.allocations.find(target or 0)
-                if found is not None and not found.pinned:
-                    self._device.require_here(f"{kernel.name}: memory", found.device)
+        for target in _possible_pointers(signature, addresses):
+            found = self._device.allocations.find(target)
+            if found is not None and not found.pinned:
+                self._device.require_here(f"{kernel.name}: memory", found.device)
 
         def run(values=values):  # they live as long as this does
             kernel.module.launch_packed(
@@ -84,6 +83,13 @@ class Driver:
             )
 
         self._device.streams.submit(stream, run)
+
+
+def _possible_pointers(signature: tuple[str, ...], addresses: list[int]) -> Iterator[int]:
+    """Yield every pointer among a launch's parameters, and all else of 8 bytes in its structures."""
+    for code, address in zip(signature, addresses, strict=True):
+        words = int(code[1:]) // 8 if code.startswith("V") else int(code.startswith("*"))
+        yield from (ctypes.c_uint64 * words).from_address(address)
 
 
 def _copy_parameters(signature: tuple[str, ...], parameters: int) -> tuple[list[int], Any]:
