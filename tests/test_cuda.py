@@ -43,7 +43,9 @@ from scipy import sparse
 
 from hpf_gpu import HPF, BackendUnavailable, DeviceError, NotEnoughMemory
 from hpf_gpu.backends import create, cuda_layout
+from hpf_gpu.backends.cuda_counts import Sorted
 from hpf_gpu.backends.cuda_input import Triplets, from_matrix
+from hpf_gpu.backends.cuda_launch import Packed, pack
 from hpf_gpu.backends.cuda_source import Variant
 from hpf_gpu.backends.protocol import Full, RankOne
 from hpf_gpu.model.inference import iterate
@@ -132,8 +134,30 @@ def test_counts_by_items(
     by_items, csc = cuda.counts(csr, 5).items, csr.tocsc()
     np.testing.assert_array_equal(by_items.column.get(), csc.indices)
     np.testing.assert_array_equal(by_items.value.get(), csc.data.astype(cuda.dtype))
-    cut = cuda_layout.segmentation(csc.indptr.astype(np.int64))
-    np.testing.assert_array_equal(by_items.segments.begin.get(), cut.begin)
+
+
+def fields_of(packed: Packed) -> dict[str, Any]:
+    """What a struct was packed from, by the names of its fields."""
+    return {field.name: value for field, value in zip(packed.struct.fields, packed.arrays, strict=True)}
+
+
+@pytest.mark.parametrize("shape", [(60, 45), (1, 700), (700, 1), (3, 900)])
+def test_launch_order_keeps_segments(
+    cuda: Any, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each segment is started once, with its own size, row and slot, whatever the order."""
+    monkeypatch.setattr(cuda_layout, "SEGMENT", 16)
+    csr = random_counts(*shape, nnz=min(700, shape[0] * shape[1] // 2))
+    counts = cuda.counts(csr, 5)
+    for at, indptr in ((counts.users, csr.indptr), (counts.items, csr.tocsc().indptr)):
+        cut, found = cuda_layout.segmentation(indptr.astype(np.int64)), fields_of(at.segments)
+        launched = np.stack([found[name].get() for name in ("begin", "size", "row", "slot")], axis=1)
+        wanted = np.stack([cut.begin[:-1], np.diff(cut.begin), cut.row, cut.slot], axis=1)
+        assert sorted(launched.tolist()) == sorted(wanted.tolist())
+        middle = launched[:, 0] + launched[:, 1] // 2
+        column = at.column.get()[np.minimum(middle, at.column.size - 1)]
+        order = cuda_layout.launch_order(launched[:, 1], column)
+        np.testing.assert_array_equal(order, np.arange(at.count))
 
 
 @pytest.mark.parametrize("strands", [1, 2, 5])
@@ -146,12 +170,14 @@ def test_triplets_by_items(cuda: Any, strands: int, monkeypatch: pytest.MonkeyPa
     rng = np.random.default_rng(0)
     column, row = rng.integers(0, 3, 500).astype(np.int32), rng.integers(0, 60, 500).astype(np.int32)
     value = np.arange(500).astype(cuda.dtype)
-    unsorted = cuda._sorter.rows((1, 3), np.array([0, 500]), cp.asarray(column), cp.asarray(value))
-    indptr, out_row, out_value = cuda._sorter.by_columns(unsorted, cp.asarray(row))
+    cut = cuda_layout.segmentation(np.array([0, 500]))
+    unsorted = Sorted((1, 3), cut, cp.asarray(column), cp.asarray(value))
+    by_items = cuda._sorter.by_columns(unsorted, cp.asarray(row), 60)
     order = np.argsort(column, kind="stable")
-    np.testing.assert_array_equal(indptr, np.searchsorted(column[order], [0, 1, 2, 3]))
-    np.testing.assert_array_equal(out_row.get(), row[order])
-    np.testing.assert_array_equal(out_value.get(), value[order])
+    assert by_items.shape == (3, 60)
+    np.testing.assert_array_equal(by_items.cut.indptr, np.searchsorted(column[order], [0, 1, 2, 3]))
+    np.testing.assert_array_equal(by_items.column.get(), row[order])
+    np.testing.assert_array_equal(by_items.value.get(), value[order])
 
 
 @pytest.mark.parametrize("column", [-1, 45])
@@ -379,12 +405,10 @@ def test_allocate_in_matrices_of_more_than_32_bits(
     wanted = cuda.allocate(counts, *factors, exact=exact)
 
     def far_rows(side: Any) -> Any:
-        cut = dataclasses.replace(
-            side.segments,
-            row=side.segments.row + np.int32(rows),
-            long_row=side.segments.long_row + np.int32(rows),
-        )
-        return dataclasses.replace(side, segments=cut, column=side.column + np.int32(rows))
+        fields = fields_of(side.segments)
+        fields |= {name: fields[name] + np.int32(rows) for name in ("row", "column")}
+        segments = pack(side.segments.struct, 1, 0, *fields.values())
+        return dataclasses.replace(side, segments=segments, long_row=side.long_row + np.int32(rows))
 
     def far_factor(factor: Any) -> Any:
         changed = {name: far(getattr(factor, name), rows) for name in ("shape", "exp_log", "log_scale")}

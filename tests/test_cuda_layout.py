@@ -122,6 +122,13 @@ def test_structs_are_read_off_the_sources() -> None:
     assert Variant(5, np.dtype("f8")).struct("Segments") != segments
 
 
+def test_structs_are_read_once() -> None:
+    """They are packed many times in every iteration, and the sources are long."""
+    first, again = (Variant(5, np.dtype("f4")).struct("Gamma") for _ in range(2))
+    assert first is again
+    assert first.dtype is again.dtype
+
+
 def test_every_kernel_has_a_file() -> None:
     assert {file_of(name) for name in Variant(5, np.dtype("f4")).signatures()} == {
         "allocate.cu", "gamma.cu", "likelihood.cu", "predict.cu", "top_items.cu", "composed.cu", "counts.cu"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class Struct:
     name: str
     fields: tuple[Parameter, ...]
 
-    @property
+    @cached_property
     def dtype(self) -> np.dtype[Any]:
         """The layout of the struct in memory, with addresses for pointers."""
         types = [(field.name, np.uint64 if field.is_pointer else field.type) for field in self.fields]
@@ -143,21 +143,13 @@ class Variant:
 
     def signatures(self, files: tuple[str, ...] = FILES) -> dict[str, tuple[Parameter, ...]]:
         """The parameters of every kernel, parsed from these sources."""
-        types = self._types(files)
+        types = _types(files, self.real, self.store)
         return {name: _parameters(text, ",", types) for name, text in _kernels(files)}
 
     def struct(self, name: str) -> Struct:
         """The struct with this name, parsed from the sources."""
-        struct: Struct = self._types(FILES)[name]
+        struct: Struct = _types(FILES, self.real, self.store)[name]
         return struct
-
-    def _types(self, files: tuple[str, ...]) -> dict[str, Any]:
-        """What each type name in a signature stands for; structs are those whose fields are all plain."""
-        types = _TYPES | {"Real": self.real, "Store": self.store}
-        for name, body in re.findall(r"struct (\w+) {(.*?)\n};", _code(files), re.DOTALL):
-            if name in _STRUCTS:
-                types[name] = Struct(name, _parameters(body.split("__device__")[0], ";", types))
-        return types
 
 
 @cache
@@ -209,6 +201,16 @@ def _kernels(files: tuple[str, ...]) -> list[tuple[str, str]]:
 def file_of(kernel: str) -> str:
     """The source that defines a kernel."""
     return next(file for file in FILES if kernel in dict(_kernels((file,))))
+
+
+@cache
+def _types(files: tuple[str, ...], real: np.dtype[Any], store: np.dtype[Any]) -> dict[str, Any]:
+    """What each type name in a signature or a struct stands for."""
+    types = _TYPES | {"Real": real, "Store": store}
+    for name, body in re.findall(r"struct (\w+) {(.*?)\n};", _code(files), re.DOTALL):
+        if name in _STRUCTS:
+            types[name] = Struct(name, _parameters(body.split("__device__")[0], ";", types))
+    return types
 
 
 def _parameters(text: str, separator: str, types: dict[str, Any]) -> tuple[Parameter, ...]:
