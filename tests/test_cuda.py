@@ -528,7 +528,7 @@ def one_block(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("k", [1, 3, 40])
 def test_scales_of_many_rows_in_one_group(cuda: Any, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Logarithms are taken in batches of rows, the last one incomplete; every fifth row is too small for it."""
+    """Logarithms are taken in batches of rows, the last one incomplete; every fifth row is too small."""
     one_block(cuda, monkeypatch)
     lanes, groups = min(32, 1 << (k - 1).bit_length()), Variant(k, cuda.dtype).gamma_groups
     rng, n = np.random.default_rng(k), groups * (2 * lanes + 3) - 1
