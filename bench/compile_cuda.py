@@ -36,12 +36,19 @@ QUICK = {"sm": (75, 90, 120), "k": (8, 32, 128)}
 
 MAX_SHARED = 48 * 1024  # bytes that a block gets on every architecture without asking
 MAX_FACTORS_WITHOUT_SPILLS = 128
-#: Kernels whose innermost loop takes rows in the layout of exp E[ln θ]: its cost is given for a nonzero.
-LOOPS_OVER_NONZEROS = ("allocate", "weigh")
+#: Kernels whose innermost loop takes rows, and the type of their numbers: its cost is given for a nonzero.
+LOOPS_OVER_NONZEROS = {
+    "allocate": "Store",
+    "weigh": "Store",
+    "log_rate_sums": "Real",
+    "log_normalizer_sums": "Store",
+}
 #: Nonzeros that a warp takes at once, and 16-byte loads of a lane for each: added to the sources.
 PROBE = """
-extern "C" __device__ int rows_at_once = hpf::Layout<hpf::Store>::groups;
-extern "C" __device__ int loads_of_row = hpf::Layout<hpf::Store>::per_lane;
+extern "C" __device__ int rows_of_Store = hpf::Layout<hpf::Store>::groups;
+extern "C" __device__ int loads_of_Store = hpf::Layout<hpf::Store>::per_lane;
+extern "C" __device__ int rows_of_Real = hpf::Layout<hpf::Real>::groups;
+extern "C" __device__ int loads_of_Real = hpf::Layout<hpf::Real>::per_lane;
 """
 
 
@@ -124,16 +131,20 @@ def figures_of(name: str, kernel: Kernel, layout: dict[str, int], sm: int) -> Fi
         round(100 * warps / MULTIPROCESSORS[sm].warps),
         kernel.shared,
         kernel.spilled,
-        instructions_per_nonzero(kernel, layout) if name in LOOPS_OVER_NONZEROS else 0,
+        instructions_per_nonzero(kernel, layout, LOOPS_OVER_NONZEROS[name])
+        if name in LOOPS_OVER_NONZEROS
+        else 0,
     )
 
 
-def instructions_per_nonzero(kernel: Kernel, layout: dict[str, int]) -> float:
+def instructions_per_nonzero(kernel: Kernel, layout: dict[str, int], type_name: str) -> float:
+    """Of the innermost loop over rows of numbers of this type, ``Store`` or ``Real``."""
     instructions, loads = tightest_loop(kernel.code)
-    rows, rest = divmod(loads, layout["loads_of_row"])
+    loads_of_row = layout[f"loads_of_{type_name}"]
+    rows, rest = divmod(loads, loads_of_row)
     if rest:
-        raise ValueError(f"{loads} loads in a loop are no multiple of {layout['loads_of_row']} for each row")
-    return round(instructions / (rows * layout["rows_at_once"]), 1)
+        raise ValueError(f"{loads} loads in a loop are no multiple of {loads_of_row} for each row")
+    return round(instructions / (rows * layout[f"rows_of_{type_name}"]), 1)
 
 
 def compile_all(cases: list[Case]) -> dict[Case, Outcome]:

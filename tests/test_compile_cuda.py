@@ -131,6 +131,16 @@ def test_fewest_instructions_for_a_load_count():
     assert cubin.tightest_loop(slow + fast + forward) == (4, 2)
 
 
+def test_a_nonzero_is_counted_in_the_layout_of_its_rows():
+    """In mixed precision the rows of one loop are in half precision, and those of another are not."""
+    load, other = cubin.Instruction("LDG.E.128.CONSTANT", None), cubin.Instruction("FFMA", None)
+    loop = (load,) * 4 + (other,) * 27 + (cubin.Instruction("BRA", 0),)
+    kernel = cubin.Kernel(threads=32, registers=8, shared=0, spilled=0, code=loop)
+    layout = {"rows_of_Store": 8, "loads_of_Store": 1, "rows_of_Real": 4, "loads_of_Real": 2}
+    found = (compile_cuda.instructions_per_nonzero(kernel, layout, name) for name in ("Store", "Real"))
+    assert list(found) == [32 / (4 * 8), 32 / (2 * 4)]
+
+
 def test_no_loop_is_an_error():
     with pytest.raises(ValueError, match="no loop"):
         cubin.tightest_loop(compile_one(SPILLING)[1].code)

@@ -49,6 +49,7 @@ from hpf_gpu.backends.cuda_launch import Packed, pack
 from hpf_gpu.backends.cuda_source import Variant
 from hpf_gpu.backends.protocol import Full, RankOne
 from hpf_gpu.model.inference import iterate
+from hpf_gpu.model.priors import POINT_MASS_RATE, UNIT_RATE
 
 if "cuda" not in conftest.BACKENDS:
     pytest.skip(f"cuda: {conftest.MISSING['cuda']}", allow_module_level=True)
@@ -282,9 +283,9 @@ def test_allocate_for_more_rows_than_blocks(cuda: Any) -> None:
 
 
 def test_allocate_joins_long_rows_in_double(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each part of a row and their sum are exact in float32; a running sum in float32 is not."""
+    """Each part of a row and their sum are exact in float32; the running sum of a strand is not."""
     monkeypatch.setattr(cuda_layout, "SEGMENT", 16)
-    parts, first = 64, 2**20 - 14
+    parts, first = 512, 2**20 - 14
     y = np.ones((1, 16 * parts))
     y[0, ::16] = first
     one = Parameters(np.ones((1, 1)), np.ones(1), np.zeros(1))
@@ -295,6 +296,49 @@ def test_allocate_joins_long_rows_in_double(cuda: Any, monkeypatch: pytest.Monke
     for exact in (False, True):
         statistic, _ = cuda.allocate(counts, users, items, side="users", exact=exact)
         assert cuda.asnumpy(statistic).item() == parts * (first + 15)
+
+
+@pytest.mark.parametrize("allocation", ["fused", "cusparse"])
+def test_allocate_joins_any_number_of_parts(
+    cuda: Any, allocation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fewer parts of a row than strands, as many, one more, and several for each; some products underflow."""
+    monkeypatch.setattr(cuda_layout, "SEGMENT", 16)
+    backend, k = create("cuda", cuda.dtype, allocate=allocation), 40
+    rng, lengths = np.random.default_rng(0), 16 * np.array([1, 2, 7, 8, 9, 16, 23]) - 3
+    low = {"float32": 0.02, "float64": 0.0035}[cuda.dtype.name]
+    shapes = (disjoint(n, k, rng.uniform(low / 2, low, (n, 1))) for n in (len(lengths), 370))
+    users, items = (make_parameters(rng, len(shape), k, shape) for shape in shapes)
+    case = Case("parts", 1.0 * (np.arange(370) < lengths[:, None]), users, items)
+    counts = backend.counts(case.csr(backend.dtype), k)
+    assert np.diff(counts.users.long_begin.get()).tolist() == [2, 7, 8, 9, 16, 23]
+    want, _ = oracle.allocate(case.y, users.gamma.expected_log, items.gamma.expected_log)
+    for exact in (False, True):
+        got, _ = backend.allocate(counts, *make_factors(backend, case), side="users", exact=exact)
+        assert_close(backend.asnumpy(got), want, tolerance_of("cuda", cuda.dtype.name).allocate)
+
+
+@pytest.mark.parametrize("k", [3, 40])
+@pytest.mark.parametrize("shape", [(9, 40), (40, 9)], ids=["by items", "by users"])
+def test_every_log_is_taken_once(cuda: Any, shape: tuple[int, int], k: int) -> None:
+    """By either side; of products that are taken at once, and of those that are left to the next kernel."""
+    (n, m), rng, tolerance = shape, np.random.default_rng(k), tolerance_of("cuda", cuda.dtype.name)
+    y = make_counts(rng, n, m, n * m // 2)
+    y[0] = 1  # one row with all columns, and so every column with a row
+    low, scale = {"float32": (0.02, 1e-12), "float64": (0.0035, 1e-90)}[cuda.dtype.name]
+    shapes = (disjoint(size, k, rng.uniform(low / 2, low, (size, 1))) for size in shape)
+    case = Case("logs", y, *(make_parameters(rng, len(shape), k, shape) for shape in shapes))
+    counts = cuda.counts(case.csr(cuda.dtype), k)
+    want = oracle.log_normalizer_sum(y, case.users.gamma.expected_log, case.items.gamma.expected_log)
+    got = cuda.log_normalizer_sum(counts, *make_factors(cuda, case))
+    assert_near(got, want, tolerance.log_sums, abs(want) + y.sum())
+    theta, beta = (float32_exact(rng.gamma(0.5, 1.0, (size, k))) for size in shape)
+    theta[::3] *= scale
+    beta[::2] *= scale
+    theta, beta = (array.astype(cuda.dtype).astype(float) for array in (theta, beta))
+    want = oracle.log_rate_sum(y, theta, beta)
+    got = cuda.log_rate_sum(counts, cuda.asarray(theta), cuda.asarray(beta))
+    assert_near(got, want, tolerance.log_sums, abs(want) + y.sum())
 
 
 @pytest.mark.parametrize("exact", [False, True], ids=["", "exact"])
@@ -475,6 +519,51 @@ def test_gamma_update_of_any_number_of_rows(cuda: Any, n: int, k: int) -> None:
     want = float(np.sqrt(((side.shape - gamma.mean) ** 2).sum()))
     got = cuda.distance(cuda.asarray(side.shape), cuda.asarray(gamma.mean))
     assert_near(got, want, 4e-7 if cuda.dtype == np.float32 else tolerance.distance, want)
+
+
+def one_block(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let one block go over all rows, so that each group of lanes gets many."""
+    monkeypatch.setattr(cuda, "_by_rows", lambda n, k: (1, cuda._variant(k).gamma_threads))
+
+
+@pytest.mark.parametrize("k", [1, 3, 40])
+def test_scales_of_many_rows_in_one_group(cuda: Any, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logarithms are taken in batches of rows, the last one incomplete; every fifth row is too small."""
+    one_block(cuda, monkeypatch)
+    lanes, groups = min(32, 1 << (k - 1).bit_length()), Variant(k, cuda.dtype).gamma_groups
+    rng, n = np.random.default_rng(k), groups * (2 * lanes + 3) - 1
+    shape = float32_exact(rng.uniform(0.3, 9.0, (n, k)) * np.where(np.arange(n) % 5 == 4, 1e-4, 1)[:, None])
+    side = make_parameters(rng, n, k, shape)
+    factor, *_ = cuda.gamma_update(cuda.asarray(side.shape), 0.0, rates_of(cuda, side))
+    want = side.gamma.expected_log.max(axis=1)
+    error = np.abs(cuda.asnumpy(factor.log_scale) - want) / (1 + np.abs(want))
+    assert error.max() <= tolerance_of("cuda", cuda.dtype.name).log_scale
+
+
+def test_column_sums_of_many_rows_in_one_group(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large number and many that are below its last bit: the sum is exact to twice the bits of float."""
+    one_block(cuda, monkeypatch)
+    k, first, others = 40, 2.0**20, 2.0**-6
+    n = 4 * 300 + 3
+    shape = np.full((n, k), others)
+    shape[0] = first
+    rates = RankOne(cuda.asarray(np.zeros(n)), cuda.asarray(np.ones(k)))
+    _, _, column_sums = cuda.gamma_update(cuda.asarray(shape), 0.0, rates)
+    want = first + (n - 1) * others
+    np.testing.assert_allclose(cuda.asnumpy(column_sums), np.full(k, want), rtol=2.0**-44)
+
+
+def test_pinned_columns_beside_others(cuda: Any) -> None:
+    """Point masses at 1 and 1/3, as biases have them, and a column that is none."""
+    rng, n = np.random.default_rng(0), 50
+    shape = np.column_stack([np.full(n, UNIT_RATE), np.full(n, POINT_MASS_RATE / 3), rng.gamma(2.0, 1.0, n)])
+    side = Parameters(float32_exact(shape), np.ones(n), np.array([UNIT_RATE, POINT_MASS_RATE, 2.0]))
+    factor, row_sums, column_sums = cuda.gamma_update(cuda.asarray(side.shape), 0.0, rates_of(cuda, side))
+    tolerance, log = tolerance_of("cuda", cuda.dtype.name), side.gamma.expected_log
+    want = np.exp(log - log.max(axis=1, keepdims=True))
+    assert_close(cuda.asnumpy(factor.exp_log), want, tolerance.exp_log)
+    for sums, exact in ((row_sums, side.gamma.row_sums), (column_sums, side.gamma.column_sums)):
+        assert_close(cuda.asnumpy(sums)[:, None], exact[:, None], tolerance.sums)
 
 
 @pytest.mark.parametrize("rate", [1.0, 1e-12, 1e15])

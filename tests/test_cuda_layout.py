@@ -11,6 +11,7 @@ from scipy import sparse
 
 from hpf_gpu import HPF
 from hpf_gpu.backends import cuda_input, cuda_layout, cuda_source
+from hpf_gpu.backends.cuda_counts import DeviceCounts
 from hpf_gpu.backends.cuda_launch import Kernel, pack
 from hpf_gpu.backends.cuda_source import MAX_FACTORS, TOP_PLACES, Knobs, Parameter, Struct, Variant, file_of
 
@@ -44,6 +45,13 @@ def test_launch_order() -> None:
     middle = np.array([5, 9, 0, 2, 1, 0, 2], np.int32)
     assert cuda_layout.launch_order(size, middle).tolist() == [3, 6, 1, 2, 0, 4, 5]
     assert cuda_layout.launch_order(size[:0], middle[:0]).tolist() == []
+
+
+def test_logs_go_by_the_side_that_gathers_less() -> None:
+    """By users, whose sums gather rows of items, where there are more users than items."""
+    for shape, by_users in (((40, 9), True), ((9, 40), False)):
+        sides: Any = (SimpleNamespace(shape=shape), SimpleNamespace(shape=shape[::-1]))
+        assert DeviceCounts(*sides).gathers_less_by_users is by_users
 
 
 def test_segments_beyond_32_bits_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

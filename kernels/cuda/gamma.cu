@@ -104,7 +104,7 @@ extern "C" __global__ void __launch_bounds__(HPF_GAMMA_THREADS, 1)
     if (rows.lane == place) kept = top;
     if (place + 1 < gamma_lanes && step + 1 < rows.steps) continue;
     const long long row_of_lane = row - place + rows.lane;
-    if (rows.lane <= place && row_of_lane < rows.last && !kept.is_tiny()) log_scale[row_of_lane] = kept.log();
+    if (row_of_lane < rows.last && !kept.is_tiny()) log_scale[row_of_lane] = kept.log();
   }
   __syncthreads();
   for (int k = threadIdx.x; k < K; k += HPF_GAMMA_THREADS) {

@@ -5,7 +5,8 @@
 //   HPF_REAL   float or double: matrices and sums
 //   HPF_WIDTH  numbers from one row to the next: K and zeros up to a whole number of 32-byte sectors
 //   HPF_HALF   defined where exp E[ln θ] is stored in half precision
-// and sizes of blocks: HPF_THREADS, HPF_MIN_BLOCKS, HPF_GAMMA_THREADS, HPF_TOP_ROWS and HPF_TOP_PLACES.
+// and sizes of blocks and loops: HPF_THREADS, HPF_MIN_BLOCKS, HPF_IN_FLIGHT, HPF_JOIN_STRANDS, HPF_GAMMA_THREADS,
+// HPF_TOP_ROWS and HPF_TOP_PLACES.
 #pragma once
 
 #include "nonzero.h"
