@@ -16,8 +16,9 @@ from typing import Any, Literal, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-#: An array in the backend's own memory.  Vectors support ``+``, ``*`` and ``/``; matrices support ``+=`` and,
-#: with a number, ``*``, ``*=`` and assignment to a column.  Everything else is done by the operations below.
+#: An array in the backend's own memory.  Vectors support ``+``, ``*``, ``/`` and assignment to an entry;
+#: matrices support ``+=`` and, with a number, ``*``, ``*=`` and assignment to a column.  Everything else is
+#: done by the operations below.
 Array: TypeAlias = Any
 #: A count matrix (N, M) in the backend's own layout, made by :meth:`Backend.counts`.  It has
 #: ``shape`` and ``nnz``.
@@ -86,6 +87,11 @@ class Factor:
     rates: Rates  # (N, K)
     exp_log: Array  # (N, K)
     log_scale: Array  # (N,) float64
+
+    @property
+    def matrices(self) -> tuple[Array, Array]:
+        """``shape`` and ``exp_log``, (N, K) each."""
+        return self.shape, self.exp_log
 
 
 @dataclass(frozen=True)
