@@ -656,6 +656,18 @@ def test_pooled_memory_in_a_capture(cp):
         assert on.numbers() == (0, 5)
 
 
+def test_calls_are_counted(cp):
+    on = Capturing(cp)
+    with cudasim.calls() as counted:
+        on.shift(on.x, 1, on.stream)
+        on.shift(on.x, 1, on.stream)
+        on.stream.synchronize()
+    assert counted == {"launchKernel": 2, "streamSynchronize": 1}
+    with cudasim.calls() as counted:
+        on.x.get()
+    assert (counted["memcpyAsync"], counted["streamSynchronize"]) == (1, 1)
+
+
 # ---- CuPy ----
 
 
