@@ -97,13 +97,14 @@ def rule(schedule: ScheduleName, *, maxiter: int | None = 20, exact: bool = Fals
 def run_fit(backend: Backend, schedule: ScheduleName, *, full_llk: bool) -> Fit:
     reports: list[Check] = []
     blocks, how = SMALL.blocks(backend), rule(schedule)
+    step = backend.recorded(lambda model: iterate(backend, blocks, model, how))
     objective = SMALL.objective(backend, blocks, full_llk=full_llk)
     fitted = fit(
         backend,
         State(SMALL.model(backend, blocks)),
         how,
         objective,
-        lambda model, _: iterate(backend, blocks, model, how),
+        lambda model, _: step(model),
         reports.append,
     )
     assert reports == list(fitted.history)

@@ -36,7 +36,8 @@ ORDER = {
     "version": ("__init__",),
     "backends": (
         "protocol", "openmp_diagnosis", "cuda_diagnosis", "cuda_source", "cuda_layout", "cuda_launch",
-        "cuda_input", "cuda_counts", "numpy_backend", "openmp_backend", "cuda_backend", "__init__",
+        "cuda_input", "cuda_counts", "cuda_graph", "numpy_backend", "openmp_backend", "cuda_backend",
+        "__init__",
     ),
     "data": ("__init__", "ids", "seen", "blocks", "triplets", "factors", "counts"),
     "model": (
@@ -124,22 +125,23 @@ def test_import_rules(name, path):
 
 #: What the simulator is known to run as a GPU does, and cuSPARSE's matrices, which only a GPU runs.
 CUPY_NAMES = {
-    "__version__", "add.at", "append", "arange", "array", "asarray", "cuda.Device", "cuda.Event", "cumsum",
-    "empty", "cuda.driver.CUDADriverError", "cuda.get_allocator", "cuda.runtime.CUDARuntimeError",
-    "cuda.memory.OutOfMemoryError", "cuda.runtime.getDevice", "cuda.runtime.getDeviceCount",
-    "cuda.runtime.setDevice",
+    "__version__", "add.at", "append", "arange", "array", "asarray", "cuda.Device", "cuda.Event",
+    "cuda.MemoryPointer", "cuda.Stream", "cuda.UnownedMemory", "cuda.driver.CUDADriverError",
+    "cuda.get_allocator", "cuda.memory.OutOfMemoryError", "cuda.runtime.CUDARuntimeError",
+    "cuda.runtime.getDevice", "cuda.runtime.getDeviceCount", "cuda.runtime.setDevice", "cuda.using_allocator",
+    "cumsum", "empty",
     "cuda.runtime.getDeviceProperties", "cuda.runtime.memGetInfo", "flatnonzero", "from_dlpack", "full",
     "get_default_memory_pool", "isfinite", "floor", "log", "minimum.at", "multiply", "ones", "argmax",
-    "argmin", "RawModule", "zeros",
+    "argmin", "RawModule", "ndarray", "zeros",
 }  # fmt: skip
 
 
 def test_names_of_cupy():
     """Some of CuPy cannot run in the simulator, or runs there otherwise than on a GPU."""
     used = set()
-    for name in ("cuda_backend", "cuda_counts", "cuda_input"):
+    for name in ("cuda_backend", "cuda_counts", "cuda_graph", "cuda_input"):
         text = (PACKAGE / "backends" / f"{name}.py").read_text(encoding="utf-8")
-        used |= set(re.findall(r"\b(?:cp|xp)\.([\w.]+)", text))
+        used |= set(re.findall(r"\b(?:cp|_?xp)\.([\w.]+)", text))
     assert used == CUPY_NAMES
 
 

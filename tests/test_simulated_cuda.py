@@ -21,8 +21,9 @@ import hpf_gpu
 from hpf_gpu.backends.openmp_diagnosis import usable_cores
 
 TESTS = Path(__file__).resolve().parent
-OPERATIONS = ("contract", "test_inference.py", "test_cuda.py")
+OPERATIONS = ("contract", "test_inference.py", "test_cuda.py", "test_cuda_graph.py")
 FITS = (
+    "test_cuda_graph.py::test_recorded_fits",
     "test_parity.py::test_golden_figures",
     "test_agreement.py::test_agrees_with_numpy",
     "test_folding.py",
@@ -58,7 +59,7 @@ FEW = (
     " and not float64 and not where_blocks_meet and not csr_types and not memory"
 )
 #: The same for few cases.
-SMALL = f"{FEW} and (5 or user or nonzero or device or stream or wait) and not 50"
+SMALL = f"{FEW} and (5 or user or nonzero or device or stream or wait or recorded) and not 50"
 
 #: The longest first, for they run side by side.
 LEGS = {

@@ -23,6 +23,7 @@ from scipy.special import gammaln
 
 from .cuda_counts import DeviceCounts, Rows, Sorted, Sorter
 from .cuda_diagnosis import check_machine, find_fault
+from .cuda_graph import Recorded
 from .cuda_input import from_array, from_matrix, is_device_array, is_device_matrix
 from .cuda_launch import Kernel, Packed, pack
 from .cuda_layout import MAX_NUMBER, bytes_of_fit, segmentation
@@ -43,6 +44,7 @@ from .protocol import (
     DeviceError,
     Factor,
     Host,
+    ModelState,
     NotEnoughMemory,
     RankOne,
     Rates,
@@ -378,6 +380,10 @@ class CudaBackend:
     def _rows(self, nonzeros: Sorted) -> Rows:
         rows = self._sorter.rows(nonzeros)
         return replace(rows, matrix=_sparse(nonzeros)) if self._composed else rows
+
+    def recorded(self, step: Callable[[ModelState], ModelState]) -> Callable[[ModelState], ModelState]:
+        # What cuSPARSE does for a product is not ours: it may wait for the device.
+        return step if self._composed else Recorded(cp, step)
 
     def read_device_data(self, data: Any, *, reindex: bool) -> DeviceData | None:
         if is_device_matrix(data):

@@ -83,8 +83,8 @@ def bytes_of_fit(variant: Variant, shape: tuple[int, int], nnz: int, *, composed
     counts = 2 * nnz * (4 + real) + 20 * segments
     sorting = 12 * shape[1] * strands_of(shape[1], segments, nnz)
     # Shapes and exp E[ln θ] of this iteration and the last; start rates or means, means of the last check
-    # ('diff-norm'), and a contiguous copy for the transfer to the host; ten vectors.
-    factors = rows * (variant.width * (5 * real + 2 * variant.store.itemsize) + 80)
+    # ('diff-norm'), and a contiguous copy for the transfer to the host; fourteen vectors.
+    factors = rows * (variant.width * (5 * real + 2 * variant.store.itemsize) + 112)
     parts = 2 * nnz // SEGMENT * variant.width * real  # of long rows
     # Weights, row pointers, and a contiguous copy of each side of the product.
     product = nnz * real + rows * (variant.k * real + 12) + segments if composed else 0

@@ -5,7 +5,7 @@ Factors are computed in float64, block by block, and rounded once to ``dtype``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.special import gammaln, logsumexp, psi
 
-from .protocol import Array, Factor, Host, RankOne, Rates, SideName
+from .protocol import Array, Factor, Host, ModelState, RankOne, Rates, SideName
 
 _BLOCK_BYTES = 1 << 23  # temporaries of one block
 
@@ -84,6 +84,9 @@ class NumpyBackend:
 
     def counts(self, csr: Any, k: int) -> NumpyCounts:
         return NumpyCounts(sparse.csr_array(csr, dtype=self.dtype))
+
+    def recorded(self, step: Callable[[ModelState], ModelState]) -> Callable[[ModelState], ModelState]:
+        return step
 
     def read_device_data(self, data: Any, *, reindex: bool) -> None:
         return None  # there is no device

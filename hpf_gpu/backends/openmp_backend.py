@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from scipy.special import gammaln
 
 from .openmp_diagnosis import find_fault, install_openmp, unknown_level, usable_cores
-from .protocol import Array, Factor, Host, RankOne, Rates, SideName
+from .protocol import Array, Factor, Host, ModelState, RankOne, Rates, SideName
 
 # GNU OpenMP reads this when it is loaded.  By default its threads spin while they wait, and on shared cores
 # they slow down the thread that they wait for.  Online Retail, k=30, two threads on two cores, ms per
@@ -139,6 +140,9 @@ class OpenMPBackend:
             )
         tiles = self._counts_type(csr.shape[1], indptr, indices, data, k, self.threads)
         return TiledCounts(tiles, (int(csr.shape[0]), int(csr.shape[1])))
+
+    def recorded(self, step: Callable[[ModelState], ModelState]) -> Callable[[ModelState], ModelState]:
+        return step
 
     def read_device_data(self, data: Any, *, reindex: bool) -> None:
         return None  # there is no device

@@ -9,15 +9,17 @@ and ``tests/contract`` compares each one with the same dense formulas.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-#: An array in the backend's own memory.  Vectors support ``+``, ``*`` and ``/``; matrices support ``+=`` and,
-#: with a number, ``*``, ``*=`` and assignment to a column.  Everything else is done by the operations below.
+#: An array in the backend's own memory.  Vectors support ``+``, ``*``, ``/`` and assignment to an entry;
+#: matrices support ``+=`` and, with a number, ``*``, ``*=`` and assignment to a column.  Everything else is
+#: done by the operations below.
 Array: TypeAlias = Any
 #: A count matrix (N, M) in the backend's own layout, made by :meth:`Backend.counts`.  It has
 #: ``shape`` and ``nnz``.
@@ -25,6 +27,8 @@ Counts: TypeAlias = Any
 #: A NumPy array.
 Host: TypeAlias = NDArray[Any]
 SideName: TypeAlias = Literal["users", "items", "both"]
+#: Dataclasses and tuples of arrays and of values that compare by ``==``.
+ModelState = TypeVar("ModelState")
 
 
 class BackendUnavailable(RuntimeError):
@@ -87,6 +91,11 @@ class Factor:
     exp_log: Array  # (N, K)
     log_scale: Array  # (N,) float64
 
+    @property
+    def matrices(self) -> tuple[Array, Array]:
+        """``shape`` and ``exp_log``, (N, K) each."""
+        return self.shape, self.exp_log
+
 
 @dataclass(frozen=True)
 class DeviceData:
@@ -145,6 +154,13 @@ class Backend(Protocol):
         ------
         NotEnoughMemory
             If a fit of these counts is too large for the memory of the device.
+        """
+
+    def recorded(self, step: Callable[[ModelState], ModelState]) -> Callable[[ModelState], ModelState]:
+        """The same function, which the backend may record while it is called and replay later.
+
+        ``step`` calls operations of this backend and has no other effect.  A state that was returned is valid
+        while the next one is computed from it; the call after that may overwrite its arrays.
         """
 
     def read_device_data(self, data: Any, *, reindex: bool) -> DeviceData | None:

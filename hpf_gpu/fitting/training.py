@@ -100,7 +100,7 @@ def _trained(
     elbo_at_checks = settings.compute_elbo or settings.stop_crit == "elbo"
     objective = Objective.of(backend, blocks, full_llk=settings.full_llk, elbo_at_checks=elbo_at_checks)
     # An iteration is a pass over all blocks, or an epoch over batches in stochastic fits.
-    full = partial(_iterate, backend, blocks, schedule)
+    full = partial(_advance, backend.recorded(partial(iterate, backend, blocks, schedule=schedule)))
     epochs = _epochs(settings, backend, data.training, seed) if settings.is_stochastic else None
     rng = None if epochs is None else epochs.rng
     if saved is not None and rng is not None:
@@ -127,6 +127,7 @@ def _trained(
             report,
             on_state=None if file is None else partial(file.save_if_due, backend, seed, rng),
         )
+    del full  # and with it the matrices that the model has no more
     return Trained(_fitted(settings, backend, data.training, result, seed), result.ended_by)
 
 
@@ -205,8 +206,8 @@ def _read(settings: Settings, backend: Backend, inputs: Inputs) -> _Data:
     return _Data(data, validation, fixed)
 
 
-def _iterate(backend: Backend, blocks: CountBlocks, schedule: Schedule, model: Model, _: int = 0) -> Model:
-    return iterate(backend, blocks, model, schedule)
+def _advance(update: Callable[[Model], Model], model: Model, _: int = 0) -> Model:
+    return update(model)
 
 
 def _start(

@@ -84,7 +84,7 @@ class Posterior:
             return self
         k = self.shape.shape[1]
         rows = self.prior.posterior_hyper_shape(k) / self.hyper_rate
-        return replace(self, rates=RankOne(rows, self.prior.column_rates(other_sums, k)))
+        return replace(self, rates=RankOne(rows, self.prior.column_rates(other_sums)))
 
     def with_rows(self, rows: Host, new: Posterior, mean: Host) -> Posterior:
         """The side with new rows at positions ``rows`` (B,); positions past the end append rows.

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import numpy as np
-
-from hpf_gpu.backends.protocol import Array, Host
+from hpf_gpu.backends.protocol import Array
 
 #: Rates of numerical point masses: q(θ) = Gamma(θ·rate, rate) is so narrow that E[ln θ] rounds to ln θ, so
 #: kernels need no special case.  A column of ones has the larger rate, because E[ξ] is added to it and must
@@ -81,14 +78,15 @@ class Prior:
             return row_sums * 0.0 + self.start_hyper_rate(k)
         return row_sums + -sum(pin.value for pin in self.pins) + self.hyper_rate
 
-    def column_rates(self, rates: Array, k: int, asarray: Callable[[Host], Array] = np.asarray) -> Array:
-        """Column part (K,) of the rates of q(θ), with the rates of pinned columns put in."""
-        if not self.pins:
-            return rates
-        free, values = np.ones(k), np.zeros(k)
+    def column_rates(self, rates: Array) -> Array:
+        """Column part (K,) of the rates of q(θ), with the rates of pinned columns put in.
+
+        A copy even without pins, so that no state has arrays of the one before.
+        """
+        rates = rates * 1.0
         for pin in self.pins:
-            free[pin.column], values[pin.column] = 0.0, pin.rate
-        return rates * asarray(free) + asarray(values)
+            rates[pin.column] = pin.rate
+        return rates
 
     def pin_shapes(self, shape: Array, added: float = 0.0) -> None:
         """Set pinned columns of the shape (N, K) of q(θ), less what will be ``added`` to every entry."""

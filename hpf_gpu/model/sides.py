@@ -20,22 +20,28 @@ from .priors import POINT_MASS_RATE, Prior
 class Side:
     """The variational state of some users, or of the items: q(θ), q(ξ) and Σ_n E[θ_n].
 
-    ``factor`` has the shapes and rates of q(θ).  ``spare`` is the factor before the last update, whose
-    matrices are overwritten by the next one.  A Side itself is immutable, so the last finished one remains
-    valid if an update is interrupted.  If ``fixed``, θ was passed by the user and no update changes it.
+    ``factor`` has the shapes and rates of q(θ).  ``spare`` has the matrices of the factor before the last
+    update, which are overwritten by the next one.  A Side itself is immutable, so the last finished one
+    remains valid if an update is interrupted.  If ``fixed``, θ was passed by the user, and no update changes
+    it.
     """
 
     prior: Prior
     factor: Factor
     hyper_rate: Array  # (N,) rate of q(ξ)
     column_sums: Array  # (K,) Σ_n E[θ_nk]
-    spare: Factor | None = None
+    spare: tuple[Array, Array] | None = None  # shape and exp_log, (N, K) each
     fixed: bool = False
 
     @property
     def spare_shape(self) -> Array | None:
-        """A matrix (N, K) that may be overwritten, or None."""
-        return None if self.spare is None else self.spare.shape
+        """A matrix (N, K) that may be overwritten by the next shape, or None."""
+        return None if self.spare is None else self.spare[0]
+
+    @property
+    def spare_exp_log(self) -> Array | None:
+        """A matrix (N, K) that may be overwritten by the next exp_log, or None."""
+        return None if self.spare is None else self.spare[1]
 
 
 @dataclass(frozen=True)
@@ -177,7 +183,7 @@ def update_side(
     Returns
     -------
     Side
-        Its ``spare`` is the factor of the argument ``side``.
+        Its ``spare`` has the matrices of the argument ``side``.
     """
     prior, old, kept = side.prior, side.factor, 1.0 - step
     if side.fixed:
@@ -195,9 +201,8 @@ def update_side(
     factor, row_sums, sums = backend.gamma_update(
         statistic,
         step * prior.shape,
-        RankOne(rows, prior.column_rates(other_sums, k, backend.asarray)),
-        out=None if side.spare is None else side.spare.exp_log,
+        RankOne(rows, prior.column_rates(other_sums)),
+        out=side.spare_exp_log,
     )
-    return replace(
-        side, factor=factor, hyper_rate=prior.next_hyper_rate(row_sums, k), column_sums=sums, spare=old
-    )
+    hyper_rate = prior.next_hyper_rate(row_sums, k)
+    return replace(side, factor=factor, hyper_rate=hyper_rate, column_sums=sums, spare=old.matrices)

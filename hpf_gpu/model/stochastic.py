@@ -95,11 +95,10 @@ def run_epoch(
         return side, other
     # All rows share the column part of the rates: that of the last batch.
     k = shape.shape[1]
-    rates = RankOne(rows, side.prior.column_rates(columns, k, backend.asarray))
-    exp_log = None if side.spare is None else side.spare.exp_log
-    factor, row_sums, sums = backend.gamma_update(shape, 0.0, rates, out=exp_log)
+    rates = RankOne(rows, side.prior.column_rates(columns))
+    factor, row_sums, sums = backend.gamma_update(shape, 0.0, rates, out=side.spare_exp_log)
     hyper_rate = side.prior.next_hyper_rate(row_sums, k)
-    return replace(side, factor=factor, hyper_rate=hyper_rate, column_sums=sums, spare=old), other
+    return replace(side, factor=factor, hyper_rate=hyper_rate, column_sums=sums, spare=old.matrices), other
 
 
 def update_local(
@@ -146,7 +145,7 @@ def average_start_rates(backend: Backend, side: Side) -> Side:
         return side
     free = np.delete(backend.asnumpy(rates.matrix), [pin.column for pin in side.prior.pins], axis=1)
     mean = free.mean(axis=1, dtype=np.float64)
-    columns = side.prior.column_rates(np.zeros(rates.matrix.shape[1]), rates.matrix.shape[1])
+    columns = side.prior.column_rates(np.zeros(rates.matrix.shape[1]))
     averaged = RankOne(backend.asarray(mean), backend.asarray(columns))
     return replace(side, factor=replace(side.factor, rates=averaged))
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from .compilation import build
 from .errors import CompileError, SimulationError, Unsupported
 from .module import Module
-from .real_cupy import PROVED_ON, check, install, stream_order
+from .real_cupy import PROVED_ON, calls, check, install, stream_order
 from .toolchain import FLAVOURS, environment
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "SimulationError",
     "Unsupported",
     "build",
+    "calls",
     "check",
     "environment",
     "install",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -238,11 +240,432 @@ def test_an_error_met_while_freeing_is_raised_by_the_next_call(cp, monkeypatch):
         raise cudasim.SimulationError("met while freeing")
 
     with monkeypatch.context() as patch:
-        patch.setattr(real_cupy._device().streams, "submit", fail)
+        patch.setattr(real_cupy._device().streams, "enqueue", fail)
         del x
     with pytest.raises(cudasim.SimulationError, match="met while freeing"):
         cp.asarray(np.ones(4))
     assert cp.asarray(np.ones(4)).get().sum() == 4
+
+
+# ---- graphs ----
+
+#: x ← 2x + by: the order of two calls shows in the result.
+SHIFT = 'extern "C" __global__ void shift(float* x, float by) { x[threadIdx.x] = 2 * x[threadIdx.x] + by; }'
+GLOBAL, THREAD_LOCAL, RELAXED = 0, 1, 2  # modes
+DEVICE_TO_HOST = 2
+
+
+class Capturing:
+    """A stream that may capture, beside others, and memory for both."""
+
+    def __init__(self, cp, *, blocking=False):
+        self.cp, self.runtime = cp, cp.cuda.runtime
+        self.stream, self.other = cp.cuda.Stream(non_blocking=not blocking), cp.cuda.Stream(non_blocking=True)
+        self.x, self.y = cp.zeros(4, np.float32), cp.ones(4, np.float32)
+        self.before = cp.cuda.get_current_stream().record()
+        self._shift = cp.RawModule(code=SHIFT).get_function("shift")
+        cp.cuda.get_current_stream().synchronize()
+
+    def shift(self, x, by, stream):
+        with stream:
+            self._shift((1,), (x.size,), (x, np.float32(by)))
+
+    def copy(self, host, array, stream):
+        """What CuPy refuses to submit while it captures."""
+        self.runtime.memcpyAsync(host.ctypes.data, array.data.ptr, host.nbytes, DEVICE_TO_HOST, stream.ptr)
+
+    def graph(self, action):
+        """The graph of what an action submits."""
+        with self.stream:
+            self.stream.begin_capture()
+            try:
+                action()
+            finally:
+                graph = self.stream.end_capture()
+        return graph
+
+    def numbers(self):
+        return int(self.x.get()[0]), int(self.y.get()[0])
+
+
+@pytest.mark.parametrize("order", ORDERS, ids=str)
+@pytest.mark.parametrize("blocking", [False, True])
+def test_a_graph_runs_where_it_is_launched(cp, order, blocking):
+    """Kernels, fills and copies, on the device and to pinned memory, in the order of the launching stream."""
+    import cupyx
+
+    on, pinned = Capturing(cp, blocking=blocking), cupyx.empty_pinned(4, np.float32)
+
+    def action():
+        on.shift(on.x, 1, on.stream)
+        on.y[...] = on.x
+        on.copy(pinned, on.y, on.stream)
+        on.x.data.memset_async(0, on.x.nbytes)
+        on.shift(on.x, 3, on.stream)
+
+    with cudasim.stream_order(*order):
+        graph = on.graph(action)
+        assert not on.stream.is_capturing()
+        cp.cuda.get_current_stream().synchronize()
+        assert on.numbers() == (0, 1)
+        streams = (on.stream, on.other, cp.cuda.Stream.null, on.stream)
+        for stream, first in zip(streams, (5, 17, 17, 17), strict=True):
+            on.shift(on.x, 2, stream)
+            graph.upload(stream)
+            graph.launch(stream)
+            on.shift(on.y, 0, stream)
+            stream.synchronize()
+            assert (*on.numbers(), pinned[0]) == (3, 2 * first, first)
+
+
+@pytest.mark.parametrize("order", ORDERS, ids=str)
+def test_launches_of_a_graph_wait_for_each_other(cp, order):
+    on = Capturing(cp)
+    graph = on.graph(lambda: (on.shift(on.x, 1, on.stream), on.shift(on.y, 1, on.stream)))
+    with cudasim.stream_order(*order):
+        for _ in range(2):
+            for stream in (on.stream, on.other):
+                graph.launch(stream)
+        on.other.synchronize()
+        assert on.numbers() == (15, 31)
+
+
+def test_arguments_are_those_of_the_capture(cp):
+    on, by = Capturing(cp), np.array([1], np.float32)
+    graph = on.graph(lambda: on.shift(on.x, by[0], on.stream))
+    by[0] = 5
+    graph.launch(on.stream)
+    on.stream.synchronize()
+    assert on.numbers() == (1, 1)
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_branches_of_a_graph(cp, waits):
+    """Without an event between them, they run in any order."""
+
+    def action():
+        if waits:
+            on.shift(on.x, 1, on.stream)
+        on.other.wait_event(on.stream.record())
+        on.shift(on.x, 5, on.other)
+        if not waits:
+            on.shift(on.x, 1, on.stream)
+        on.stream.wait_event(on.other.record())
+        on.shift(on.x, 0, on.stream)
+
+    seen = set()
+    for seed in range(8):
+        on = Capturing(cp)
+        with cudasim.stream_order("random", seed):
+            on.graph(action).launch(on.stream)
+            on.stream.synchronize()
+            seen.add(on.numbers()[0])
+    assert seen == ({14} if waits else {14, 22})
+
+
+def two_captures(on, *, event_of_the_other):
+    on.other.begin_capture()
+    event = on.other.record()
+    try:
+        if event_of_the_other:
+            on.stream.wait_event(event)
+    finally:
+        with contextlib.suppress(on.runtime.CUDARuntimeError):  # both are invalid
+            on.other.end_capture()
+
+
+def fork(on, *, joins):
+    on.other.wait_event(on.stream.record())
+    on.shift(on.y, 1, on.other)
+    if joins:
+        on.stream.wait_event(on.other.record())
+
+
+#: What is wrong while a stream captures, what is right in its place, and the error.
+MISTAKES = {
+    "wait for the stream": (
+        lambda on: on.stream.synchronize(),
+        lambda on: on.other.synchronize(),
+        "Unsupported: .*waited for a stream",
+    ),
+    "ask the stream": (
+        lambda on: on.stream.done,
+        lambda on: on.other.done,
+        "Unsupported: .*whether it is done",
+    ),
+    "wait for the device": (
+        lambda on: on.cp.cuda.Device().synchronize(),
+        lambda on: None,
+        "Unsupported: .*the device was waited for",
+    ),
+    "wait for an event": (
+        lambda on: on.stream.record().synchronize(),
+        lambda on: on.before.synchronize(),
+        "cudaErrorCapturedEvent: .*waited for an event",
+    ),
+    "ask an event": (
+        lambda on: on.stream.record().done,
+        lambda on: on.before.done,
+        "cudaErrorCapturedEvent: .*asked about an event",
+    ),
+    "ordinary memory": (
+        lambda on: on.copy(np.empty(4, np.float32), on.x, on.stream),
+        lambda on: on.copy(np.empty(4, np.float32), on.x, on.other),
+        "Unsupported: .*ordinary host memory",
+    ),
+    "begin twice": (
+        lambda on: on.stream.begin_capture(),
+        lambda on: two_captures(on, event_of_the_other=False),
+        "cudaErrorIllegalState: .*capturing already",
+    ),
+    "an event of before": (
+        lambda on: on.stream.wait_event(on.before),
+        lambda on: on.stream.wait_event(on.stream.record()),
+        "Isolation: .*outside the capture",
+    ),
+    "an event of another capture": (
+        lambda on: two_captures(on, event_of_the_other=True),
+        lambda on: two_captures(on, event_of_the_other=False),
+        "Merge: .*different captures",
+    ),
+    "end in a stream that joined": (
+        lambda on: (fork(on, joins=True), on.other.end_capture()),
+        lambda on: fork(on, joins=True),
+        "Unmatched: .*another stream",
+    ),
+    "the default stream joins": (
+        lambda on: on.cp.cuda.Stream.null.wait_event(on.stream.record()),
+        lambda on: on.stream.wait_event(on.stream.record()),
+        "Implicit: .*cannot join",
+    ),
+    "upload a graph": (
+        lambda on: on.runtime.graphUpload(0, on.stream.ptr),
+        lambda on: None,
+        "Unsupported: .*uploaded",
+    ),
+}
+#: While a blocking stream captures; all of it is right while another one does.
+IMPLICIT_MISTAKES = {
+    "launch": lambda on: on.shift(on.y, 1, on.cp.cuda.Stream.null),
+    "copy": lambda on: on.runtime.memcpy(on.y.data.ptr, on.x.data.ptr, 16, 3),
+    "fill": lambda on: on.runtime.memset(on.y.data.ptr, 0, 16),
+    "record": lambda on: on.cp.cuda.Stream.null.record(),
+    "wait for an event": lambda on: on.cp.cuda.Stream.null.wait_event(on.before),
+    "synchronize": lambda on: on.cp.cuda.Stream.null.synchronize(),
+    "ask": lambda on: on.cp.cuda.Stream.null.done,
+}
+#: In every mode but relaxed, CuPy's own; for a stream of this thread, or of another one in global mode.
+UNSAFE = {
+    "allocate": lambda on: on.runtime.malloc(16),
+    "free": lambda on: on.runtime.free(on.spare) or on.shift(on.y, 1, on.stream),
+    "allocate pinned memory": lambda on: on.runtime.hostAlloc(16, 0),
+    "free pinned memory": lambda on: on.runtime.freeHost(on.spare_pinned),
+    "load a module": lambda on: on.cp.RawModule(code=f"{ADD_ONE} // {id(on)}").get_function("add_one"),
+    "copy and wait": lambda on: on.runtime.memcpy(on.y.data.ptr, on.x.data.ptr, 16, 3),
+}
+
+
+def capture_with(on, mistake, error, mode=None, end="Invalidated"):
+    """Capture, with a mistake that is an error if one is named; the graph, or None."""
+    with on.stream:
+        on.stream.begin_capture(mode)
+        on.shift(on.x, 1, on.stream)
+        if error is None:
+            mistake(on)
+            return on.stream.end_capture()
+        with pytest.raises(on.runtime.CUDARuntimeError, match=error):
+            mistake(on)
+        with pytest.raises(on.runtime.CUDARuntimeError, match=end):
+            on.stream.end_capture()
+
+
+def assert_usable(on, graph):
+    """The stream runs things again, and a graph has what it should."""
+    assert not on.stream.is_capturing()
+    assert not on.other.is_capturing()
+    if graph is not None:
+        graph.launch(on.stream)
+    on.shift(on.x, 3, on.stream)
+    on.stream.synchronize()
+    assert on.numbers()[0] == (3 if graph is None else 5)
+
+
+@pytest.mark.parametrize("mistaken", [True, False])
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_in_a_capture(cp, name, mistaken):
+    wrong, right, error = MISTAKES[name]
+    on = Capturing(cp)
+    assert_usable(on, capture_with(on, wrong if mistaken else right, error if mistaken else None))
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+@pytest.mark.parametrize("name", IMPLICIT_MISTAKES)
+def test_the_default_stream_during_a_capture(cp, name, blocking):
+    on = Capturing(cp, blocking=blocking)
+    error = "StreamCaptureImplicit" if blocking else None
+    assert_usable(on, capture_with(on, IMPLICIT_MISTAKES[name], error))
+
+
+@pytest.mark.parametrize("mode", [GLOBAL, THREAD_LOCAL, RELAXED])
+@pytest.mark.parametrize("name", UNSAFE)
+def test_modes_of_a_capture(cp, name, mode):
+    on = Capturing(cp)
+    on.spare, on.spare_pinned = on.runtime.malloc(16), on.runtime.hostAlloc(16, 0)
+    error = None if mode == RELAXED else "Unsupported: .*another mode than relaxed"
+    assert_usable(on, capture_with(on, UNSAFE[name], error, mode))
+
+
+@pytest.mark.parametrize("mode", [GLOBAL, THREAD_LOCAL, RELAXED])
+def test_other_threads_during_a_capture(cp, mode):
+    """Only the global mode concerns them; they may end a relaxed one."""
+    on, allocated = Capturing(cp), []
+    with ThreadPoolExecutor(1) as thread:
+        on.stream.begin_capture(mode)
+        if mode != GLOBAL:
+            allocated.append(thread.submit(on.runtime.malloc, 16).result())
+        else:
+            with pytest.raises(on.runtime.CUDARuntimeError, match="Unsupported"):
+                thread.submit(on.runtime.malloc, 16).result()
+        if mode == RELAXED:
+            thread.submit(on.stream.end_capture).result().launch(on.stream)
+        else:
+            with pytest.raises(on.runtime.CUDARuntimeError, match="WrongThread"):
+                thread.submit(on.stream.end_capture).result()
+            with pytest.raises(on.runtime.CUDARuntimeError, match="Invalidated"):
+                on.stream.end_capture()
+    for address in allocated:
+        on.runtime.free(address)
+    assert_usable(on, None)
+
+
+@pytest.mark.parametrize("joins", [True, False])
+def test_a_branch_that_is_not_joined(cp, joins):
+    on = Capturing(cp)
+    with on.stream:
+        on.stream.begin_capture()
+        fork(on, joins=joins)
+        if joins:
+            on.stream.end_capture().launch()
+        else:
+            with pytest.raises(on.runtime.CUDARuntimeError, match=r"Unjoined: .*does not wait"):
+                on.stream.end_capture()
+    on.stream.synchronize()
+    assert on.numbers()[1] == (3 if joins else 1)
+    assert_usable(on, None)
+
+
+def test_captures_that_cannot_begin_or_end(cp):
+    on = Capturing(cp)
+    with pytest.raises(on.runtime.CUDARuntimeError, match=r"Unsupported: .*legacy default stream"):
+        on.runtime.streamBeginCapture(0)
+    with pytest.raises(on.runtime.CUDARuntimeError, match=r"IllegalState: .*not capturing"):
+        on.stream.end_capture()
+
+
+def test_cupy_refuses_transfers_in_a_capture(cp):
+    on = Capturing(cp)
+    with pytest.raises(RuntimeError, match="is capturing"):
+        on.graph(lambda: on.x.get())
+    with pytest.raises(RuntimeError, match="is capturing"):
+        on.graph(lambda: cp.asarray(np.ones(4)))
+    assert_usable(on, None)
+
+
+def test_the_default_stream_cannot_say_whether_it_captures(cp):
+    on = Capturing(cp, blocking=True)
+    on.stream.begin_capture()
+    with pytest.raises(on.runtime.CUDARuntimeError, match="Implicit"):
+        cp.cuda.Stream.null.is_capturing()
+    on.stream.end_capture()
+    assert not cp.cuda.Stream.null.is_capturing()
+
+
+def test_an_event_of_a_capture_that_has_ended(cp):
+    on, events = Capturing(cp), []
+    on.graph(lambda: events.append(on.stream.record()))
+    with pytest.raises(on.runtime.CUDARuntimeError, match="cudaErrorCapturedEvent"):
+        on.other.wait_event(events[0])
+    events[0].record(on.stream)
+    on.other.wait_event(events[0])
+
+
+@pytest.mark.parametrize("freed", [True, False])
+@pytest.mark.parametrize("use", ["kernel", "fill", "copy"])
+def test_memory_of_a_graph(cp, use, freed):
+    """Freed before the launch, it is an error, even where other memory has come to lie."""
+    on, kept = Capturing(cp), []
+
+    def action():
+        z = cp.empty(4, np.float32)
+        if use == "fill":
+            z.data.memset_async(0, z.nbytes)
+        elif use == "copy":
+            z.data.copy_from_device_async(on.x.data, z.nbytes)
+        else:
+            on.shift(z, 1, on.stream)
+        kept.append(None if freed else z)
+
+    graph = on.graph(action)
+    kept.append([cp.empty(4, np.float32) for _ in range(8)])
+    error = pytest.raises(cudasim.SimulationError, match="memory was freed before")
+    with error if freed else contextlib.nullcontext():
+        graph.launch(on.stream)
+        cudasim.check()
+    on.stream.synchronize()
+    assert on.numbers() == (0, 1)
+
+
+@pytest.mark.parametrize("destroyed", [True, False])
+def test_a_graph_that_is_destroyed(cp, destroyed):
+    """What was launched before runs; a launch after is an error."""
+    on = Capturing(cp)
+    with on.stream:
+        on.runtime.streamBeginCapture(on.stream.ptr)
+        on.shift(on.x, 1, on.stream)
+        graph = on.runtime.streamEndCapture(on.stream.ptr)
+    executable = on.runtime.graphInstantiate(graph)
+    on.runtime.graphDestroy(graph)
+    with cudasim.stream_order("lazy"):
+        on.runtime.graphLaunch(executable, on.stream.ptr)
+        if destroyed:
+            on.runtime.graphExecDestroy(executable)
+            for use in (on.runtime.graphLaunch, on.runtime.graphUpload):
+                with pytest.raises(cudasim.SimulationError, match="has been destroyed"):
+                    use(executable, on.stream.ptr)
+        else:
+            on.runtime.graphLaunch(executable, on.stream.ptr)
+        on.stream.synchronize()
+    assert on.numbers()[0] == (1 if destroyed else 3)
+
+
+def test_pooled_memory_in_a_capture(cp):
+    """A pool keeps what was given back to it: graphs may use it at every launch."""
+    on, pool = Capturing(cp), cp.cuda.MemoryPool()
+
+    def action():
+        with cp.cuda.using_allocator(pool.malloc):
+            on.y[...] = (on.x + 1) * 2 + (on.x + 3)
+
+    action()  # loads the kernels
+    on.y.fill(0)
+    cp.cuda.get_current_stream().synchronize()
+    graph = on.graph(action)
+    for _ in range(2):
+        graph.launch(on.stream)
+        on.stream.synchronize()
+        assert on.numbers() == (0, 5)
+
+
+def test_calls_are_counted(cp):
+    on = Capturing(cp)
+    with cudasim.calls() as counted:
+        on.shift(on.x, 1, on.stream)
+        on.shift(on.x, 1, on.stream)
+        on.stream.synchronize()
+    assert counted == {"launchKernel": 2, "streamSynchronize": 1}
+    with cudasim.calls() as counted:
+        on.x.get()
+    assert (counted["memcpyAsync"], counted["streamSynchronize"]) == (1, 1)
 
 
 # ---- CuPy ----

@@ -15,8 +15,9 @@ from typing import Any
 
 from . import module
 from .allocations import Allocation, Allocations
+from .captures import RELAXED, Node
 from .errors import SimulationError
-from .streams import EAGER, Streams
+from .streams import EAGER, Graph, Streams
 
 VERSION = 13020  # CUDA 13.2: what CuPy 14.2 for CUDA 13 was built with
 COMPUTE_CAPABILITY = (8, 0)
@@ -82,6 +83,19 @@ class Device:
         self.streams.synchronize_all()
         self.raise_unseen()
 
+    def guarded(self, action: Callable[[], None], *addresses: int) -> Callable[[], None]:
+        """Return an action that first makes sure that the memory at these addresses has not been freed.
+
+        A guard page does not tell, where other memory has come to lie since.
+        """
+        ends = [self.allocations.find(address) for address in addresses]
+
+        def run() -> None:
+            _alive(ends)
+            action()
+
+        return run
+
     def raise_unseen(self) -> None:
         """Raise the first error that nobody has seen, as CUDA does from the call that comes next."""
         if self.errors:
@@ -95,6 +109,8 @@ class Runtime:
     def __init__(self, device: Device, pointer_attributes: type) -> None:
         self._device = device
         self._pointer_attributes = pointer_attributes  # CuPy's class for the result of that name
+        self._graphs: dict[int, tuple[Node, ...]] = {}
+        self._executables: dict[int, Graph] = {}
 
     # ---- devices ----
 
@@ -145,6 +161,7 @@ class Runtime:
         return MEMORY // 2, MEMORY
 
     def deviceSynchronize(self):
+        self._device.streams.captures.forbid_on_device("the device was waited for")
         self._device.streams.synchronize_all(self._device.current)
 
     # ---- memory ----
@@ -153,12 +170,15 @@ class Runtime:
         return self._allocate(size, pinned=False)
 
     def mallocAsync(self, size, stream):
+        if self._device.streams.captures.is_capturing(stream):
+            raise SimulationError("the CUDA simulator knows no nodes that allocate memory")
         return self._allocate(size, pinned=False)
 
     def hostAlloc(self, size, flags):
         return self._allocate(size, pinned=True)
 
     def _allocate(self, size, *, pinned):
+        self._forbid("memory was allocated")
         address = self._device.memory.allocate(size)
         stream = self._device.streams.number(self._device.current_stream())
         self._device.allocations.add(Allocation(address, size, pinned, self._device.current, stream))
@@ -173,7 +193,8 @@ class Runtime:
             return
         allocation = self._device.allocations.find(address)
         try:
-            self._device.streams.submit(allocation.stream, lambda: self._release(allocation))
+            self._forbid("memory was freed")
+            self._device.streams.enqueue(allocation.stream, lambda: self._release(allocation))
         except Exception as error:  # called from destructors, which cannot raise
             self._device.errors.append(error)
 
@@ -183,7 +204,11 @@ class Runtime:
     def freeHost(self, address):
         """Free at once, as CuPy's pool gives pinned memory away at once."""
         if address and not self._device.exiting:
+            self._forbid("memory was freed")
             self._release(self._device.allocations.find(address))
+
+    def _forbid(self, what):
+        self._device.streams.captures.forbid_unless_relaxed(what)
 
     def _release(self, allocation):
         allocation.freed = True
@@ -204,11 +229,14 @@ class Runtime:
     # ---- copies ----
 
     def memcpy(self, target, source, size, kind):
+        self._forbid("memory was copied, and the copy waited for,")
         streams = self._device.streams
         streams.finish(streams.submit(0, self._copy(target, source, size)))
 
     def memcpyAsync(self, target, source, size, kind, stream):
         self._device.raise_unseen()
+        if None in (self._device.allocations.find(address) for address in (target, source)):
+            self._device.streams.captures.forbid(stream, "a graph would copy to or from ordinary host memory")
         operation = self._device.streams.submit(stream, self._copy(target, source, size))
         if self._device.allocations.find(target) is None:
             self._device.streams.finish(operation)  # CUDA waits if the target is ordinary host memory
@@ -228,9 +256,10 @@ class Runtime:
         self.memsetAsync(address, value, size, 0)
 
     def memsetAsync(self, address, value, size, stream):
-        self._device.streams.submit(stream, lambda: ctypes.memset(address, value, size))
+        fill = self._device.guarded(lambda: ctypes.memset(address, value, size), address)
+        self._device.streams.submit(stream, fill)
 
-    # ---- streams and events ----
+    # ---- streams ----
 
     def streamCreate(self):
         return self.streamCreateWithFlags(0)
@@ -257,7 +286,44 @@ class Runtime:
         self._device.streams.wait(stream, event)
 
     def streamIsCapturing(self, stream):
-        return 0
+        return int(self._device.streams.captures.is_capturing(stream))
+
+    def streamBeginCapture(self, stream, mode=RELAXED):
+        self._device.streams.captures.begin(stream, mode)
+
+    def streamEndCapture(self, stream):
+        graph = self._device.handle()
+        self._graphs[graph] = self._device.streams.captures.end(stream)
+        return graph
+
+    # ---- graphs ----
+
+    def graphInstantiate(self, graph):
+        executable = self._device.handle()
+        self._executables[executable] = Graph(self._graphs[graph])
+        return executable
+
+    def graphDestroy(self, graph):
+        del self._graphs[graph]
+
+    def graphExecDestroy(self, executable):
+        if not self._device.exiting:
+            del self._executables[executable]  # a launch that has not run runs all the same
+
+    def graphUpload(self, executable, stream):
+        self._device.streams.captures.forbid(stream, "a graph was uploaded in a stream that captures")
+        self._executable(executable)
+
+    def graphLaunch(self, executable, stream):
+        self._device.raise_unseen()
+        self._device.streams.launch(stream, self._executable(executable))
+
+    def _executable(self, handle):
+        if handle not in self._executables:
+            raise SimulationError("a graph was used that has been destroyed")
+        return self._executables[handle]
+
+    # ---- events ----
 
     def eventCreate(self):
         return self.eventCreateWithFlags(0)
@@ -296,7 +362,7 @@ class Runtime:
 
 def _alive(ends):
     if any(end is not None and end.freed for end in ends):
-        raise SimulationError("memory was freed before a copy from it or to it had run")
+        raise SimulationError("memory was freed before a copy, a fill or a graph that uses it had run")
 
 
 def _read(source, size, ends):

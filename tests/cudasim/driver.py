@@ -41,6 +41,7 @@ class Driver:
         return VERSION
 
     def moduleLoadData(self, image):
+        self._device.streams.captures.forbid_unless_relaxed("a module was loaded")
         handle = self._device.handle()
         self._modules[handle] = self._device.modules[image], self._device.current
         return handle
@@ -82,7 +83,13 @@ class Driver:
                 kernel.name, (gx, gy, gz), (bx, by, bz), addresses, shared, kernel.dynamic_shared_limit
             )
 
-        self._device.streams.submit(stream, run)
+        capturing = self._device.streams.captures.of(stream) is not None
+        self._device.streams.submit(stream, self._device.guarded(run, *_words(values)) if capturing else run)
+
+
+def _words(values: list[ctypes.Array]) -> list[int]:
+    """Return what may be addresses among a launch's parameters: everything of their size and alignment."""
+    return [word for value in values or () for word in memoryview(value.raw[: len(value) // 8 * 8]).cast("Q")]
 
 
 def _possible_pointers(signature: tuple[str, ...], addresses: list[int]) -> Iterator[int]:

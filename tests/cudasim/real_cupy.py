@@ -10,7 +10,9 @@ import contextlib
 import importlib.metadata
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
+from types import FrameType, FunctionType
 from typing import Any
 
 from . import arguments, compilation, cusparse_stand_in, device, driver, stubs, toolchain
@@ -71,6 +73,36 @@ def stream_order(order: str, seed: int = 0) -> Iterator[None]:
         check()
     finally:
         streams.set_order(before, seed)
+
+
+@contextlib.contextmanager
+def calls() -> Iterator[Counter[str]]:
+    """Count the calls of CUDA's functions, by name, that this thread makes through CuPy.
+
+    Left out are those that only make sure of the device.
+    """
+    counted: Counter[str] = Counter()
+    classes = (device.Runtime, driver.Driver)
+    names = {function.__code__: name for kind in classes for name, function in _functions(kind)}
+    left_out = {"getDevice", "setDevice", "_ensure_context"}
+
+    def count(frame: FrameType, event: str, _: object) -> None:
+        # Those that one of them calls are not CuPy's.
+        if event == "call" and frame.f_code in names and frame.f_back.f_code not in names:
+            counted[names[frame.f_code]] += 1
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        yield counted
+    finally:
+        sys.setprofile(before)
+        for name in left_out:
+            del counted[name]
+
+
+def _functions(kind: type) -> Iterator[tuple[str, FunctionType]]:
+    return ((name, function) for name, function in vars(kind).items() if isinstance(function, FunctionType))
 
 
 def _device() -> device.Device:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from .captures import CAPTURED_EVENT, ISOLATION, CapturedEvent, Captures, Node
 from .errors import SimulationError
 
 EAGER, LAZY, RANDOM = "eager", "lazy", "random"
@@ -30,6 +31,14 @@ class Operation:
         return [operation for operation in self.after if not operation.done]
 
 
+class Graph:
+    """An executable graph: what was captured, and its last launch, which the next one waits for."""
+
+    def __init__(self, nodes: tuple[Node, ...]) -> None:
+        self.nodes = nodes
+        self.launched: Operation | None = None
+
+
 class Streams:
     """Runs operations when it must (lazy), at once (eager), or at a random moment between (random)."""
 
@@ -39,7 +48,8 @@ class Streams:
         self._non_blocking: set[int] = set()
         self._devices: dict[int, int] = {}  # of streams that were created
         self._current = threading.local()
-        self._events: dict[int, Operation] = {}
+        self.captures = Captures(self)
+        self._events: dict[int, Operation | CapturedEvent] = {}
         self._times: dict[int, float] = {}  # of events that have happened
 
     def set_order(self, order: str, seed: int) -> None:
@@ -67,14 +77,29 @@ class Streams:
         number = self.number(stream)
         return self._devices.get(number, self.device) if number > 0 else -1 - number
 
+    def blocks(self, stream: int) -> bool:
+        """Tell whether the default stream of its device and a stream wait for each other."""
+        return stream not in self._non_blocking
+
     def created(self, stream: int, flags: int) -> None:
         """Take note of a new stream of the current device."""
         self._devices[stream] = self.device
         if flags & NON_BLOCKING:
             self._non_blocking.add(stream)
 
-    def submit(self, stream: int, action: Callable[[], None], *after: Operation | None) -> Operation:
-        """Append an operation to a stream, to run after what is there and after the others named."""
+    def submit(self, stream: int, action: Callable[[], None], *after: Operation | None) -> Operation | None:
+        """Append an operation to a stream, to run after what is there and after the others named.
+
+        A stream that captures takes a note of it instead.
+        """
+        capture = self.captures.of(stream)
+        if capture is None:
+            return self.enqueue(stream, action, *after)
+        capture.add(stream, action)
+        return None
+
+    def enqueue(self, stream: int, action: Callable[[], None], *after: Operation | None) -> Operation:
+        """Append an operation to a stream to run, whether the stream captures or not."""
         stream = self.number(stream)
         before = [self._last.get(stream), *after, *self._across(stream)]
         operation = Operation(action, [other for other in before if other and not other.done])
@@ -112,8 +137,20 @@ class Streams:
                 current.done, current.after = True, []  # also if it fails: CUDA does not try again
                 current.action()
 
+    def launch(self, stream: int, graph: Graph) -> None:
+        """Append the nodes of a graph to a stream; one launch of the same graph comes after the other."""
+        capture = self.captures.of(stream)
+        if capture is not None:
+            raise SimulationError("the CUDA simulator knows no graphs within graphs")
+        start = self.enqueue(stream, _nothing, graph.launched)
+        made: dict[Node, Operation] = {}
+        for node in graph.nodes:
+            made[node] = Operation(node.action, [made[other] for other in node.after] or [start])
+        graph.launched = self.enqueue(stream, _nothing, *made.values())
+
     def synchronize(self, stream: int) -> None:
         """Run all of a stream."""
+        self.captures.forbid(stream, "the host waited for a stream that captures")
         self.finish(self._last.get(self.number(stream)))
 
     def synchronize_all(self, device: int | None = None) -> None:
@@ -121,17 +158,22 @@ class Streams:
         streams = [stream for stream in self._last if device in (None, self.device_of(stream))]
         self._random.shuffle(streams)
         for stream in streams:
-            self.synchronize(stream)
+            self.finish(self._last[stream])
 
     def is_done(self, stream: int) -> bool:
         """Tell whether nothing of a stream is left to run."""
+        self.captures.forbid(stream, "the host asked a stream that captures whether it is done")
         last = self._last.get(self.number(stream))
         return last is None or last.done
 
     def record(self, event: int, stream: int) -> None:
         """Let an event stand for all that was submitted to a stream so far."""
+        capture = self.captures.of(stream)
         self._times.pop(event, None)
-        self._events[event] = self.submit(stream, lambda: self._happened(event))
+        if capture is None:
+            self._events[event] = self.enqueue(stream, lambda: self._happened(event))
+        else:
+            self._events[event] = CapturedEvent(capture, tuple(capture.ends[stream]))
 
     def _happened(self, event: int) -> None:
         self._times[event] = time.perf_counter()
@@ -144,16 +186,29 @@ class Streams:
 
     def wait(self, stream: int, event: int) -> None:
         """Let a stream wait for an event; one that was never recorded is over already."""
-        self.submit(stream, _nothing, self._events.get(event))
+        recorded, capture = self._events.get(event), self.captures.of(stream)
+        if isinstance(recorded, CapturedEvent):
+            self.captures.wait(stream, recorded)
+        elif capture is None:
+            self.enqueue(stream, _nothing, recorded)
+        elif recorded is not None:
+            capture.fail(ISOLATION, "a stream that captures would wait for an event outside the capture")
 
     def finish_event(self, event: int) -> None:
         """Run what an event stands for."""
-        self.finish(self._events.get(event))
+        self.finish(self._outside(event, "the host waited for"))
 
     def event_is_done(self, event: int) -> bool:
         """Tell whether an event has happened."""
-        operation = self._events.get(event)
+        operation = self._outside(event, "the host asked about")
         return operation is None or operation.done
+
+    def _outside(self, event: int, what: str) -> Operation | None:
+        """Return what an event stands for that was not recorded in a capture."""
+        recorded = self._events.get(event)
+        if isinstance(recorded, CapturedEvent):
+            recorded.capture.fail(CAPTURED_EVENT, f"{what} an event recorded in a capture")
+        return recorded
 
 
 def _nothing() -> None:

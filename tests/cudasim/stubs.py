@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
-from . import compilation, toolchain
+from . import captures, compilation, toolchain
 
 _HEAD = """
 #include <cstddef>
@@ -43,8 +43,12 @@ static float real(PyObject* result) {
 """
 
 #: C types of arguments, and their letters in PyObject_CallFunction.  What is not here are the options
-#: that Cython adds at the end; their defaults are taken.
+#: that Cython adds at the end; their defaults are taken, but for those in OPTIONS.
 _LETTERS = {"PyObject *": "O", "int": "i", "intptr_t": "n", "size_t": "n", "unsigned int": "I"}
+
+#: Functions with one option, an int, and its default.  Cython passes a struct: how many options there are,
+#: and then those.
+OPTIONS = {"streamBeginCapture": captures.RELAXED}
 
 #: C types of results, and how they are made of a Python object.  On an error CuPy's functions return
 #: NULL, -1, 0 and 0 respectively.
@@ -86,13 +90,13 @@ def replace(module: ModuleType, functions: Mapping[str, Callable[..., Any]]) -> 
 
 def _compile(signatures: Mapping[str, bytes]) -> ctypes.PyDLL:
     text = f"#define COUNT {len(signatures)}\n{_HEAD}"
-    for number, signature in enumerate(signatures.values()):
-        text += _stub(number, signature.decode())
+    for number, (name, signature) in enumerate(signatures.items()):
+        text += _stub(number, signature.decode(), OPTIONS.get(name))
     flags = [*toolchain.COMMON_FLAGS, "-O1", "-shared"]
     return ctypes.PyDLL(str(compilation.cached("stubs", {"stubs.cpp": text}, [*flags, "stubs.cpp"])))
 
 
-def _stub(number: int, signature: str) -> str:
+def _stub(number: int, signature: str, option: int | None) -> str:
     """Write the C function for a signature such as ``intptr_t (size_t, int __pyx_skip_dispatch)``."""
     match = re.fullmatch(r"(.*?) ?\((.*)\)", signature)
     assert match is not None, signature
@@ -101,8 +105,10 @@ def _stub(number: int, signature: str) -> str:
     declared = [part for part in match[2].split(", ") if part != "void"]
     types = [part for part in declared if "__pyx" not in part]
     parameters = [f"{kind} a{i}" for i, kind in enumerate(types)]
-    parameters += ["void*" if "*" in part else "int" for part in declared[len(types) :]]
+    parameters += ["int* options" if "*" in part else "int" for part in declared[len(types) :]]
     letters = "".join(_LETTERS[kind] for kind in types)
     values = "".join(f", a{i}" for i in range(len(types)))
+    if option is not None:
+        letters, values = letters + "i", f"{values}, options && options[0] ? options[1] : {option}"
     call = _RESULTS[result].format(f'PyObject_CallFunction(callables[{number}], "({letters})"{values})')
     return f"PUBLIC {result} stub_{number}({', '.join(parameters)}) {{ return {call}; }}\n"

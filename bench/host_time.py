@@ -1,0 +1,98 @@
+"""Host time of an iteration of the cuda backend: everything but the kernels, over the simulated driver.
+
+PYTHONPATH=tests python bench/host_time.py [--iterations 1000] [--k 30]
+
+A fit of small data runs in the simulator until its first iteration is done; from then on kernels do nothing.
+Python, CuPy and our own code are those of a GPU; a launch costs what a call from C to Python costs, about as
+much as CUDA's own.  Printed is the processor time from one iteration to the next, without checks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import sys
+import time
+from typing import Any
+
+import cudasim.arguments
+import numpy as np
+from cudasim import device, driver
+from scipy import sparse
+
+from hpf_gpu import HPF
+
+STREAM = 8  # its place among the arguments of a launch
+CASES: dict[str, dict[str, Any]] = {
+    "joint": {},
+    "alternating": {"schedule": "alternating"},
+    "with biases": {"bias": True},
+}
+
+
+class Kernels:
+    """Whether kernels do something."""
+
+    off = False
+
+
+class Driver(driver.Driver):
+    """A driver whose kernels do nothing while they are off."""
+
+    def launchKernel(self, *launch: Any) -> None:
+        if Kernels.off:
+            self._device.streams.submit(launch[STREAM], nothing)
+        else:
+            super().launchKernel(*launch)
+
+
+class Runtime(device.Runtime):
+    """A runtime whose graphs do nothing while kernels are off."""
+
+    def graphLaunch(self, executable: int, stream: int) -> None:
+        if Kernels.off:
+            self._device.streams.submit(stream, nothing)
+        else:
+            super().graphLaunch(executable, stream)
+
+
+def nothing() -> None:
+    """Run in place of a kernel."""
+
+
+def host_time(iterations: int, k: int, **options: Any) -> list[float]:
+    """Microseconds of each iteration after the first ten."""
+    rng = np.random.default_rng(0)
+    counts = sparse.random_array((1000, 500), density=0.04, rng=rng, format="csr")
+    counts.data = np.ceil(9 * counts.data)
+    times: list[float] = []
+
+    def after_each(_: object) -> None:
+        Kernels.off = True
+        times.append(time.thread_time())
+
+    model = HPF(k=k, maxiter=iterations + 10, stop_crit="maxiter", verbose=False, backend="cuda", **options)
+    Kernels.off = False
+    model.fit(counts, callback=after_each)
+    return [1e6 * (after - before) for before, after in itertools.pairwise(times[9:])]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--iterations", type=int, default=1000)
+    parser.add_argument("--k", type=int, default=30)
+    arguments = parser.parse_args()
+    driver.Driver, device.Runtime = Driver, Runtime  # type: ignore[misc]
+    cudasim.arguments.check = lambda *_: None  # a GPU's driver does not check
+    cudasim.install()
+    import cupy as cp
+
+    cp.cuda.set_allocator(cp.cuda.MemoryPool().malloc)  # CuPy's default, which the simulator does without
+    for name, options in CASES.items():
+        taken = host_time(arguments.iterations, arguments.k, **options)
+        sys.stdout.write(f"{name}: {statistics.median(taken):.1f} µs, the fastest {min(taken):.1f} µs\n")
+
+
+if __name__ == "__main__":
+    main()
