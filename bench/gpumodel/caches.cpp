@@ -46,9 +46,9 @@ class Cache {
 };
 
 struct Warp {
-  int64_t next, end;  // nonzeros
-  int64_t followed;   // the next of them
-  int waits;          // rounds before its first nonzeros
+  int64_t next, end;     // nonzeros
+  int64_t followed, at;  // the next one that is followed, and which nonzero it is
+  int64_t waits;         // rounds before its first nonzeros
 };
 
 }  // namespace
@@ -91,20 +91,23 @@ void gather(const Machine* machine, const Segments* segments, const Followed* no
   std::vector<Cache> l1(m.multiprocessors, Cache(m.l1_rows, kL1Ways));
   Cache l2(m.l2_rows, kL2Ways);
 
-  // Blocks i, i + multiprocessors, ... share multiprocessor i.
-  std::vector<std::vector<Warp>> block(m.multiprocessors * m.blocks);
+  const auto at = [&](int64_t followed) { return followed < nonzeros->count ? nonzeros->at[followed] : INT64_MAX; };
+  // Places for blocks: i, i + multiprocessors, ... are those of multiprocessor i.
+  const int64_t places = m.multiprocessors * m.blocks;
+  std::vector<Warp> warps(places * m.warps);
+  std::vector<int64_t> present(places);  // warps of each block; none where no block is left
   int64_t next = 0, running = 0, started = 0;
-  const auto start = [&](std::vector<Warp>& warps) {
-    warps.clear();
-    if (next == segments->count) return;
-    for (const int64_t end = std::min(segments->count, next + m.warps); next < end; ++next) {
-      const int64_t begin = segments->begin[next];
-      warps.push_back({begin, begin + segments->size[next], segments->followed[next], int(m.waits)});
+  const auto start = [&](int64_t place) {
+    const int64_t count = std::min(segments->count - next, m.warps);
+    for (int64_t w = 0; w < count; ++w, ++next) {
+      const int64_t begin = segments->begin[next], followed = segments->followed[next];
+      warps[place * m.warps + w] = {begin, begin + segments->size[next], followed, at(followed), m.waits};
     }
-    ++running;
-    started += warps.size();
+    present[place] = count;
+    running += count > 0;
+    started += count;
   };
-  for (auto& warps : block) start(warps);
+  for (int64_t place = 0; place < places; ++place) start(place);
 
   Traffic total{};
   std::vector<double> work(m.multiprocessors);
@@ -113,37 +116,37 @@ void gather(const Machine* machine, const Segments* segments, const Followed* no
     const int64_t starting = started;
     int64_t taken = 0, followed = 0, l1_hits = 0, l2_hits = 0;
     started = 0;
-    for (size_t b = 0; b < block.size(); ++b) {
-      auto& warps = block[b];
-      if (warps.empty()) continue;
-      const int64_t multiprocessor = b % m.multiprocessors;
+    for (int64_t place = 0; place < places; ++place) {
+      if (present[place] == 0) continue;
+      const int64_t multiprocessor = place % m.multiprocessors;
+      Warp* const first = &warps[place * m.warps];
       bool done = true;
       total.slots += m.warps;
-      for (Warp& warp : warps) {
-        if (warp.waits > 0) {
-          if (warp.waits-- == m.waits) work[multiprocessor] += m.segment_seconds;
-        } else if (warp.next < warp.end) {
-          const int64_t end = std::min(warp.end, warp.next + m.step);
-          taken += end - warp.next;
+      for (Warp* warp = first; warp < first + present[place]; ++warp) {
+        if (warp->waits > 0) {
+          if (warp->waits-- == m.waits) work[multiprocessor] += m.segment_seconds;
+        } else if (warp->next < warp->end) {
+          const int64_t end = std::min(warp->end, warp->next + m.step);
+          taken += end - warp->next;
           work[multiprocessor] += m.step_seconds;
-          for (; warp.followed < nonzeros->count && nonzeros->at[warp.followed] < end; ++warp.followed) {
-            const int32_t row = nonzeros->column[warp.followed];
+          for (; warp->at < end; warp->at = at(++warp->followed)) {
+            const int32_t row = nonzeros->column[warp->followed];
             ++followed;
             if (l1[multiprocessor].find(row))
               ++l1_hits;
             else
               l2_hits += l2.find(row);
           }
-          warp.next = end;
+          warp->next = end;
         } else {
           continue;
         }
         ++total.busy;
-        done = done && warp.next == warp.end && warp.waits == 0;
+        done = done && warp->next == warp->end && warp->waits == 0;
       }
       if (done) {
         --running;
-        start(warps);
+        start(place);
       }
     }
     const double rows = followed ? double(taken) / followed : 0;  // for each that is followed

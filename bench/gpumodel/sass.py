@@ -12,8 +12,10 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from typing import TYPE_CHECKING
 
-from cubin import Instruction
+if TYPE_CHECKING:
+    from cubin import Instruction
 
 #: 128-byte passes through the L1 cache and shared memory: one for each of these, more for wide ones.
 _MEMORY = re.compile(r"(LDG|STG|LDS|STS|LDL|STL|SHFL|LD|ST|ATOM|ATOMG|ATOMS|RED)\b")
