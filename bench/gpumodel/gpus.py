@@ -7,11 +7,12 @@ to 64 bits and reciprocals share a unit.  Rates of the L2 cache, latencies and t
 a row of kernels: measured by github.com/te42kyfo/gpu-benches (gpu-l2-cache, gpu-latency, gpu-small-kernels)
 on an H200 and an H100 PCIe, an A100 80 GB and an L40, and for the T4 by Jia et al., arXiv:1903.07486.
 
-Estimates: the RTX 4090 and the L4 have the L40's L2 rate for each multiprocessor and clock, and its
-latencies; the T4's latency of DRAM and time of a kernel.  Of the DRAM's rate nine tenths can be reached
-(measured: 81 % on an H200, 85 on the A100, 92 on the L40, 97 on an H100 PCIe).  The L2 cache of the A100 and
-the H100 has two halves, and each keeps what its multiprocessors read: only half of it counts as one cache.
-(Measured rates fall from 28 MB on an A100 and 34 to 44 MB on an H100 and H200 on.)
+Estimates: the H100 (SXM) has the H200's L2 rate and clock and the H100 PCIe's latencies; the RTX 4090 and
+the L4 have the L40's L2 rate for each multiprocessor and clock, and its latencies in cycles; the T4's latency
+of DRAM and time of a kernel.  Of the DRAM's rate nine tenths can be reached (measured: 81 % on an H200, 85 on
+the A100, 92 on the L40, 97 on an H100 PCIe).  The L2 cache of the A100, H100 and H200 has two halves, and
+each keeps what its multiprocessors read: only half of it counts as one cache.  (Measured rates fall from
+28 MB on an A100 and 34 to 44 MB on an H100 and H200 on.)
 """
 
 from __future__ import annotations
