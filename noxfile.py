@@ -77,7 +77,7 @@ def packages(session: nox.Session) -> None:
 def compile_check(session: nox.Session) -> None:
     """The CUDA kernels, compiled for every architecture and compared with the record; no GPU."""
     install(session, ".[test,cuda-check]")
-    session.run("pytest", "tests/test_compile_cuda.py")
+    session.run("pytest", "tests/test_compile_cuda.py", "tests/test_gpu_model.py")
     session.run("python", "bench/compile_cuda.py", "--quick")
 
 

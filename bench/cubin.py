@@ -44,6 +44,7 @@ class Instruction:
 
     opcode: str
     target: int | None
+    conditional: bool = False  # whether the next one may follow though this one jumps or ends the kernel
 
 
 @dataclass(frozen=True)
@@ -167,10 +168,11 @@ def _instructions(function: dict[str, Any]) -> tuple[Instruction, ...]:
     found = []
     for instruction in function["sass-instructions"]:
         address = re.search(r"(?:^|,)0x([0-9a-f]+)$", instruction.get("operands", ""))
-        jumps = instruction["opcode"].startswith("BRA") and address
-        found.append(
-            Instruction(instruction["opcode"], int(address[1], 16) // _INSTRUCTION if jumps else None)
-        )
+        # A call of an address, not of a subroutine by name, is a jump too.
+        jumps = instruction["opcode"].startswith(("BRA", "CALL")) and address
+        conditional = "predicate" in instruction or bool(jumps and "," in instruction["operands"])
+        target = int(address[1], 16) // _INSTRUCTION if jumps else None
+        found.append(Instruction(instruction["opcode"], target, conditional))
     return tuple(found)
 
 

@@ -1,0 +1,1 @@
+"""Modules of gpu_model.py."""

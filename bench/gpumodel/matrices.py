@@ -1,0 +1,68 @@
+"""The counts of a shape as the backend lays them out: segments by users and by items."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from gpu.shapes import SHAPES
+from scipy import sparse
+
+from gpumodel.caches import Nonzeros, Segments
+from hpf_gpu.backends.cuda_layout import segmentation
+
+#: Which segments are launched first.
+Order = Callable[[Segments, np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The nonzeros of one side."""
+
+    rows: int  # N
+    columns: int  # M
+    segments: Segments
+    nonzeros: Nonzeros
+    slots: int  # segments of rows that have several
+    long_rows: int
+    longest: int  # most segments of a row
+
+
+def stored(segments: Segments, column: np.ndarray) -> np.ndarray:
+    """The order in which the backend stores them."""
+    return np.arange(len(segments.size))
+
+
+def by_middle_column(segments: Segments, column: np.ndarray) -> np.ndarray:
+    """Segments of 128 nonzeros and more by the column in their middle, then the others, long ones first."""
+    begin, size = segments.begin, segments.size
+    long = size >= 128
+    middle = np.where(long, column[np.minimum(begin + size // 2, len(column) - 1)], 0)
+    return np.lexsort((middle, np.where(long, 0, -size), ~long))
+
+
+ORDERS: dict[str, Order] = {"stored": stored, "columns": by_middle_column}
+
+
+@cache
+def matrices(shape: str, order: str = "stored") -> tuple[Rows, Rows]:
+    """The counts of one of ``gpu.shapes.SHAPES`` by users and by items."""
+    csr = SHAPES[shape].csr()
+    return rows_of(csr, ORDERS[order]), rows_of(csr.T.tocsr(), ORDERS[order])
+
+
+def rows_of(csr: sparse.csr_array, order: Order = stored) -> Rows:
+    """One side: a matrix (N, M) with that side's rows."""
+    cut = segmentation(csr.indptr.astype(np.int64))
+    segments = Segments(cut.begin[:-1], np.diff(cut.begin).astype(np.int32))
+    launched = order(segments, csr.indices)
+    return Rows(
+        *csr.shape,
+        Segments(segments.begin[launched], segments.size[launched]),
+        Nonzeros.of(csr.indices, csr.shape[1]),
+        cut.slots,
+        len(cut.long_row),
+        int(np.diff(cut.long_begin).max(initial=0)),
+    )
