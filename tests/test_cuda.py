@@ -736,7 +736,7 @@ def test_the_composed_form_is_refused_by_what_was_predicted(
     monkeypatch.setattr(cuda_backend, "free_bytes", lambda: needed)
     assert backend.counts(csr, k).nnz == 700
     monkeypatch.setattr(cuda_backend, "free_bytes", lambda: needed - 1)
-    with pytest.raises(NotEnoughMemory, match="with k=70 .* use allocate='fused'"):
+    with pytest.raises(NotEnoughMemory, match=r"with k=70 .* use allocate='fused'"):
         backend.counts(csr, k)
 
 
