@@ -36,7 +36,8 @@ ORDER = {
     "version": ("__init__",),
     "backends": (
         "protocol", "openmp_diagnosis", "cuda_diagnosis", "cuda_source", "cuda_layout", "cuda_launch",
-        "cuda_input", "cuda_counts", "cuda_graph", "numpy_backend", "openmp_backend", "cuda_backend",
+        "cuda_input", "cuda_counts", "cuda_graph", "cuda_stream", "numpy_backend", "openmp_backend",
+        "cuda_backend",
         "__init__",
     ),
     "data": ("__init__", "ids", "seen", "blocks", "triplets", "factors", "counts"),

@@ -132,9 +132,9 @@ def test_counts_by_items(
     monkeypatch.setattr(cuda_layout, "SEGMENT", segment)
     monkeypatch.setattr(cuda_layout, "_MAX_STRANDS", strands)
     csr = random_counts(*shape, nnz=min(700, shape[0] * shape[1] // 2))
-    by_items, csc = cuda.counts(csr, 5).items, csr.tocsc()
-    np.testing.assert_array_equal(by_items.column.get(), csc.indices)
-    np.testing.assert_array_equal(by_items.value.get(), csc.data.astype(cuda.dtype))
+    by_items, csc = segments_of(cuda.counts(csr, 5).items), csr.tocsc()
+    np.testing.assert_array_equal(by_items["column"].get(), csc.indices)
+    np.testing.assert_array_equal(by_items["value"].get(), csc.data.astype(cuda.dtype))
 
 
 def fields_of(packed: Packed) -> dict[str, Any]:
@@ -142,21 +142,28 @@ def fields_of(packed: Packed) -> dict[str, Any]:
     return {field.name: value for field, value in zip(packed.struct.fields, packed.arrays, strict=True)}
 
 
+def segments_of(side: Any) -> dict[str, Any]:
+    """The only part of one side of counts on the device."""
+    (segments,) = side.parts
+    return fields_of(segments)
+
+
 @pytest.mark.parametrize("shape", [(60, 45), (1, 700), (700, 1), (3, 900)])
 def test_launch_order_keeps_segments(
     cuda: Any, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each segment is started once, with its own size, row and slot, whatever the order."""
+    """Each segment is started once, with its own size, row, slot and number, whatever the order."""
     monkeypatch.setattr(cuda_layout, "SEGMENT", 16)
     csr = random_counts(*shape, nnz=min(700, shape[0] * shape[1] // 2))
     counts = cuda.counts(csr, 5)
     for at, indptr in ((counts.users, csr.indptr), (counts.items, csr.tocsc().indptr)):
-        cut, found = cuda_layout.segmentation(indptr.astype(np.int64)), fields_of(at.segments)
-        launched = np.stack([found[name].get() for name in ("begin", "size", "row", "slot")], axis=1)
-        wanted = np.stack([cut.begin[:-1], np.diff(cut.begin), cut.row, cut.slot], axis=1)
+        cut, found = cuda_layout.segmentation(indptr.astype(np.int64)), segments_of(at)
+        names = ("begin", "size", "row", "slot", "number")
+        launched = np.stack([found[name].get() for name in names], axis=1)
+        wanted = np.stack([cut.begin[:-1], np.diff(cut.begin), cut.row, cut.slot, range(at.count)], axis=1)
         assert sorted(launched.tolist()) == sorted(wanted.tolist())
         middle = launched[:, 0] + launched[:, 1] // 2
-        column = at.column.get()[np.minimum(middle, at.column.size - 1)]
+        column = found["column"].get()[np.minimum(middle, csr.nnz - 1)]
         order = cuda_layout.launch_order(launched[:, 1], column)
         np.testing.assert_array_equal(order, np.arange(at.count))
 
@@ -449,10 +456,10 @@ def test_allocate_in_matrices_of_more_than_32_bits(
     wanted = cuda.allocate(counts, *factors, exact=exact)
 
     def far_rows(side: Any) -> Any:
-        fields = fields_of(side.segments)
+        fields = segments_of(side)
         fields |= {name: fields[name] + np.int32(rows) for name in ("row", "column")}
-        segments = pack(side.segments.struct, 1, 0, *fields.values())
-        return dataclasses.replace(side, segments=segments, long_row=side.long_row + np.int32(rows))
+        segments = pack(side.parts[0].struct, 1, 0, *fields.values())
+        return dataclasses.replace(side, parts=(segments,), long_row=side.long_row + np.int32(rows))
 
     def far_factor(factor: Any) -> Any:
         changed = {name: far(getattr(factor, name), rows) for name in ("shape", "exp_log", "log_scale")}
@@ -800,29 +807,25 @@ def test_arrays_are_uploaded_in_parts(cuda: Any, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(cuda_backend, "_AT_ONCE", 40)
     csr, matrix = random_counts(), np.arange(600.0).reshape(120, 5)
-    users = cuda.counts(csr, 5).users
-    np.testing.assert_array_equal(users.column.get(), csr.indices)
-    np.testing.assert_array_equal(users.value.get(), csr.data)
+    users = segments_of(cuda.counts(csr, 5).users)
+    np.testing.assert_array_equal(users["column"].get(), csr.indices)
+    np.testing.assert_array_equal(users["value"].get(), csr.data)
     np.testing.assert_array_equal(cuda.asnumpy(cuda.asarray(matrix)), matrix)
     assert cuda.asarray(np.ones((0, 5))).shape == (0, 5)
 
 
-@pytest.mark.parametrize("options", [{}, {"precision": "mixed"}, {"allocate": "cusparse"}], ids=str)
-def test_counts_are_refused_by_what_was_predicted(
-    cuda: Any, options: dict[str, str], monkeypatch: pytest.MonkeyPatch
+def test_the_composed_form_is_refused_by_what_was_predicted(
+    cuda: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To the byte, for this number of factors, precision and form."""
+    """To the byte; tests/test_cuda_stream.py has the other forms, which stream."""
     from hpf_gpu.backends import cuda_backend
 
-    if "precision" in options and cuda.dtype != np.float32:
-        pytest.skip("half precision goes with float32")
-    backend, csr, k = create("cuda", cuda.dtype, **options), random_counts(), 70
-    variant = Variant(k, cuda.dtype, "precision" in options)
-    needed = cuda_layout.bytes_of_fit(variant, csr.shape, csr.nnz, composed="allocate" in options)
+    backend, csr, k = create("cuda", cuda.dtype, allocate="cusparse"), random_counts(), 70
+    needed = cuda_layout.bytes_of_fit(Variant(k, cuda.dtype), csr.shape, csr.nnz, composed=True)
     monkeypatch.setattr(cuda_backend, "free_bytes", lambda: needed)
     assert backend.counts(csr, k).nnz == 700
     monkeypatch.setattr(cuda_backend, "free_bytes", lambda: needed - 1)
-    with pytest.raises(NotEnoughMemory, match="with k=70"):
+    with pytest.raises(NotEnoughMemory, match=r"with k=70 .* use allocate='fused'"):
         backend.counts(csr, k)
 
 

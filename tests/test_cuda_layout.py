@@ -14,6 +14,7 @@ from hpf_gpu.backends import cuda_input, cuda_layout, cuda_source
 from hpf_gpu.backends.cuda_counts import DeviceCounts
 from hpf_gpu.backends.cuda_launch import Kernel, pack
 from hpf_gpu.backends.cuda_source import MAX_FACTORS, TOP_PLACES, Knobs, Parameter, Struct, Variant, file_of
+from hpf_gpu.backends.cuda_stream import HostRows, Narrow
 
 
 @pytest.mark.parametrize("lengths", [[0], [1, 0, 16, 17, 0], [256, 257, 1], [1000, 0, 0, 3, 512], []])
@@ -52,6 +53,84 @@ def test_logs_go_by_the_side_that_gathers_less() -> None:
     for shape, by_users in (((40, 9), True), ((9, 40), False)):
         sides: Any = (SimpleNamespace(shape=shape), SimpleNamespace(shape=shape[::-1]))
         assert DeviceCounts(*sides).gathers_less_by_users is by_users
+
+
+def test_parts_in_launch_order() -> None:
+    """Segments of a part begin from its first nonzero, and know their number among all."""
+    half = cuda_layout.SEGMENT // 2
+    cut = cuda_layout.segmentation(np.cumsum([0, 1, 2 * half + 3, 0, half]))
+    assert (cut.count, cut.nnz, cut.middle.tolist()) == (
+        5,
+        3 * half + 4,
+        [0, 1 + half, 2 + 2 * half, 4 + 2 * half, 4 + 2 * half + half // 2],
+    )
+    begin, size, row, slot, number = cut.in_launch_order(slice(1, 5), np.array([9, 0, 0, 3]))
+    assert number.tolist() == [4, 1, 2, 3]
+    assert begin.tolist() == [2 * half + 3, 0, 2 * half, 2 * half + 3]
+    assert size.tolist() == [half, 2 * half, 3, 0]
+    assert row.tolist() == [3, 1, 1, 2]
+    assert slot.tolist() == [-1, 0, 1, -1]
+
+
+@pytest.mark.parametrize(
+    ("begin", "most", "stops"),
+    [
+        ([0, 3, 6, 9], 6, [2, 3]),
+        ([0, 3, 6, 9], 5, [1, 2, 3]),
+        ([0, 3, 3, 9, 9, 9], 6, [2, 5]),
+        ([0, 0, 0], 6, [2]),
+        ([0, 9, 10, 12], 3, [1, 3]),  # a piece of too many is one by itself
+        ([0], 6, []),
+    ],
+)
+def test_parts(begin: list[int], most: int, stops: list[int]) -> None:
+    parts = cuda_layout.parts_of(np.array(begin), most)
+    assert [part.stop for part in parts] == stops
+    assert [part.start for part in parts] == [0, *stops][: len(stops)]
+
+
+@pytest.mark.parametrize(
+    ("largest", "shape", "narrow"),
+    [
+        (255, (3, 1 << 16), ("u2", "u2", "u1")),
+        (256, ((1 << 16) + 1, 3), ("u2", "i4", "u2")),
+        (65535, (3, (1 << 16) + 1), ("i4", "u2", "u2")),
+        (65536, (3, 4), ("u2", "u2", "f4")),
+        (2.5, (3, 4), ("u2", "u2", "f4")),
+    ],
+)
+@pytest.mark.parametrize("part", [2, 1 << 24])
+def test_narrow_types(
+    largest: float,
+    shape: tuple[int, int],
+    narrow: tuple[str, ...],
+    part: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As small as loses nothing, wherever the largest count and the one that is not whole are."""
+    monkeypatch.setattr(cuda_layout, "PART", part)
+    for place in range(3):
+        values = np.roll([largest, 1.0, 2.0], place)
+        csr = sparse.csr_array((values, ([0, 1, 2], [0, 2, 1])), shape=shape)
+        got = Narrow.of(csr, np.dtype("f4"))
+        assert (got.by_users, got.by_items, got.value) == narrow
+        assert got.nbytes == max(got.by_users.itemsize, got.by_items.itemsize) + got.value.itemsize
+
+
+@pytest.mark.parametrize("part", [1, 7, 64, 1 << 24])
+@pytest.mark.parametrize("shape", [(60, 45), (1, 90), (90, 1), (7, 300)])
+def test_sorting_on_the_host(part: int, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """SciPy's CSC, nonzero by nonzero, sorted in pieces of any size."""
+    monkeypatch.setattr(cuda_layout, "PART", part)
+    rng = np.random.default_rng(0)
+    y = rng.integers(1, 200, shape) * (rng.random(shape) < 0.3)
+    csr, csc = sparse.csr_array(y), sparse.csr_array(y).tocsc()
+    given = (csr.indptr.astype(np.int64), csr.indices.astype(np.uint16), csr.data.astype(np.uint8))
+    got = HostRows(shape, *given).by_columns(np.empty(csr.nnz, np.uint16), np.empty(csr.nnz, np.uint8))
+    assert got.shape == shape[::-1]
+    np.testing.assert_array_equal(got.indptr, csc.indptr)
+    np.testing.assert_array_equal(got.column, csc.indices)
+    np.testing.assert_array_equal(got.value, csc.data)
 
 
 def test_segments_beyond_32_bits_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,8 +203,8 @@ def test_structs_are_read_off_the_sources() -> None:
     segments = variant.struct("Segments")
     assert segments.fields[0] == Parameter("begin", np.dtype("i8"), is_pointer=True)
     assert segments.fields[-1] == Parameter("count", np.dtype("i4"), is_pointer=False)
-    assert (segments.dtype.fields["value"][1], segments.dtype.fields["count"][1]) == (40, 48)  # type: ignore[index]
-    assert segments.dtype.itemsize == 56
+    assert (segments.dtype.fields["value"][1], segments.dtype.fields["count"][1]) == (48, 56)  # type: ignore[index]
+    assert segments.dtype.itemsize == 64
     assert variant.signatures()["allocate"][0] == Parameter("segments", segments, is_pointer=False)
     assert Variant(5, np.dtype("f8")).struct("Segments") != segments
 

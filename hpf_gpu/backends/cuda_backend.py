@@ -21,7 +21,9 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from scipy.special import gammaln
 
-from .cuda_counts import DeviceCounts, Rows, Sorted, Sorter
+from hpf_gpu.messages import warn
+
+from .cuda_counts import DeviceCounts, DeviceCsr, Rows, Sorted, Sorter
 from .cuda_diagnosis import check_machine, find_fault
 from .cuda_graph import Recorded
 from .cuda_input import from_array, from_matrix, is_device_array, is_device_matrix
@@ -37,6 +39,7 @@ from .cuda_source import (
     knobs_for,
     source,
 )
+from .cuda_stream import Narrow, Streamer
 from .protocol import (
     Array,
     BackendUnavailable,
@@ -273,6 +276,8 @@ class CudaBackend:
             self._pace = cp.cuda.Event(disable_timing=True)
             self._knobs = knobs_for(int(cp.cuda.Device().compute_capability))
         self._sorter = Sorter(cp, self._counting, counting, self._device)
+        self._streamer = Streamer(self._sorter)
+        self._has_told_of_streaming = False
 
     def describe(self) -> str:
         precision = "half precision in float32" if self._half else str(self.dtype)
@@ -320,9 +325,9 @@ class CudaBackend:
             return self._pack(k, "Gamma", factor.shape, rates.rows, None, rates.columns)
         return self._pack(k, "Gamma", factor.shape, None, rates.matrix, cp.zeros(k))
 
-    def _left(self, at: Rows, k: int) -> Packed:
-        """Where a kernel notes which nonzeros it leaves to the next one."""
-        return self._pack(k, "Left", cp.empty(at.count, np.uint8), cp.zeros(1, np.int32))
+    def _left(self, segments: Packed, k: int) -> Packed:
+        """Where a kernel notes which nonzeros of a part it leaves to the next one."""
+        return self._pack(k, "Left", cp.empty(_count(segments), np.uint8), cp.zeros(1, np.int32))
 
     def _by_rows(self, n: int, k: int) -> tuple[int, int]:
         """Numbers of blocks and threads with one group of lanes per row, or for many rows several."""
@@ -372,10 +377,12 @@ class CudaBackend:
             )
         for file in FILES_OF_A_FIT:
             _compiling(file, self._variant(k), self._device)
-        self._check_memory(shape, csr.nnz, k)
+        narrow = self._narrow_if_too_large(csr, shape, k)
+        if narrow is not None:
+            return self._streamer.counts(csr, narrow)
         column, value = _uploaded(csr.indices, np.int32), _uploaded(csr.data, self.dtype)
         users = Sorted(shape, segmentation(csr.indptr.astype(np.int64)), column, value)
-        return DeviceCounts(*map(self._rows, (users, self._sorter.by_columns(users))))
+        return DeviceCounts(self._rows(users), self._rows(self._sorter.by_columns(users)))
 
     def _rows(self, nonzeros: Sorted) -> Rows:
         rows = self._sorter.rows(nonzeros)
@@ -413,16 +420,37 @@ class CudaBackend:
     def operand(self, host: Host) -> Array:
         return self.asarray(host)
 
-    def _check_memory(self, shape: tuple[int, int], nnz: int, k: int) -> None:
-        """Raise NotEnoughMemory, before anything is copied, if a fit of these counts is too large."""
-        needed = bytes_of_fit(self._variant(k), shape, nnz, composed=self._composed)
-        free = free_bytes()
-        if free is not None and needed > free:
+    def _narrow_if_too_large(self, csr: Any, shape: tuple[int, int], k: int) -> Narrow | None:
+        """The types in which counts stream that the device has no room for; None if it has.
+
+        Raises NotEnoughMemory, before anything is copied, if a fit of these counts is too large either way.
+        """
+        variant, free = self._variant(k), free_bytes()
+        on_device = needed = bytes_of_fit(variant, shape, csr.nnz, composed=self._composed)
+        if free is None or on_device <= free:
+            return None
+        narrow = None
+        # Counts of device arrays are there already, and cuSPARSE takes whole matrices.
+        if not self._composed and not isinstance(csr, DeviceCsr):
+            narrow = Narrow.of(csr, self.dtype)
+            needed = min(needed, bytes_of_fit(variant, shape, csr.nnz, streamed=narrow.nbytes))
+        problem = (
+            f"a fit of {csr.nnz:,} counts of {shape[0]:,} users and {shape[1]:,} items with k={k} in "
+            f"{self.dtype} needs about {_size(on_device if needed <= free else needed)} on the GPU, of which "
+            f"{_size(free)} are free"
+        )
+        if needed > free:
+            fused = "allocate='fused', " if self._composed else ""
             raise NotEnoughMemory(
-                f"a fit of {nnz:,} counts of {shape[0]:,} users and {shape[1]:,} items with k={k} in "
-                f"{self.dtype} needs about {_size(needed)} on the GPU, of which {_size(free)} are free; use "
-                "use_float=True, precision='mixed', a smaller k, or backend='openmp'"
+                f"{problem}; use {fused}use_float=True, precision='mixed', a smaller k, or backend='openmp'"
             )
+        if not self._has_told_of_streaming and narrow is not None:
+            self._has_told_of_streaming = True
+            warn(
+                f"{problem}: the counts stay in host memory and stream to the GPU in every iteration, "
+                f"{narrow.nbytes} bytes each by users and by items; the fit takes about {_size(needed)} there"
+            )
+        return narrow
 
     # -- the gamma posteriors ----------------------------------------------------------------
 
@@ -499,25 +527,28 @@ class CudaBackend:
         empty = self._zeros if add else self._empty
         out = empty(n, k) if out is None else out
         partial = empty(at.slots, k)
-        left, sums = self._left(at, k), self._pack(k, "Sums", out, partial)
-        stored = (own.exp_log, other.exp_log)
-        if add:
-            self._multiply_sparse(at, own, other, left, out)
-        elif not exact:
-            kernels["allocate"](*self._warps(k, at.count), at.segments, *stored, sums, left)
+        sums, stored = self._pack(k, "Sums", out, partial), (own.exp_log, other.exp_log)
         gammas = (self._packed(own), self._packed(other))
-        kernels["allocate_exactly"](*_exactly(at), at.segments, *stored, *gammas, exact, left, sums)
+        for segments in at.parts:
+            left = self._left(segments, k)
+            if add:
+                self._multiply_sparse(at, segments, own, other, left, out)
+            elif not exact:
+                kernels["allocate"](*self._warps(k, _count(segments)), segments, *stored, sums, left)
+            kernels["allocate_exactly"](*_exactly(segments), segments, *stored, *gammas, exact, left, sums)
         blocks = at.long_row.size * -(-self._variant(k).width // 32)
         kernels["join_segments"](blocks, 32 * JOIN_STRANDS, at.long_row, at.long_begin, partial, add, out)
         return out
 
-    def _multiply_sparse(self, at: Rows, own: Factor, other: Factor, left: Packed, out: Array) -> None:
+    def _multiply_sparse(
+        self, at: Rows, segments: Packed, own: Factor, other: Factor, left: Packed, out: Array
+    ) -> None:
         """``allocate="cusparse"``: a kernel for the weights y/(U·V), cuSPARSE for their product with V."""
         k = own.shape.shape[1]
         matrix = copy(at.matrix)
-        matrix.data = cp.empty(at.value.size, self.dtype)
+        matrix.data = cp.empty(at.nnz, self.dtype)
         self._kernels(k)["weigh"](
-            *self._warps(k, at.count), at.segments, own.exp_log, other.exp_log, matrix.data, left
+            *self._warps(k, at.count), segments, own.exp_log, other.exp_log, matrix.data, left
         )
         cp.multiply(matrix @ other.exp_log, own.exp_log, out=out)
 
@@ -525,25 +556,30 @@ class CudaBackend:
         by_users = counts.gathers_less_by_users
         at, own, other = (counts.users, theta, beta) if by_users else (counts.items, beta, theta)
         k, sums = theta.shape[1], cp.empty(at.count)
-        kernels, arguments = self._kernels(k), (at.segments, own, other, sums, self._left(at, k))
-        kernels["log_rate_sums"](*self._warps(k, at.count), *arguments)
-        kernels["log_rates_exactly"](*_exactly(at), *arguments)
+        kernels = self._kernels(k)
+        for segments in at.parts:
+            arguments = (segments, own, other, sums, self._left(segments, k))
+            kernels["log_rate_sums"](*self._warps(k, _count(segments)), *arguments)
+            kernels["log_rates_exactly"](*_exactly(segments), *arguments)
         return float(sums.sum())
 
     def log_normalizer_sum(self, counts: DeviceCounts, users: Factor, items: Factor) -> float:
         by_users = counts.gathers_less_by_users
         at, own, other = (counts.users, users, items) if by_users else (counts.items, items, users)
         k, sums = users.shape.shape[1], cp.empty(at.count)
-        kernels, left, stored = self._kernels(k), self._left(at, k), (own.exp_log, other.exp_log)
+        kernels, stored = self._kernels(k), (own.exp_log, other.exp_log)
         scales, gammas = (own.log_scale, other.log_scale), (self._packed(own), self._packed(other))
-        kernels["log_normalizer_sums"](*self._warps(k, at.count), at.segments, *stored, *scales, sums, left)
-        kernels["log_normalizers_exactly"](*_exactly(at), at.segments, *stored, *gammas, sums, left)
+        for segments in at.parts:
+            warps, left = self._warps(k, _count(segments)), self._left(segments, k)
+            kernels["log_normalizer_sums"](*warps, segments, *stored, *scales, sums, left)
+            kernels["log_normalizers_exactly"](*_exactly(segments), segments, *stored, *gammas, sums, left)
         return float(sums.sum())
 
     def log_factorial_sum(self, counts: DeviceCounts) -> float:
         at = counts.users
         sums = cp.empty(at.count)
-        self._counting["log_factorial_sums"](*self._warps(1, at.count), at.segments, sums)
+        for segments in at.parts:
+            self._counting["log_factorial_sums"](*self._warps(1, _count(segments)), segments, sums)
         return float(sums.sum())
 
     def predict_pairs(self, theta: Array, beta: Array, rows: Host, columns: Host) -> Host:
@@ -612,9 +648,14 @@ def _sparse(nonzeros: Sorted) -> Any:
     return matrix
 
 
-def _exactly(at: Rows) -> tuple[int, int]:
+def _count(segments: Packed) -> int:
+    """Number of segments of a part."""
+    return int(segments.value["count"])
+
+
+def _exactly(segments: Packed) -> tuple[int, int]:
     """Numbers of blocks and threads of kernels that go over what others left out."""
-    return min(at.count, 1024), 64
+    return min(_count(segments), 1024), 64
 
 
 def _size(count: int) -> str:

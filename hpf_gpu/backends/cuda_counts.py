@@ -5,7 +5,7 @@ The array module ``xp`` (CuPy) is an argument, so that nothing here imports it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from .cuda_input import Triplets, row_numbers
 from .cuda_launch import Kernel, Packed, pack
-from .cuda_layout import Segmentation, launch_order, segmentation, strands_of
+from .cuda_layout import Segmentation, segmentation, strands_of
 from .cuda_source import Variant
 from .protocol import Array, Host
 
@@ -30,21 +30,20 @@ class Sorted:
 
 @dataclass(frozen=True)
 class Rows:
-    """The nonzeros of one side by its rows, in segments that are stored in launch order."""
+    """The nonzeros of one side by its rows, in parts of consecutive segments.
+
+    Counts on the device are a single part.  Those that stream are several: each comes when the iteration
+    reaches it, and is there until the next.
+    """
 
     shape: tuple[int, int]  # (N, M)
-    segments: Packed
+    nnz: int  # Z
+    parts: Iterable[Packed]  # Segments, stored in launch order
+    count: int  # S, of all parts
     slots: int  # number of segments of rows that have several
     long_row: Array  # (L,) int32, rows of several segments
     long_begin: Array  # (L + 1,) int32, first slot of each of them
-    column: Array  # (Z,) int32
-    value: Array  # (Z,)
     matrix: Any = None  # the same in cuSPARSE's form, where that is asked for
-
-    @property
-    def count(self) -> int:
-        """Number of segments S."""
-        return int(self.segments.value["count"])
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,7 @@ class DeviceCounts:
 
     users: Rows
     items: Rows
+    is_streamed: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -62,7 +62,7 @@ class DeviceCounts:
     @property
     def nnz(self) -> int:
         """Number of nonzeros Z."""
-        return int(self.users.value.size)
+        return self.users.nnz
 
     @property
     def gathers_less_by_users(self) -> bool:
@@ -104,18 +104,25 @@ class Sorter:
     def rows(self, nonzeros: Sorted) -> Rows:
         """The nonzeros with their segments in launch order, on the device."""
         cut, column, value = nonzeros.cut, nonzeros.column, nonzeros.value
-        size = np.diff(cut.begin)
-        middle = np.zeros(len(size), np.int32)
-        if value.size:
-            middle = column[self.xp.asarray(np.minimum(cut.begin[:-1] + size // 2, value.size - 1))].get()
-        order = launch_order(size, middle)
-        ordered = (cut.begin[:-1][order], size[order].astype(np.int32), cut.row[order], cut.slot[order])
-        on_device = map(self.xp.asarray, ordered)
-        segments = pack(
-            self.variant.struct("Segments"), 1, self.device, *on_device, column, value, len(order)
-        )
+        middle = np.zeros(cut.count, np.int32)
+        if cut.nnz:
+            middle = column[self.xp.asarray(cut.middle)].get()
+        segments = self.segments(cut, slice(0, cut.count), middle, column, value)
+        return self.in_parts(nonzeros.shape, cut, (segments,))
+
+    def segments(self, cut: Segmentation, part: slice, middle: Host, column: Array, value: Array) -> Packed:
+        """Consecutive segments in launch order, on the device.
+
+        ``middle`` (P,) is the column in the middle of each; ``column`` (Z,) and ``value`` (Z,) are where the
+        nonzeros of the part are, or will be.
+        """
+        tables = map(self.xp.asarray, cut.in_launch_order(part, middle))
+        return pack(self.variant.struct("Segments"), 1, self.device, *tables, column, value, len(middle))
+
+    def in_parts(self, shape: tuple[int, int], cut: Segmentation, parts: Iterable[Packed]) -> Rows:
+        """Rows (N, M) that are cut into segments, from the parts that these form."""
         long_row, long_begin = self.xp.asarray(cut.long_row), self.xp.asarray(cut.long_begin)
-        return Rows(nonzeros.shape, segments, cut.slots, long_row, long_begin, column, value)
+        return Rows(shape, cut.nnz, parts, cut.count, cut.slots, long_row, long_begin)
 
     def canonical(self, triplets: Triplets) -> DeviceCsr:
         """Sort by two counting sorts, by columns and then by rows, and add up duplicates."""

@@ -11,6 +11,9 @@ from .protocol import Host
 
 #: Maximum number of nonzeros in a segment, which one warp processes.
 SEGMENT = 256
+#: Maximum number of nonzeros in a part of counts that stream, at least SEGMENT: so many that launches do not
+#: matter, so few that three buffers for them take little of a GPU's memory.
+PART = 1 << 24
 MAX_NUMBER = int(np.iinfo(np.int32).max)
 _MAX_STRANDS = 1024
 _FREE_COUNTERS = 1 << 21  # of a sort; so few that their memory does not matter
@@ -31,6 +34,38 @@ class Segmentation:
     def slots(self) -> int:
         """Number of segments of rows that have several."""
         return int(self.long_begin[-1])
+
+    @property
+    def count(self) -> int:
+        """Number of segments S."""
+        return len(self.row)
+
+    @property
+    def nnz(self) -> int:
+        """Number of nonzeros Z."""
+        return int(self.indptr[-1])
+
+    @property
+    def middle(self) -> Host:
+        """The nonzero (S,) in the middle of each segment; any one where a segment is empty."""
+        middle: Host = (self.begin[:-1] + self.begin[1:]) // 2
+        return middle.clip(max=max(0, self.nnz - 1))
+
+    def in_launch_order(self, part: slice, middle: Host) -> tuple[Host, Host, Host, Host, Host]:
+        """Segments of a part as kernels take them: begin in the part, size, row, slot and number, each (P,).
+
+        ``middle`` (P,) is the column of each one's middle nonzero.
+        """
+        begin = self.begin[part.start : part.stop + 1]
+        size = np.diff(begin)
+        order = launch_order(size, middle)
+        return (
+            begin[order] - begin[0],
+            size[order].astype(np.int32),
+            self.row[part][order],
+            self.slot[part][order],
+            (part.start + order).astype(np.int32),
+        )
 
 
 def segmentation(indptr: Host) -> Segmentation:
@@ -59,6 +94,19 @@ def segmentation(indptr: Host) -> Segmentation:
     )
 
 
+def parts_of(begin: Host, most: int) -> list[slice]:
+    """Cut pieces that begin at nonzeros ``begin`` (P + 1,) into runs of at most ``most`` nonzeros.
+
+    A piece of more is a run by itself.
+    """
+    parts, start = [], 0
+    while start < len(begin) - 1:
+        stop = int(np.searchsorted(begin, begin[start] + most, side="right")) - 1
+        parts.append(slice(start, max(stop, start + 1)))
+        start = parts[-1].stop
+    return parts
+
+
 def launch_order(size: Host, middle: Host) -> Host:
     """The order (S,) in which warps take segments of these sizes (S,).
 
@@ -76,12 +124,19 @@ def strands_of(columns: int, segments: int, nnz: int) -> int:
     return max(1, min(_MAX_STRANDS, segments, max(nnz, _FREE_COUNTERS) // max(1, columns)))
 
 
-def bytes_of_fit(variant: Variant, shape: tuple[int, int], nnz: int, *, composed: bool = False) -> int:
-    """Peak memory of a fit in bytes: counts by users and by items, and the larger of sorting and factors."""
+def bytes_of_fit(
+    variant: Variant, shape: tuple[int, int], nnz: int, *, composed: bool = False, streamed: int = 0
+) -> int:
+    """Peak memory of a fit in bytes: counts by users and by items, and the larger of sorting and factors.
+
+    ``streamed``, if not 0, is the number of bytes in which a nonzero comes to the device.  Counts then take
+    two buffers for parts in this form and one for a part as kernels take it, and are sorted on the host.
+    """
     rows, real = sum(shape), variant.real.itemsize
     segments = rows + 2 * nnz // SEGMENT
-    counts = 2 * nnz * (4 + real) + 20 * segments
-    sorting = 12 * shape[1] * strands_of(shape[1], segments, nnz)
+    counts = min(nnz, PART) * (4 + real + 2 * streamed) if streamed else 2 * nnz * (4 + real)
+    counts += 24 * segments
+    sorting = 0 if streamed else 12 * shape[1] * strands_of(shape[1], segments, nnz)
     # Shapes and exp E[ln θ] of this iteration and the last; start rates or means, means of the last check
     # ('diff-norm'), and a contiguous copy for the transfer to the host; fourteen vectors.
     factors = rows * (variant.width * (5 * real + 2 * variant.store.itemsize) + 112)

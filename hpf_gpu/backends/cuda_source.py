@@ -30,6 +30,7 @@ _TYPES: dict[str, Any] = {
     "unsigned": np.uint32,
     "long long": np.int64,
     "unsigned char": np.uint8,
+    "unsigned short": np.uint16,
 }
 #: Structs that kernels take.
 _STRUCTS = ("Gamma", "Segments", "Sums", "Left")

@@ -77,9 +77,25 @@ extern "C" __global__ void __launch_bounds__(256, 1) sum_runs(const long long* b
   out[r] = Real(sum);
 }
 
+// A part of streamed counts as the other kernels take it, from the narrow form in which it came: of the sources of
+// columns and of values all but one are null.
+extern "C" __global__ void __launch_bounds__(256, 1) widen(const unsigned short* column16,  // (Z,)
+                                                           const int* column32,             // (Z,)
+                                                           const unsigned char* value8,     // (Z,)
+                                                           const unsigned short* value16,   // (Z,)
+                                                           const Real* value_as_is,         // (Z,)
+                                                           long long nnz,                   // Z
+                                                           int* column,                     // (Z,)
+                                                           Real* value) {                   // (Z,)
+  const long long z = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+  if (z >= nnz) return;
+  column[z] = column16 ? int(column16[z]) : column32[z];
+  value[z] = value8 ? Real(value8[z]) : value16 ? Real(value16[z]) : value_as_is[z];
+}
+
 // Σ ln y! over each segment.
 extern "C" __global__ void __launch_bounds__(HPF_THREADS, 1) log_factorial_sums(Segments segments,
-                                                                                double* out) {  // (S,)
+                                                                                double* out) {  // by number
   const long long number = global_warp();
   if (number >= segments.count) return;
   const Segment at(segments, number);
@@ -87,5 +103,5 @@ extern "C" __global__ void __launch_bounds__(HPF_THREADS, 1) log_factorial_sums(
   double sum = 0;
   for (int z = lane; z < at.size; z += warp) sum += log_gamma(double(at.value[z]) + 1.0);
   sum = sum_lanes<warp>(sum);
-  if (lane == 0) out[number] = sum;
+  if (lane == 0) out[segments.number[number]] = sum;
 }

@@ -65,14 +65,14 @@ extern "C" __global__ void __launch_bounds__(HPF_THREADS, likelihood_blocks<Real
     log_rate_sums(Segments segments,
                   const Real* __restrict__ theta,  // (N, width)
                   const Real* __restrict__ beta,   // (M, width)
-                  double* out,                     // (S,)
+                  double* out,                     // by number
                   Left left) {                     // to log_rates_exactly
   const long long number = global_warp();
   if (number >= segments.count) return;
   const Segment at(segments, number);
   bool tiny = false;
   const double sum = sum_logs(at, theta, beta, tiny, [](double rate, int) { return log_normal(rate); });
-  if (threadIdx.x % warp == 0) out[number] = sum;
+  if (threadIdx.x % warp == 0) out[segments.number[number]] = sum;
   left.note(number, tiny);
 }
 
@@ -81,7 +81,7 @@ extern "C" __global__ void __launch_bounds__(exact_threads, 1)
     log_rates_exactly(Segments segments,
                       const Real* __restrict__ theta,  // (N, width)
                       const Real* __restrict__ beta,   // (M, width)
-                      double* out,                     // (S,)
+                      double* out,                     // by number
                       Left left) {
   if (*left.any == 0) return;
   const int in_warp = threadIdx.x % warp;
@@ -97,7 +97,7 @@ extern "C" __global__ void __launch_bounds__(exact_threads, 1)
         lifted += double(theta[segment.row * width + k]) * (double(beta[column * width + k]) * rate_lift);
       sum += double(segment.value[z]) * log_lifted_rate(sum_lanes<warp>(lifted));
     }
-    if (in_warp == 0) out[at.number] += sum;
+    if (in_warp == 0) out[segments.number[at.number]] += sum;
   }
 }
 
@@ -108,7 +108,7 @@ extern "C" __global__ void __launch_bounds__(HPF_THREADS, likelihood_blocks<Stor
                         const Store* __restrict__ other,             // (M, width)
                         const double* __restrict__ own_log_scale,    // (N,)
                         const double* __restrict__ other_log_scale,  // (M,)
-                        double* out,                                 // (S,)
+                        double* out,                                 // by number
                         Left left) {                                 // to log_normalizers_exactly
   const long long number = global_warp();
   if (number >= segments.count) return;
@@ -119,7 +119,7 @@ extern "C" __global__ void __launch_bounds__(HPF_THREADS, likelihood_blocks<Stor
   const double sum = sum_logs(at, own, other, tiny, [&](double product, int column) {
     return log_normal(product) + scale + other_log_scale[column];
   });
-  if (threadIdx.x % warp == 0) out[number] = sum;
+  if (threadIdx.x % warp == 0) out[segments.number[number]] = sum;
   left.note(number, tiny);
 }
 
@@ -129,7 +129,7 @@ extern "C" __global__ void __launch_bounds__(exact_threads, 1)
                             const Store* __restrict__ own,    // (N, width)
                             const Store* __restrict__ other,  // (M, width)
                             Gamma rows, Gamma columns,
-                            double* out,  // (S,)
+                            double* out,  // by number
                             Left left) {
   if (*left.any == 0) return;
   __shared__ double log_phi_of_warp[exact_warps][K];
@@ -145,6 +145,6 @@ extern "C" __global__ void __launch_bounds__(exact_threads, 1)
       const double top = log_phi_of(rows, segment.row, columns, column, in_warp, log_phi);
       sum += double(segment.value[z]) * (top + log_normal(sum_exp(log_phi, top, in_warp)));
     }
-    if (in_warp == 0) out[at.number] += sum;
+    if (in_warp == 0) out[segments.number[at.number]] += sum;
   }
 }

@@ -2,7 +2,7 @@
 //
 // Rows are cut into segments of bounded length, a warp for each; the groups of lanes in a warp take one nonzero
 // each.  Warps take segments in the order in which they are stored (backends/cuda_layout.py), which is not that of
-// the rows.
+// the rows.  A launch is for all segments of the side, or for those of one part, S and Z being those of the part.
 #pragma once
 
 #include "rows.cuh"
@@ -15,6 +15,7 @@ struct Segments {
   const int* size;         // (S,)
   const int* row;          // (S,)
   const int* slot;         // (S,) row of `partial`, or −1 where the segment is its whole row
+  const int* number;       // (S,) its number in the order of the rows, among all segments of the side
   const int* column;       // (Z,)
   const Real* value;       // (Z,)
   int count;               // S
