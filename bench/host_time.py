@@ -2,9 +2,9 @@
 
 PYTHONPATH=tests python bench/host_time.py [--iterations 1000] [--k 30]
 
-A fit of small data runs in the simulator until its first iteration is done; from then on kernels do nothing.
-Python, CuPy and our own code are those of a GPU; a launch costs what a call from C to Python costs, about as
-much as CUDA's own.  Printed is the processor time from one iteration to the next, without checks.
+A fit of small data runs in the simulator until its first iteration is done; from then on kernels, graphs and
+events do nothing.  Python, CuPy and our own code are those of a GPU; a launch costs what a call from C to
+Python costs.  Printed is the processor time from one iteration to the next, without checks.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import itertools
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import cudasim.arguments
@@ -23,7 +24,7 @@ from scipy import sparse
 
 from hpf_gpu import HPF
 
-STREAM = 8  # its place among the arguments of a launch
+SUBMITTED = ("graphLaunch", "eventRecord", "eventSynchronize", "memsetAsync")
 CASES: dict[str, dict[str, Any]] = {
     "joint": {},
     "alternating": {"schedule": "alternating"},
@@ -31,34 +32,15 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-class Kernels:
-    """Whether kernels do something."""
+class Device:
+    """Whether the device does anything."""
 
     off = False
 
 
-class Driver(driver.Driver):
-    """A driver whose kernels do nothing while they are off."""
-
-    def launchKernel(self, *launch: Any) -> None:
-        if Kernels.off:
-            self._device.streams.submit(launch[STREAM], nothing)
-        else:
-            super().launchKernel(*launch)
-
-
-class Runtime(device.Runtime):
-    """A runtime whose graphs do nothing while kernels are off."""
-
-    def graphLaunch(self, executable: int, stream: int) -> None:
-        if Kernels.off:
-            self._device.streams.submit(stream, nothing)
-        else:
-            super().graphLaunch(executable, stream)
-
-
-def nothing() -> None:
-    """Run in place of a kernel."""
+def unless_off(function: Callable[..., None]) -> Callable[..., None]:
+    """A function of the driver that does nothing while the device is off."""
+    return lambda *arguments: None if Device.off else function(*arguments)
 
 
 def host_time(iterations: int, k: int, **options: Any) -> list[float]:
@@ -69,11 +51,11 @@ def host_time(iterations: int, k: int, **options: Any) -> list[float]:
     times: list[float] = []
 
     def after_each(_: object) -> None:
-        Kernels.off = True
+        Device.off = True
         times.append(time.thread_time())
 
     model = HPF(k=k, maxiter=iterations + 10, stop_crit="maxiter", verbose=False, backend="cuda", **options)
-    Kernels.off = False
+    Device.off = False
     model.fit(counts, callback=after_each)
     return [1e6 * (after - before) for before, after in itertools.pairwise(times[9:])]
 
@@ -83,7 +65,9 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=1000)
     parser.add_argument("--k", type=int, default=30)
     arguments = parser.parse_args()
-    driver.Driver, device.Runtime = Driver, Runtime  # type: ignore[misc]
+    for kind, names in ((driver.Driver, ("launchKernel",)), (device.Runtime, SUBMITTED)):
+        for name in names:
+            setattr(kind, name, unless_off(getattr(kind, name)))
     cudasim.arguments.check = lambda *_: None  # a GPU's driver does not check
     cudasim.install()
     import cupy as cp

@@ -185,6 +185,20 @@ def test_a_fit_that_streams_is_the_same(
     np.testing.assert_array_equal(got.topN(0, 5), want.topN(0, 5))
 
 
+@pytest.mark.skipif(not conftest.SIMULATED, reason="only the simulator counts calls of CUDA")
+def test_iterations_that_stream_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    import cudasim
+
+    csr = counts()
+    with cudasim.calls() as calls:
+        fit(csr, maxiter=5)
+    assert calls["graphLaunch"] == 3
+    let_free(monkeypatch, needs(csr)[1])
+    with told_once(), cudasim.calls() as calls:
+        fit(csr, maxiter=5)
+    assert calls["graphLaunch"] == 0
+
+
 def test_a_backend_tells_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the first of several blocks or batches; the next fit has a backend of its own."""
     csr = counts()

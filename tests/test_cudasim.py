@@ -315,6 +315,17 @@ def test_cupy_over_the_simulator():
         unavailable(report)
 
 
+@pytest.mark.slow
+def test_host_time_is_measured():
+    """By the program, for each kind of iteration; not how long it is."""
+    command = [sys.executable, str(HERE.parent / "bench" / "host_time.py"), "--iterations", "3", "--k", "5"]
+    done = subprocess.run(command, env=cudasim.environment("fast"), capture_output=True, text=True)
+    if "Unsupported: " in done.stderr:
+        unavailable(done.stderr)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"(?:[a-z ]+: \d+\.\d µs, the fastest \d+\.\d µs\n){3}", done.stdout), done.stdout
+
+
 # ---- where it runs ----
 
 

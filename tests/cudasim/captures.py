@@ -111,7 +111,7 @@ class Captures:
 
     def of(self, stream: int) -> Capture | None:
         """Return what captures the next operation of a stream, if anything does."""
-        if self._is_default(stream):
+        if self._of and self._is_default(stream):
             for capture in self._blocking():
                 capture.fail(
                     IMPLICIT, "the legacy default stream would wait for a blocking one that captures"
