@@ -351,6 +351,7 @@ def test_host_memory_is_given_back_when_it_was_read(order: None, monkeypatch: py
         def __del__(self) -> None:
             nonlocal pinned
             pinned -= self.size
+            super().__del__()
 
     monkeypatch.setattr(cp.cuda, "PinnedMemory", Counted)
     monkeypatch.setattr(cuda_layout, "PART", 64)
