@@ -39,13 +39,21 @@ def test_segmentation(lengths: list[int]) -> None:
     assert cut.slots == (cut.slot >= 0).sum()
 
 
-def test_launch_order() -> None:
+def test_launch_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """Long segments by the column in their middle, the others by length; equal ones as they were."""
+    monkeypatch.setattr(cuda_layout, "_NEIGHBOURS", 1)
     half = cuda_layout.SEGMENT // 2
     size = np.array([3, half, half - 1, 2 * half, 3, 0, half])
     middle = np.array([5, 9, 0, 2, 1, 0, 2], np.int32)
     assert cuda_layout.launch_order(size, middle).tolist() == [3, 6, 1, 2, 0, 4, 5]
     assert cuda_layout.launch_order(size[:0], middle[:0]).tolist() == []
+
+
+def test_launch_order_of_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Among so many neighbours in the order of columns, long ones first."""
+    monkeypatch.setattr(cuda_layout, "_NEIGHBOURS", 3)
+    size = cuda_layout.SEGMENT - np.array([2, 1, 0, 2, 1, 0, 0])
+    assert cuda_layout.launch_order(size, np.arange(7, dtype=np.int32)).tolist() == [2, 1, 0, 5, 4, 3, 6]
 
 
 def test_logs_go_by_the_side_that_gathers_less() -> None:
@@ -55,8 +63,9 @@ def test_logs_go_by_the_side_that_gathers_less() -> None:
         assert DeviceCounts(*sides).gathers_less_by_users is by_users
 
 
-def test_parts_in_launch_order() -> None:
+def test_parts_in_launch_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """Segments of a part begin from its first nonzero, and know their number among all."""
+    monkeypatch.setattr(cuda_layout, "_NEIGHBOURS", 1)
     half = cuda_layout.SEGMENT // 2
     cut = cuda_layout.segmentation(np.cumsum([0, 1, 2 * half + 3, 0, half]))
     assert (cut.count, cut.nnz, cut.middle.tolist()) == (

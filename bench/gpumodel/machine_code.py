@@ -14,10 +14,8 @@ from occupancy import resident_warps
 from gpumodel.sass import Counts, Flow, Loop, Way
 from hpf_gpu.backends.cuda_source import Variant, source
 
-#: As PROBE, for rows of E[θ] and for rows of the gamma posteriors.
+#: As PROBE, for rows of the gamma posteriors.
 _MORE_PROBES = """
-extern "C" __device__ int means_at_once = hpf::Layout<hpf::Real>::groups;
-extern "C" __device__ int loads_of_mean = hpf::Layout<hpf::Real>::per_lane;
 extern "C" __device__ int lanes_of_posterior = gamma_lanes;
 """
 #: What the usual way of a nonzero needs: a reciprocal, of its product or in its logarithm.
@@ -55,10 +53,7 @@ def machine_code(precision: str, k: int, sm: int) -> MachineCode:
     compiled = compile_source(source() + PROBE + _MORE_PROBES, sm, variant.options)
     probes = compiled.constants
     flows = {name: Flow(kernel.code) for name, kernel in compiled.kernels.items()}
-    stored, means = (
-        (probes["rows_at_once"], probes["loads_of_row"]),
-        (probes["means_at_once"], probes["loads_of_mean"]),
-    )
+    stored, means = ((probes[f"rows_of_{name}"], probes[f"loads_of_{name}"]) for name in ("Store", "Real"))
     executed = {
         "allocate": _for_nonzeros(flows["allocate"], *stored),
         "log_rate_sums": _for_nonzeros(flows["log_rate_sums"], *means),
@@ -102,12 +97,18 @@ def _usual_way(flow: Flow, loop: Loop) -> Way | None:
 def _for_rows(flow: Flow, variant: Variant, lanes: int) -> Executed:
     """The loop over rows of posteriors, each of them in so many lanes."""
 
+    def by_logs(way: Way) -> bool:
+        """Loops over the logarithms of entries are for rare rows; no other does without shared memory."""
+        return bool(way.counts.float64) and not way.count("LDS|STS")
+
     def trips(inner: Loop) -> float:
         """A loop over the factors of a lane may be unrolled: every factor is stored once.
 
         Where rows are padded, the loop that stores what it has not loaded also stores zeros.
         """
         way = flow.way(inner)
+        if by_logs(way):
+            return 0
         stores = way.count("STG")
         if variant.width > variant.k and not way.count("LDG"):
             stores /= 2

@@ -11,7 +11,7 @@ from gpu.shapes import SHAPES
 from scipy import sparse
 
 from gpumodel.caches import Nonzeros, Segments
-from hpf_gpu.backends.cuda_layout import segmentation
+from hpf_gpu.backends.cuda_layout import launch_order, segmentation
 
 #: Which segments are launched first.
 Order = Callable[[Segments, np.ndarray], np.ndarray]
@@ -32,18 +32,16 @@ class Rows:
 
 def stored(segments: Segments, column: np.ndarray) -> np.ndarray:
     """The order in which the backend stores them."""
+    middle = np.minimum(segments.begin + segments.size // 2, len(column) - 1)
+    return launch_order(segments.size.astype(np.int64), column[middle])
+
+
+def by_rows(segments: Segments, column: np.ndarray) -> np.ndarray:
+    """As they are cut."""
     return np.arange(len(segments.size))
 
 
-def by_middle_column(segments: Segments, column: np.ndarray) -> np.ndarray:
-    """Segments of 128 nonzeros and more by the column in their middle, then the others, long ones first."""
-    begin, size = segments.begin, segments.size
-    long = size >= 128
-    middle = np.where(long, column[np.minimum(begin + size // 2, len(column) - 1)], 0)
-    return np.lexsort((middle, np.where(long, 0, -size), ~long))
-
-
-ORDERS: dict[str, Order] = {"stored": stored, "columns": by_middle_column}
+ORDERS: dict[str, Order] = {"stored": stored, "rows": by_rows}
 
 
 @cache

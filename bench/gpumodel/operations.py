@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gpumodel.caches import Machine, gather
 from gpumodel.cost import Cost
@@ -11,13 +11,16 @@ from gpumodel.gpus import ISSUES, PASS_BYTES, Gpu, l1_bytes
 from gpumodel.machine_code import MachineCode
 from gpumodel.matrices import Rows
 from gpumodel.sass import Counts
-from hpf_gpu.backends.cuda_source import THREADS
+from hpf_gpu.backends.cuda_source import JOIN_STRANDS
 
 #: Launches beside the kernels with names of their own.  In an iteration, for each side: a flag is cleared,
 #: allocate_exactly finds nothing to do, and two vectors are computed by CuPy.
 _OTHER_OF_ITERATION = 8
-#: In a check: sums over segments (2), vectors of gamma_elbo (14), the expected total (2), copies (5).
-_OTHER_OF_CHECK = 23
+#: In a check: a flag is cleared, log_rates_exactly finds nothing to do, a sum over segments, the expected
+#: total (2) and copies (2).
+_OTHER_OF_CHECK = 7
+#: More where it computes the ELBO: the like of these (4), and vectors of gamma_elbo (14).
+_OTHER_OF_ELBO = 18
 #: Cycles from one instruction of a warp to the next that needs its result, on Volta and later.
 _DEPENDENT = 4
 _SECTOR = 32  # bytes that L2 moves at least
@@ -46,11 +49,14 @@ class Model:
         found["other kernels"] = self.launches(_OTHER_OF_ITERATION)
         for name, side in sides:
             found[f"mean {name}"] = self.mean(side.rows)
-        found["log_rate_sums"] = self.log_rate_sums(self.users)
-        found["log_normalizer_sums"] = self.log_normalizer_sums(self.users)
+        # By the side that gathers rows of the smaller matrix.
+        less = min((self.users, self.items), key=lambda side: side.columns)
+        found["log_rate_sums"] = self.log_rate_sums(less)
+        found["log_normalizer_sums"] = self.log_normalizer_sums(less)
         for name, side in sides:
             found[f"gamma_entropy {name}"] = self.gamma_entropy(side.rows)
         found["other kernels of a check"] = self.launches(_OTHER_OF_CHECK)
+        found["other kernels of the ELBO"] = self.launches(_OTHER_OF_ELBO)
         return found
 
     # -- operations on nonzeros ------------------------------------------------------------------
@@ -75,12 +81,12 @@ class Model:
         loop, blocks = code.executed[name], code.blocks[name]
         l1 = l1_bytes(gpu, blocks, code.kernels[name].shared)
         streamed = 4 + code.variant.real.itemsize  # column number and count
-        place = 16  # where a segment begins, its row and its slot
+        place = 20  # where a segment begins, its size, row and slot
         own = side.rows * row_bytes / segments  # its row comes from DRAM once, from L2 for every segment
         machine = Machine(
             multiprocessors=gpu.multiprocessors,
             blocks=blocks,
-            warps=THREADS // 32,
+            warps=code.variant.knobs.threads // 32,
             l1_rows=l1 / row_bytes,
             l2_rows=gpu.l2 / row_bytes,
             step=round(loop.things),
@@ -117,15 +123,15 @@ class Model:
         if not side.long_rows:
             return self.launches(0)
         width, loop = self.code.variant.width, self.code.executed["join_segments"]
-        warps = -(-side.long_rows * width // 32)
+        warps = side.long_rows * -(-width // 32) * JOIN_STRANDS
         moved = (side.slots + side.long_rows) * self._real
         executed = loop.each_time * (side.slots * width / 32 / loop.things) + loop.once * warps
-        chain = -(-side.longest // loop.things) * self.gpu.dram_latency
+        chain = -(-side.longest // (loop.things * JOIN_STRANDS)) * self.gpu.dram_latency
         return self._cost(executed, dram=moved, l2=moved, waits=self._waits(executed, moved, moved, chain))
 
     def gamma_update(self, rows: int) -> Cost:
         vectors = 24  # rates in, scales and sums out
-        parts = _row_blocks(rows) * self.code.variant.k * 8
+        parts = self._row_blocks(rows) * self.code.variant.k * 8
         moved = rows * (2 * self._real + self._stored + vectors) + parts
         return self._of_rows("gamma_update", rows, moved)
 
@@ -135,9 +141,13 @@ class Model:
     def _of_rows(self, name: str, rows: int, moved: float) -> Cost:
         """A group of lanes for one row after the other."""
         code, gpu, loop = self.code, self.gpu, self.code.executed[name]
-        blocks, warps = _row_blocks(rows), self.code.warps(name)
+        blocks, warps = self._row_blocks(rows), self.code.warps(name)
         steps = math.ceil(rows / (blocks * warps * loop.things))
-        executed = (loop.each_time * steps + loop.once) * (blocks * warps)
+        each_time = loop.each_time
+        if name == "gamma_update" and code.variant.real.itemsize == 4:
+            # All of it in float64 is the logarithm of a row's scale, which as many rows as lanes share.
+            each_time = replace(each_time, float64=each_time.float64 / min(32, steps))
+        executed = (each_time * steps + loop.once) * (blocks * warps)
         # The last multiprocessors get as many blocks as the others, or one less.
         uneven = -(-blocks // gpu.multiprocessors) * gpu.multiprocessors / blocks
         waves = -(-blocks // (gpu.multiprocessors * code.blocks[name]))
@@ -146,7 +156,7 @@ class Model:
         return self._cost(executed, dram=moved, l2=moved, waits=waits)
 
     def sum_columns(self, rows: int) -> Cost:
-        blocks, k, gpu = _row_blocks(rows), self.code.variant.k, self.gpu
+        blocks, k, gpu = self._row_blocks(rows), self.code.variant.k, self.gpu
         loop, strands = self.code.executed["sum_columns"], self.code.warps("sum_columns")
         moved, multiprocessors = blocks * k * 8, -(-k // 32)
         executed = (loop.each_time * (blocks / strands / loop.things) + loop.once) * (
@@ -168,6 +178,10 @@ class Model:
         return Cost(number, waits={"launch": number * self.gpu.launch * 1e3})
 
     # -- times -----------------------------------------------------------------------------------
+
+    def _row_blocks(self, rows: int) -> int:
+        """Blocks of kernels that take whole rows, as in cuda_backend.py, which only imports with CuPy."""
+        return min(2048, -(-rows // self.code.variant.gamma_groups))
 
     @property
     def _stored(self) -> int:
@@ -223,8 +237,3 @@ class Model:
             *rows,
             {name: 1e3 * amount for name, amount in seconds.items()},
         )
-
-
-def _row_blocks(rows: int) -> int:
-    """Blocks of kernels that take whole rows, as in cuda_backend.py, which only imports with CuPy."""
-    return min(4096, -(-rows // 64))

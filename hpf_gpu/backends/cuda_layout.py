@@ -16,6 +16,7 @@ SEGMENT = 256
 PART = 1 << 24
 MAX_NUMBER = int(np.iinfo(np.int32).max)
 _MAX_STRANDS = 1024
+_NEIGHBOURS = 64  # segments that are near enough in the order of columns to be sorted by length
 _FREE_COUNTERS = 1 << 21  # of a sort; so few that their memory does not matter
 
 
@@ -112,11 +113,14 @@ def launch_order(size: Host, middle: Host) -> Host:
 
     ``middle`` (S,) is the column in the middle of each; any number where a segment is empty.  First the long
     ones, by that column: warps that run together then gather the same rows of the other side, which stay in
-    the cache.  Then the others, longest first, so that the warps of a block end together.
+    the cache.  Then the others.  Longer ones come first among neighbours, so that the warps of a block, whose
+    place is free when the last of them ends, end together.
     """
-    is_short = size < SEGMENT // 2
-    key = np.where(is_short, (1 << 32) + SEGMENT - size, middle.astype(np.int64))
-    return np.argsort(key, kind="stable")
+    long = np.flatnonzero(size >= SEGMENT // 2)
+    short = np.flatnonzero(size < SEGMENT // 2)
+    long = long[np.argsort(middle[long], kind="stable")]
+    long = long[np.lexsort((-size[long], np.arange(len(long)) // _NEIGHBOURS))]
+    return np.concatenate([long, short[np.argsort(-size[short], kind="stable")]])
 
 
 def strands_of(columns: int, segments: int, nnz: int) -> int:

@@ -20,7 +20,7 @@ FILES_OF_A_FIT = ("allocate.cu", "gamma.cu", "likelihood.cu")
 MAX_FACTORS = 1024  # the largest k for which the rows of a block fit into shared memory
 _SECTOR = 32  # bytes of a memory transaction
 
-JOIN_STRANDS = 8  # warps of a block that adds up the parts of one row
+JOIN_STRANDS = 4  # warps of a block that adds up the parts of one row
 TOP_PLACES = 256  # ranks that one pass of ``top_items`` fills at most, and threads of its block
 
 #: NumPy's dtype for each C++ type in a kernel's signature.  ``Real`` and ``Store`` depend on the model.
