@@ -61,7 +61,7 @@ FEW = (
 #: The same for few cases.
 SMALL = f"{FEW} and (5 or user or nonzero or device or stream or wait or recorded) and not 50"
 
-#: Of counts that stream, whose tests choose orders of streams themselves: some in one order, and all parts in many.
+#: Of counts that stream, whose tests choose orders of streams themselves.
 STREAMED = "overtakes or given_back or same_bits and eager and 40 and float32"
 
 #: The longest first, for they run side by side.
