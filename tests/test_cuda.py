@@ -45,7 +45,7 @@ from hpf_gpu import HPF, BackendUnavailable, DeviceError, NotEnoughMemory
 from hpf_gpu.backends import create, cuda_layout
 from hpf_gpu.backends.cuda_counts import Sorted
 from hpf_gpu.backends.cuda_input import Triplets, from_matrix
-from hpf_gpu.backends.cuda_launch import Packed, pack
+from hpf_gpu.backends.cuda_launch import pack
 from hpf_gpu.backends.cuda_source import Variant
 from hpf_gpu.backends.protocol import Full, RankOne
 from hpf_gpu.model.inference import iterate
@@ -137,15 +137,11 @@ def test_counts_by_items(
     np.testing.assert_array_equal(by_items["value"].get(), csc.data.astype(cuda.dtype))
 
 
-def fields_of(packed: Packed) -> dict[str, Any]:
-    """What a struct was packed from, by the names of its fields."""
-    return {field.name: value for field, value in zip(packed.struct.fields, packed.arrays, strict=True)}
-
-
 def segments_of(side: Any) -> dict[str, Any]:
     """The only part of one side of counts on the device."""
     (segments,) = side.parts
-    return fields_of(segments)
+    fields: dict[str, Any] = segments.fields
+    return fields
 
 
 @pytest.mark.parametrize("shape", [(60, 45), (1, 700), (700, 1), (3, 900)])

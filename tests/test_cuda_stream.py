@@ -126,6 +126,31 @@ def test_same_bits_as_on_the_device(
     assert_same_bits(got, want)
 
 
+def test_no_part_overtakes_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has come is what was sent, in many orders: few random ones let a copy overtake two parts."""
+    import cupy as cp
+
+    if not conftest.SIMULATED:
+        pytest.skip("only simulated streams run in many orders")
+    import cudasim
+
+    monkeypatch.setattr(cuda_layout, "PART", 40)
+    backend, csr = create("cuda", F4), counts()
+    users = backend._streamer.counts(csr, Narrow.of(csr, F4)).users
+    channel = users.parts._channel
+    for order in [("lazy", 0), *(("random", seed) for seed in range(100))]:
+        with cudasim.stream_order(*order):
+            came = [(channel.column.copy(), channel.value.copy()) for _ in users.parts]
+            cp.cuda.get_current_stream().synchronize()
+        begin = 0
+        for part, (column, value) in zip(users.parts._parts, came, strict=True):
+            within, size = slice(begin, begin + len(part.column)), len(part.column)
+            np.testing.assert_array_equal(column.get()[:size], csr.indices[within], err_msg=str(order))
+            np.testing.assert_array_equal(value.get()[:size], csr.data[within], err_msg=str(order))
+            begin += size
+        assert begin == csr.nnz
+
+
 # -- fits --------------------------------------------------------------------------------------
 
 

@@ -61,11 +61,16 @@ FEW = (
 #: The same for few cases.
 SMALL = f"{FEW} and (5 or user or nonzero or device or stream or wait or recorded) and not 50"
 
+#: Of counts that stream, whose tests choose orders of streams themselves.
+STREAMED = "overtakes or given_back or same_bits and eager and 40 and float32"
+
 #: The longest first, for they run side by side.
 LEGS = {
-    "core": Leg("fast", CORE),
+    "core": Leg("fast", f"{CORE} or overtakes", (*OPERATIONS, "test_cuda_stream.py")),
     "everything in float32": Leg("fast", "not float64"),
     "everything in float64": Leg("fast", "float64"),
+    "streamed counts": Leg("fast", "cuda_stream", ("test_cuda_stream.py",)),
+    "streamed counts, asan": Leg("asan", STREAMED, ("test_cuda_stream.py",)),
     "fits": Leg("fast", "not online_retail and not land_on", FITS),
     "asan": Leg("asan", FEW),
     "lazy streams": Leg("fast", SMALL, streams="lazy", seed=1),
@@ -74,6 +79,7 @@ LEGS = {
     "tsan": Leg(
         "tsan", "(allocate or gamma_update or log_ or pairs or by_items or any_sign) and not float64", seed=3
     ),
+    "streamed counts, tsan": Leg("tsan", f"({STREAMED}) and not overtakes", ("test_cuda_stream.py",)),
 }
 
 

@@ -168,10 +168,10 @@ def measure_variant(worker: Worker, csr: Any, k: int, variant: str, copying: flo
     backend = create("cuda", dtype, **options)
     started = Started(backend, csr, k, 1 if worker.arguments.quick else 10)
     counts, (users, items) = started.counts, (side.factor for side in started.sides)
-    gathers = [
-        gather(worker.clock, other.exp_log, own.column)
-        for own, other in ((counts.users, items), (counts.items, users))
-    ]
+    gathers = []
+    for own, other in ((counts.users, items), (counts.items, users)):
+        (segments,) = own.parts  # of counts on the device
+        gathers.append(gather(worker.clock, other.exp_log, segments.fields["column"]))
     for name, timing in zip(("gather for users", "gather for items"), gathers, strict=True):
         if timing is not None:
             worker.write(name, timing, bytes=counts.nnz * row_bytes(users.exp_log), units=counts.nnz)

@@ -21,6 +21,11 @@ class Packed:
     value: Any  # numpy.void
     arrays: tuple[Any, ...]
 
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What it was packed from, by the names of its fields."""
+        return {field.name: value for field, value in zip(self.struct.fields, self.arrays, strict=True)}
+
 
 def pack(struct: Struct, width: int, device: int, *values: Any) -> Packed:
     """A struct for kernels, from a value for each of its fields: arrays or None for pointers, else numbers.
