@@ -24,7 +24,6 @@ Needs ``pip install '.[cuda-check]'`` and g++.
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -48,18 +47,6 @@ ITERATION = (
 CHECK = ("mean users", "mean items", "log_rate_sums", "other kernels of a check")
 #: What a check computes beside it where it is asked for the ELBO.
 ELBO = (*("log_normalizer_sums", "gamma_entropy users", "gamma_entropy items", "other kernels of the ELBO"),)
-#: What gpu_day.py times, by its names.
-TIMED = {
-    "allocate users": ("allocate users", "join_segments users"),
-    "allocate items": ("allocate items", "join_segments items"),
-    "allocate both": ITERATION[:4],
-    "gamma_update": ("gamma_update users", "sum_columns users"),
-    "mean": ("mean users",),
-    "gamma_elbo": ("gamma_entropy users",),
-    "log_rate_sum": ("log_rate_sums",),
-    "log_normalizer_sum": ("log_normalizer_sums",),
-    "iteration": ("iteration",),
-}
 
 
 class Case(NamedTuple):
@@ -77,7 +64,7 @@ class Case(NamedTuple):
 def predict(case: Case, order: str = "stored") -> dict[str, Cost]:
     """Every operation by name, then ``iteration``, ``check``, ``elbo``, ``fit`` (ten iterations, a check).
 
-    Computes for some seconds; :func:`recorded` reads what is tracked.
+    Computes for some seconds.  ``gpu/modelled.py`` reads what is tracked.
     """
     from gpumodel.machine_code import machine_code  # which needs compilers
     from gpumodel.matrices import matrices
@@ -131,20 +118,6 @@ def record(modelled: Iterable[Case], compiler: str) -> Iterator[str]:
     for case in modelled:
         for name, cost in predict(case).items():
             yield "\t".join([*map(str, case), name, *cells(cost)])
-
-
-def recorded(shape: str, k: int, precision: str, device: str, table: Path = TABLE) -> dict[str, float]:
-    """Milliseconds of what gpu_day.py times, by its names, as tracked; empty for cases that are not.
-
-    ``device`` is the driver's name of the GPU.
-    """
-    gpu = next((key for key, gpu in GPUS.items() if re.match(rf"{gpu.name}\b", device)), None)
-    case = [shape, str(k), precision, gpu]
-    lines = (line.split("\t") for line in table.read_text(encoding="utf-8").splitlines() if line[0] != "#")
-    header = next(lines)
-    name, ms = header.index("operation"), header.index("ms")
-    found = {line[name]: float(line[ms]) for line in lines if line[: len(case)] == case}
-    return {timed: sum(found[part] for part in parts) for timed, parts in TIMED.items()} if found else {}
 
 
 def main() -> None:

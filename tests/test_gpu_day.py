@@ -368,7 +368,13 @@ def test_the_sweep_finds_the_best_knobs_that_change_no_bits(
 def expected(tmp_path: Path) -> Path:
     rows = [
         "gpu\tshape\tk\tprecision\toperation\tms\tbound",
-        "h100\tlastfm\t64\tfloat32\tallocate users\t6.17\tL2",
+        "h100\tlastfm\t64\tfloat32\tallocate users\t6\tL2",
+        "h100\tlastfm\t64\tfloat32\tjoin_segments users\t0.17\tL2",
+        "h100\tlastfm\t64\tfloat32\tallocate items\t5\tL2",
+        *(
+            f"{case}\tjoin_segments users\t0\tL2"
+            for case in ("h100\tlastfm\t64\tmixed", "rtx4090\tlastfm\t64\tfloat32", "l4\tlastfm\t64\tfloat32")
+        ),
         "h100\tlastfm\t64\tmixed\tallocate users\t3.5\tL2",
         "rtx4090\tlastfm\t64\tfloat32\tallocate users\t9\tHBM",
         "l4\tlastfm\t64\tfloat32\tallocate users\t30\tHBM",
@@ -400,11 +406,20 @@ def test_the_model_of_each_case(expected: Path, tmp_path: Path) -> None:
         entry("allocate users", variant="composed"),
         entry("allocate users", variant="float64", dtype="float64"),
         entry("allocate users", k=32),
-        entry("allocate items"),
+        entry("allocate items"),  # of which a part is missing
         entry("allocate users", "netflix"),
+        entry("predict_pairs"),
     ):
         assert model.ms(other) is None
     assert modelled.Model(tmp_path / "missing.tsv", "NVIDIA H100").ms(entry("allocate users")) is None
+
+
+def test_the_tracked_model_has_what_is_timed() -> None:
+    for gpu, tracked in (("NVIDIA H100 80GB HBM3", True), ("NVIDIA L4", True), ("NVIDIA L40", False)):
+        model = modelled.Model(modelled.TABLE, gpu)
+        for op in modelled.TIMED:
+            assert (model.ms(entry(op, "netflix")) is not None) is tracked
+        assert model.ms(entry("iteration", "netflix", k=63)) is None
 
 
 @pytest.mark.parametrize("row_bytes", [64, 128, 256, 416, 512])

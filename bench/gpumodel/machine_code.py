@@ -97,18 +97,12 @@ def _usual_way(flow: Flow, loop: Loop) -> Way | None:
 def _for_rows(flow: Flow, variant: Variant, lanes: int) -> Executed:
     """The loop over rows of posteriors, each of them in so many lanes."""
 
-    def by_logs(way: Way) -> bool:
-        """Loops over the logarithms of entries are for rare rows; no other does without shared memory."""
-        return bool(way.counts.float64) and not way.count("LDS|STS")
-
     def trips(inner: Loop) -> float:
         """A loop over the factors of a lane may be unrolled: every factor is stored once.
 
         Where rows are padded, the loop that stores what it has not loaded also stores zeros.
         """
         way = flow.way(inner)
-        if by_logs(way):
-            return 0
         stores = way.count("STG")
         if variant.width > variant.k and not way.count("LDG"):
             stores /= 2
@@ -116,7 +110,7 @@ def _for_rows(flow: Flow, variant: Variant, lanes: int) -> Executed:
         return -(-variant.k // lanes) / max(1, stores) if arithmetic else 1
 
     main = max(flow.loops, key=lambda loop: flow.way(loop).counts.issued)
-    return Executed(32 / lanes, flow.way(main, trips).counts, _beside_loops(flow))
+    return Executed(32 / lanes, flow.way(main, trips, without=flow.rare).counts, _beside_loops(flow))
 
 
 def _for_sums(flow: Flow) -> Executed:

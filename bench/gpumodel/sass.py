@@ -122,6 +122,21 @@ class Flow:
                     found[first] = Loop(first, last, inside)
         return tuple(sorted(found.values(), key=lambda loop: -len(loop.inside)))
 
+    @cached_property
+    def rare(self) -> frozenset[int]:
+        """Places that a warp jumps over unless one of its lanes votes against: seldom, in these kernels."""
+        votes = (place for place, one in enumerate(self._code) if one.opcode.startswith("VOTE.ANY"))
+        found: set[int] = set()
+        for vote in votes:
+            jump = next((p for p in range(vote, min(vote + 4, len(self._code))) if self._jumps_over(p)), None)
+            if jump is not None:
+                found.update(range(jump + 1, self._code[jump].target or 0))
+        return frozenset(found)
+
+    def _jumps_over(self, place: int) -> bool:
+        one = self._code[place]
+        return one.conditional and one.opcode.startswith("BRA") and (one.target or 0) > place
+
     def inner(self, loop: Loop) -> tuple[Loop, ...]:
         """Loops within this one."""
         return tuple(other for other in self.loops if other.inside < loop.inside)
@@ -132,6 +147,7 @@ class Flow:
         trips: Callable[[Loop], float] = lambda _: 1,
         *,
         through: str | None = None,
+        without: frozenset[int] = frozenset(),
     ) -> Way:
         """Once through a loop, or without one from the kernel's entry to its end.
 
@@ -143,6 +159,8 @@ class Flow:
         through : str, optional
             Pattern of opcodes.  The way has as few instructions as there can be with one of these; without
             a pattern it has as many as there can be.
+        without : frozenset of int
+            Places that do not count.
 
         Raises
         ------
@@ -156,6 +174,7 @@ class Flow:
             times = trips(other)
             for place in other.inside:
                 weight[place] *= times
+        weight.update(dict.fromkeys(without & weight.keys(), 0.0))
         sign = -1 if through is None else 1
         back = {(other.last, other.first) for other in (*inner, *((loop,) if loop else ()))}
         # Of each place the best way there, that has (1) or has not (0) met the pattern: cost and predecessor.
