@@ -277,7 +277,7 @@ class CudaBackend:
             self._knobs = knobs_for(int(cp.cuda.Device().compute_capability))
         self._sorter = Sorter(cp, self._counting, counting, self._device)
         self._streamer = Streamer(self._sorter)
-        self._has_told_of_streaming = False
+        self._streams = False  # whether counts do, which the user has been told
 
     def describe(self) -> str:
         precision = "half precision in float32" if self._half else str(self.dtype)
@@ -389,8 +389,9 @@ class CudaBackend:
         return replace(rows, matrix=_sparse(nonzeros)) if self._composed else rows
 
     def recorded(self, step: Callable[[ModelState], ModelState]) -> Callable[[ModelState], ModelState]:
-        # What cuSPARSE does for a product is not ours: it may wait for the device.
-        return step if self._composed else Recorded(cp, step)
+        # What cuSPARSE does for a product is not ours: it may wait for the device.  Copies of counts take far
+        # longer than the launches that a graph saves, and a rehearsal keeps memory that was not predicted.
+        return step if self._composed or self._streams else Recorded(cp, step)
 
     def read_device_data(self, data: Any, *, reindex: bool) -> DeviceData | None:
         if is_device_matrix(data):
@@ -444,8 +445,8 @@ class CudaBackend:
             raise NotEnoughMemory(
                 f"{problem}; use {fused}use_float=True, precision='mixed', a smaller k, or backend='openmp'"
             )
-        if not self._has_told_of_streaming and narrow is not None:
-            self._has_told_of_streaming = True
+        if not self._streams and narrow is not None:
+            self._streams = True
             warn(
                 f"{problem}: the counts stay in host memory and stream to the GPU in every iteration, "
                 f"{narrow.nbytes} bytes each by users and by items; the fit takes about {_size(needed)} there"
