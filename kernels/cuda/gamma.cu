@@ -143,7 +143,8 @@ extern "C" __global__ void __launch_bounds__(256, 1) mean(Gamma gamma,
   if (i >= n * width) return;
   const long long row = i / width;
   const int k = int(i % width);
-  out[i] = k < K ? Real(double(gamma.shape[i]) / gamma.rate(row, k)) : Real(0);
+  const Real rest = gamma.rate_rows ? Real(gamma.rate_rows[row]) : gamma.rate_matrix[i];
+  out[i] = k < K ? gamma.shape[i] / (rest + Real(gamma.rate_columns[k])) : Real(0);
 }
 
 // Of each row: Σ_k (a − s) E[ln θ] + ln Γ(s) − s ln r + s, and Σ_k E[θ].

@@ -1,44 +1,46 @@
 // What the likelihoods take from the nonzeros: Σ y ln(θ·β), and Σ y ln Σ_k exp(E[ln θ_uk] + E[ln β_ik]).
 #include "exact.cuh"
+#include "single.cuh"
 
 using namespace hpf;
 
-// Nonzeros of a group in one step.  A lane gets the product of one of eight, or of fewer, so that it takes one
-// logarithm where a lane for each group would take eight.
-constexpr int in_step = 8;
+// Nonzeros of a group in one step: as many as registers allow.  A lane gets the product of one of eight, or of fewer,
+// so that it takes one logarithm where a lane for each group would take eight.
+template <class T>
+constexpr int in_step = Slice<T>::registers <= 8 ? 8 : 4;
 
 // Those whose rows are loaded together.
 template <class T>
-constexpr int at_once = Slice<T>::registers <= 4    ? 8
-                        : Slice<T>::registers <= 8  ? 4
-                        : Slice<T>::registers <= 16 ? 2
-                                                    : 1;
+constexpr int at_once = Slice<T>::registers <= 4   ? 8
+                        : Slice<T>::registers <= 8 ? 4
+                                                   : 2;
 
 // Blocks on a multiprocessor, for which the compiler keeps registers free: else it loads more rows at once.
 template <class T>
 constexpr int likelihood_blocks = Slice<T>::registers <= 8 ? 5 : 4;
 
-// Σ y·log over one segment, log_of(product, column) being the logarithm; in all lanes.
-template <class T, class LogOf>
+// Σ y·term over one segment, in all lanes; term_of(product, column) is in the precision that terms are added up in.
+template <class T, class TermOf>
 __device__ __forceinline__ double sum_logs(const Segment& at,
                                            const T* __restrict__ own,    // (N, width)
                                            const T* __restrict__ other,  // (M, width)
-                                           bool& left, LogOf log_of) {
+                                           bool& left, TermOf term_of) {
   using L = Layout<T>;
-  using Sums = LaneSums<L::lanes, in_step>;
-  constexpr int step = in_step * L::groups;
+  using Sums = LaneSums<L::lanes, in_step<T>>;
+  constexpr int step = in_step<T> * L::groups;
+  using Term = decltype(term_of(Real(1), 0));
   const Lane<T> me;
-  double sum = 0;
-  if (at.size == 0) return sum;
+  Total<Term> total{};
+  if (at.size == 0) return 0;
   Slice<T> mine;
   mine.load(own, at.row, me.lane);
-  Columns<T, in_step> columns, next;
+  Columns<T, in_step<T>> columns, next;
   columns.template load<false>(at, me.group);
   for (int first = me.group; first - me.group < at.size; first += step) {
     next.template load<false>(at, first + step);
-    Real product[in_step];
+    Real product[in_step<T>];
 #pragma unroll
-    for (int begin = 0; begin < in_step; begin += at_once<T>) {
+    for (int begin = 0; begin < in_step<T>; begin += at_once<T>) {
       Slice<T> row[at_once<T>];
 #pragma unroll
       for (int j = 0; j < at_once<T>; ++j) row[j].load(other, columns.number[begin + j], me.lane);
@@ -51,13 +53,13 @@ __device__ __forceinline__ double sum_logs(const Segment& at,
       const int z = first + (Sums::first(me.lane) + i) * L::groups;
       if (z >= at.size || me.lane % Sums::sharers != 0) continue;
       if (product[i] >= least_product<T>)
-        sum += double(at.value[z]) * log_of(double(product[i]), at.column[z]);
+        total.add(Term(at.value[z]) * term_of(product[i], at.column[z]));
       else
         left = true;
     }
     columns = next;
   }
-  return sum_lanes<warp>(sum);
+  return sum_lanes<warp>(total.value());
 }
 
 // Σ y ln(θ·β) over each segment.
@@ -71,7 +73,7 @@ extern "C" __global__ void __launch_bounds__(HPF_THREADS, likelihood_blocks<Real
   if (number >= segments.count) return;
   const Segment at(segments, number);
   bool tiny = false;
-  const double sum = sum_logs(at, theta, beta, tiny, [](double rate, int) { return log_normal(rate); });
+  const double sum = sum_logs(at, theta, beta, tiny, [](Real rate, int) { return log_of(rate); });
   if (threadIdx.x % warp == 0) out[segments.number[number]] = sum;
   left.note(number, tiny);
 }
@@ -116,8 +118,8 @@ extern "C" __global__ void __launch_bounds__(HPF_THREADS, likelihood_blocks<Stor
   // What stored rows were multiplied with is taken off again.
   const double scale = own_log_scale[at.row] - 2 * log_normal(double(store_scale));
   bool tiny = false;
-  const double sum = sum_logs(at, own, other, tiny, [&](double product, int column) {
-    return log_normal(product) + scale + other_log_scale[column];
+  const double sum = sum_logs(at, own, other, tiny, [&](Real product, int column) {
+    return double(log_of(product)) + scale + other_log_scale[column];
   });
   if (threadIdx.x % warp == 0) out[segments.number[number]] = sum;
   left.note(number, tiny);

@@ -1,10 +1,9 @@
 // E[θ] and exp E[ln θ] of gamma distributions, in the precision of the model.
 //
-// Most GPUs are 32 or 64 times as slow in double as in float, so models in float take no double for an entry: neither
-// here nor in the sums.
+// Models in float take no double for an entry: neither here nor in the sums (single.cuh).
 #pragma once
 
-#include "rows.cuh"
+#include "single.cuh"
 
 namespace hpf {
 
@@ -109,31 +108,5 @@ __device__ __forceinline__ Entry<T> largest_of_lanes(Entry<T> top) {
   }
   return top;
 }
-
-// A sum over rows.
-template <class T>
-struct Total;
-
-// Compensated (Kahan): nearly as good as one in double, but for one rounding of float where a number is larger than the
-// sum before it.
-template <>
-struct Total<float> {
-  float sum, excess;  // `excess` is what the sum has too much
-
-  __device__ __forceinline__ void add(float x) {
-    const float wanted = x - excess, next = sum + wanted;
-    excess = (next - sum) - wanted;
-    sum = next;
-  }
-  __device__ __forceinline__ double value() const { return double(sum) - double(excess); }
-};
-
-template <>
-struct Total<double> {
-  double sum;
-
-  __device__ __forceinline__ void add(double x) { sum += x; }
-  __device__ __forceinline__ double value() const { return sum; }
-};
 
 }  // namespace hpf

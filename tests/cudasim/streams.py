@@ -112,7 +112,7 @@ class Streams:
         return operation
 
     def _pending(self) -> list[Operation]:
-        return [last for last in self._last.values() if not last.done]
+        return [last for last in list(self._last.values()) if not last.done]
 
     def _across(self, stream: int) -> list[Operation | None]:
         """Return what the default stream of its device orders."""
@@ -121,8 +121,9 @@ class Streams:
         device = self.device_of(stream)
         if stream > 0:
             return [self._last.get(-1 - device)]
-        others = (other for other in self._last if other not in self._non_blocking)
-        return [self._last[other] for other in others if self.device_of(other) == device]
+        # A copy: memory that is collected meanwhile may take its stream along.
+        others = (other for other in list(self._last) if other not in self._non_blocking)
+        return [self._last.get(other) for other in others if self.device_of(other) == device]
 
     def finish(self, operation: Operation | None) -> None:
         """Run an operation and all that must come before it, and nothing else."""
