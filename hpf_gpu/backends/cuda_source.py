@@ -65,7 +65,7 @@ class Knobs:
 
     threads: int = 128  # of a block in which each warp processes one segment
     in_flight: int = 0  # nonzeros of a group of lanes whose rows are loaded together; 0: as registers allow
-    min_blocks: int = 5  # on a multiprocessor, for which the compiler keeps registers free
+    min_blocks: int = 0  # on a multiprocessor, for which the compiler keeps registers free; 0: the usual ones
 
     @property
     def macros(self) -> dict[str, object]:

@@ -40,7 +40,16 @@ __device__ __forceinline__ void add_nonzeros(const Segment& at, const Columns<St
 // Nonzeros of a group in flight: enough loads to hide their latency, few enough to stay in registers.
 constexpr int in_flight = HPF_IN_FLIGHT ? HPF_IN_FLIGHT : Own::registers <= 8 ? 4 : Own::registers <= 16 ? 2 : 1;
 
-extern "C" __global__ void __launch_bounds__(HPF_THREADS, HPF_MIN_BLOCKS)
+// Blocks on a multiprocessor, for which the compiler keeps registers free.  From compute capability 10.0 on it needs
+// more of them in double.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int usual_blocks = sizeof(Real) == 8 ? 4 : 5;
+#else
+constexpr int usual_blocks = 5;
+#endif
+constexpr int min_blocks = HPF_MIN_BLOCKS ? HPF_MIN_BLOCKS : usual_blocks;
+
+extern "C" __global__ void __launch_bounds__(HPF_THREADS, min_blocks)
     allocate(Segments segments,
              const Store* __restrict__ own,    // (N, width) exp E[ln] of the rows
              const Store* __restrict__ other,  // (M, width) of the columns

@@ -17,7 +17,7 @@ constexpr int at_once = Slice<T>::registers <= 4   ? 8
 
 // Blocks on a multiprocessor, for which the compiler keeps registers free: else it loads more rows at once.
 template <class T>
-constexpr int likelihood_blocks = Slice<T>::registers <= 8 ? 5 : 4;
+constexpr int likelihood_blocks = Slice<T>::registers <= 8 && sizeof(Real) == 4 ? 5 : 4;
 
 // Σ y·term over one segment, in all lanes; term_of(product, column) is in the precision that terms are added up in.
 template <class T, class TermOf>
