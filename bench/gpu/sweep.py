@@ -22,7 +22,7 @@ from hpf_gpu.backends.cuda_source import Knobs
 VALUES: dict[str, tuple[int, ...]] = {
     "threads": (64, 128, 256),
     "in_flight": (0, 1, 2, 4, 8),
-    "min_blocks": (1, 2, 3, 4, 5, 6, 8),
+    "min_blocks": (0, 1, 2, 3, 4, 5, 6, 8),
 }
 
 
