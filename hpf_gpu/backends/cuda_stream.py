@@ -154,13 +154,9 @@ class Channel:
     def bring(self, column: Host, value: Host) -> None:
         """Copy nonzeros (Z,) from the host, and widen them into the first Z of ``column`` and ``value``.
 
-        The current stream waits for them, the host does not.  A RuntimeError if it captures a graph: copies
-        take far longer than the launches that a graph would save.
+        The current stream waits for them, the host does not.
         """
-        work = self._xp.cuda.get_current_stream()
-        if work.is_capturing():
-            raise RuntimeError("counts stream from the host")
-        buffer = next(self._buffers)
+        buffer, work = next(self._buffers), self._xp.cuda.get_current_stream()
         self._copies.wait_event(buffer.was_read)
         for target, source in ((buffer.column, column), (buffer.value, value)):
             target.data.copy_from_host_async(source.ctypes.data, source.nbytes, self._copies)
