@@ -91,6 +91,74 @@ def allocate(y: Matrix, log_theta: Matrix, log_beta: Matrix) -> tuple[Matrix, Ma
     return z.sum(axis=1), z.sum(axis=0)
 
 
+# -- neighbours: y_ui ~ Poisson(θ_u·β_i + Σ_l w_il), over the neighbours l of item i that user u has ----------
+
+
+def had_neighbours(y: Matrix, sources: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
+    """Whether user u has neighbour l of item i, for the nonzeros (u, i) of counts (N, M): (Z, L)."""
+    u, i = y.nonzero()
+    return np.asarray((sources[i] >= 0) & (y[u[:, None], sources[i]] > 0))
+
+
+def log_phi_with_neighbours(
+    y: Matrix,  # (N, M)
+    log_theta: Matrix,  # (N, K)
+    log_beta: Matrix,  # (M, K)
+    log_w: Matrix,  # (M, L)
+    sources: NDArray[np.integer[Any]],  # (M, L)
+    temperature: float,
+) -> tuple[Matrix, Vector]:
+    """ln φ (Z, K + L) of the nonzeros, and the logarithm of what φ was normalized by (Z,)."""
+    u, i = y.nonzero()
+    of_neighbours = np.where(had_neighbours(y, sources), log_w[i], -np.inf)
+    logits = np.concatenate([log_theta[u] + log_beta[i], of_neighbours], axis=1) / temperature
+    total = logsumexp(logits, axis=1, keepdims=True)
+    return logits - total, total[:, 0]
+
+
+def allocate_with_neighbours(
+    y: Matrix,  # (N, M)
+    log_theta: Matrix,  # (N, K)
+    log_beta: Matrix,  # (M, K)
+    log_w: Matrix,  # (M, L)
+    sources: NDArray[np.integer[Any]],  # (M, L)
+    temperature: float,
+) -> tuple[Matrix, Matrix, Matrix]:
+    """Σ_i y φ (N, K), Σ_u y φ (M, K), and Σ_u y φ of the neighbours (M, L)."""
+    (u, i), k = y.nonzero(), log_theta.shape[1]
+    log_phi, _ = log_phi_with_neighbours(y, log_theta, log_beta, log_w, sources, temperature)
+    z = y[u, i][:, None] * np.exp(log_phi)
+    sums = np.zeros_like(log_theta), np.zeros_like(log_beta), np.zeros_like(log_w)
+    for total, rows, part in zip(sums, (u, i, i), (z[:, :k], z[:, :k], z[:, k:]), strict=True):
+        np.add.at(total, rows, part)
+    return sums
+
+
+def rates_with_neighbours(
+    y: Matrix,  # (N, M)
+    theta: Matrix,  # (N, K)
+    beta: Matrix,  # (M, K)
+    w: Matrix,  # (M, L)
+    sources: NDArray[np.integer[Any]],  # (M, L)
+) -> Matrix:
+    """θ_u·β_i + Σ_l w_il of all pairs (N, M), over the neighbours l of item i that user u has in ``y``."""
+    rate: Matrix = theta @ beta.T
+    for i, (row, weights) in enumerate(zip(sources, w, strict=True)):
+        real = row >= 0
+        rate[:, i] += (y[:, row[real]] > 0) @ weights[real]
+    return rate
+
+
+def cooccurrence_scores(y: Matrix) -> Matrix:
+    """n_ij ln(n_ij N / (n_i n_j)) of all pairs of items (M, M); −inf for i = j and pairs never together."""
+    has = (y > 0).astype(np.float64)
+    both, sizes = has.T @ has, has.sum(axis=0)
+    np.fill_diagonal(both, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scores = both * np.log(both * len(y) / np.outer(sizes, sizes))
+    return np.where(both > 0, scores, -np.inf)
+
+
 # -- likelihoods -------------------------------------------------------------------------------
 
 

@@ -16,16 +16,18 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.special import gammaln, logsumexp, psi
 
-from .protocol import Array, Factor, Host, ModelState, RankOne, Rates, SideName
+from . import numpy_neighbours
+from .protocol import Array, Factor, Host, ItemScores, ModelState, RankOne, Rates, SideName
 
 _BLOCK_BYTES = 1 << 23  # temporaries of one block
 
 
 @dataclass(frozen=True)
 class NumpyCounts:
-    """CSR counts and, computed on first use, the row number of every nonzero."""
+    """CSR counts, the neighbours of each item if there are any, and what is computed from them on first use."""
 
     csr: Any  # (N, M)
+    sources: Host | None = None  # (M, L)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -38,6 +40,20 @@ class NumpyCounts:
     @cached_property
     def rows(self) -> Host:  # (Z,)
         return np.repeat(np.arange(self.csr.shape[0], dtype=self.csr.indices.dtype), np.diff(self.csr.indptr))
+
+    @cached_property
+    def has(self) -> Any:  # (N, M)
+        return numpy_neighbours.ones_of(self.csr, self.csr.data.dtype)
+
+    @property
+    def neighbours(self) -> Host:  # (M, L)
+        if self.sources is None:
+            raise TypeError("these counts were laid out without neighbours")
+        return self.sources
+
+    def sums_over_had(self, weights: Host) -> Host:
+        """Σ_l w_il over the neighbours of item i that user u has, for each nonzero (Z,)."""
+        return numpy_neighbours.sums_over_had(self.has, self.neighbours, weights, self.rows, self.csr.indices)
 
     def with_data(self, data: Host) -> Any:
         """The same nonzeros with other values (Z,), sharing the indices."""
@@ -82,8 +98,11 @@ class NumpyBackend:
     def assign_rows(self, array: Array, rows: Host, values: Array) -> None:
         array[rows] = values
 
-    def counts(self, csr: Any, k: int) -> NumpyCounts:
-        return NumpyCounts(sparse.csr_array(csr, dtype=self.dtype))
+    def counts(self, csr: Any, k: int, sources: Host | None = None) -> NumpyCounts:
+        return NumpyCounts(sparse.csr_array(csr, dtype=self.dtype), sources)
+
+    def choose_neighbours(self, csr: Any, n: int) -> Host:
+        return numpy_neighbours.choose(csr, n)
 
     def recorded(self, step: Callable[[ModelState], ModelState]) -> Callable[[ModelState], ModelState]:
         return step
@@ -102,6 +121,7 @@ class NumpyBackend:
         prior_shape: float,
         rates: Rates,
         out: Array | None = None,
+        temperature: float = 1.0,
     ) -> tuple[Factor, Array, Array]:
         shape, (n, k) = statistic, statistic.shape
         exp_log = np.empty_like(shape) if out is None else out
@@ -112,10 +132,10 @@ class NumpyBackend:
             mean = shape[block] / rate
             row_sums[block] = mean.sum(axis=1)
             column_sums += mean.sum(axis=0)
-            log_mean = psi(shape[block].astype(np.float64)) - np.log(rate)
+            log_mean = (psi(shape[block].astype(np.float64)) - np.log(rate)) / temperature
             log_scale[block] = log_mean.max(axis=1)
             exp_log[block] = np.exp(log_mean - log_scale[block, None])
-        return Factor(shape, rates, exp_log, log_scale), row_sums, column_sums
+        return Factor(shape, rates, exp_log, log_scale, temperature), row_sums, column_sums
 
     def mean(self, factor: Factor) -> Array:
         mean = np.empty_like(factor.shape)
@@ -169,26 +189,80 @@ class NumpyBackend:
                     np.add.at(total, numbers[z], share.astype(self.dtype))
         return sums[0], sums[1]
 
-    def log_rate_sum(self, counts: NumpyCounts, theta: Array, beta: Array) -> float:
+    def allocate_with_neighbours(
+        self,
+        counts: NumpyCounts,
+        users: Factor,
+        items: Factor,
+        weights: Factor,
+        *,
+        side: SideName = "both",
+        exact: bool = False,
+        out: tuple[Array | None, Array | None, Array | None] = (None, None, None),
+    ) -> tuple[Array | None, Array | None, Array | None]:
+        y = counts.csr.data
+        total, of_factors, of_weights = self._total(counts, users, items, weights)
+        underflowed = np.ones(counts.nnz, bool) if exact else total < self._tiny
+        ratio = np.divide(y, total, out=np.zeros_like(total), where=~underflowed)
+        shares = counts.with_data((ratio * of_factors).astype(self.dtype))
+        sums: list[Array | None] = [None, None, None]
+        if side in ("users", "both"):
+            sums[0] = _into(out[0], shares @ items.exp_log * users.exp_log)
+        if side in ("items", "both"):
+            sums[1] = _into(out[1], shares.T @ users.exp_log * items.exp_log)
+            of_had = counts.with_data((ratio * of_weights).astype(self.dtype))
+            spread = numpy_neighbours.sums_over_users(counts.has, of_had, counts.neighbours)
+            sums[2] = _into(out[2], spread * weights.exp_log)
+        k = users.shape.shape[1]
+        for z in _chunks(np.flatnonzero(underflowed), k + weights.shape.shape[1]):
+            log_phi = self._log_phi_with_neighbours(counts, z, users, items, weights)
+            share = y[z, None] * np.exp(log_phi - logsumexp(log_phi, axis=1, keepdims=True))
+            share = share.astype(self.dtype)
+            rows, columns = counts.rows[z], counts.csr.indices[z]
+            parts = ((rows, share[:, :k]), (columns, share[:, :k]), (columns, share[:, k:]))
+            for statistic, (numbers, part) in zip(sums, parts, strict=True):
+                if statistic is not None:
+                    np.add.at(statistic, numbers, part)
+        return sums[0], sums[1], sums[2]
+
+    def log_rate_sum(
+        self, counts: NumpyCounts, theta: Array, beta: Array, weights: Array | None = None
+    ) -> float:
         rate = self._products(counts, theta, beta).astype(np.float64)
-        small = rate < self._tiny
-        log_rate = np.log(np.where(small, 1, rate))
+        had = 0.0 if weights is None else counts.sums_over_had(weights).astype(np.float64)
+        small = rate + had < self._tiny
+        log_rate = np.log(np.where(small, 1, rate + had))
         for z in _chunks(np.flatnonzero(small), theta.shape[1]):
             # 2^500 times larger, and at least the smallest normal number
             a, b = theta[counts.rows[z]], np.ldexp(beta[counts.csr.indices[z]].astype(np.float64), 500)
-            large = np.maximum(np.einsum("zk,zk->z", a.astype(np.float64), b), np.finfo(np.float64).tiny)
-            log_rate[z] = np.log(large) - 500 * np.log(2)
+            large = np.einsum("zk,zk->z", a.astype(np.float64), b)
+            if weights is not None:
+                large += np.ldexp(had[z], 500)
+            log_rate[z] = np.log(np.maximum(large, np.finfo(np.float64).tiny)) - 500 * np.log(2)
         return float(np.dot(counts.csr.data.astype(np.float64), log_rate))
 
-    def log_normalizer_sum(self, counts: NumpyCounts, users: Factor, items: Factor) -> float:
+    def log_normalizer_sum(
+        self, counts: NumpyCounts, users: Factor, items: Factor, weights: Factor | None = None
+    ) -> float:
         y = counts.csr.data.astype(np.float64)
-        rate = self._products(counts, users.exp_log, items.exp_log)
-        underflowed = rate < self._tiny
-        log_rate = np.log(np.where(underflowed, 1, rate).astype(np.float64))
-        log_rate += users.log_scale[counts.rows] + items.log_scale[counts.csr.indices]
-        for z in _chunks(np.flatnonzero(underflowed), users.shape.shape[1]):
-            log_rate[z] = logsumexp(self._log_phi(counts, z, users, items), axis=1)
-        return float(np.dot(y, log_rate))
+        log_scale = users.log_scale[counts.rows] + items.log_scale[counts.csr.indices]
+        if weights is None:
+            total, k = self._products(counts, users.exp_log, items.exp_log), users.shape.shape[1]
+        else:
+            total, *_ = self._total(counts, users, items, weights)
+            log_scale = np.maximum(log_scale, weights.log_scale[counts.csr.indices])
+            k = users.shape.shape[1] + weights.shape.shape[1]
+        underflowed = total < self._tiny
+        log_rate = np.log(np.where(underflowed, 1, total).astype(np.float64))
+        log_rate += log_scale
+        for z in _chunks(np.flatnonzero(underflowed), k):
+            log_phi = (
+                self._log_phi(counts, z, users, items)
+                if weights is None
+                else self._log_phi_with_neighbours(counts, z, users, items, weights)
+            )
+            log_rate[z] = logsumexp(log_phi, axis=1)
+        return float(np.dot(y, log_rate)) * users.temperature
 
     def log_factorial_sum(self, counts: NumpyCounts) -> float:
         parts = (counts.csr.data[z].astype(np.float64) for z in _blocks(counts.nnz, 1))
@@ -200,14 +274,32 @@ class NumpyBackend:
             rates[z] = np.einsum("zk,zk->z", theta[rows[z]], beta[columns[z]])
         return rates
 
+    def neighbour_rates(
+        self, had: tuple[Host, Host], sources: Host, weights: Array, rows: Host, columns: Host
+    ) -> Host:
+        indptr, indices = had
+        shape = (len(indptr) - 1, len(weights))
+        has = sparse.csr_array((np.ones(len(indices), self.dtype), indices, indptr), shape=shape)
+        order = np.argsort(rows, kind="stable")
+        rates = np.empty(len(rows), self.dtype)
+        rates[order] = numpy_neighbours.sums_over_had(has, sources, weights, rows[order], columns[order])
+        return rates
+
     def top_items(
-        self, theta: Array, beta: Array, n: int, exclude: tuple[Host, Host] | None = None
+        self,
+        theta: Array,
+        beta: Array,
+        n: int,
+        exclude: tuple[Host, Host] | None = None,
+        neighbours: ItemScores | None = None,
     ) -> tuple[Host, Host]:
         columns = np.full((len(theta), n), -1)
         scores = np.full((len(theta), n), -np.inf, self.dtype)
         for items in _blocks(len(beta), 8):
             for users in _blocks(len(theta), n + items.stop - items.start):
                 block = theta[users] @ beta[items].T
+                if neighbours is not None:
+                    block += numpy_neighbours.added_scores(neighbours, users, items)
                 if exclude is not None:
                     block[_entries_within(exclude, users, items)] = -np.inf
                 # The best items so far come first: they have lower columns than items with equal scores in
@@ -228,8 +320,34 @@ class NumpyBackend:
         """The sampled dense-dense product: a_u·b_i for every nonzero (Z,)."""
         return self.predict_pairs(a, b, counts.rows, counts.csr.indices)
 
+    def _total(
+        self, counts: NumpyCounts, users: Factor, items: Factor, weights: Factor
+    ) -> tuple[Host, Host, Host]:
+        """The sum to which φ is normalized, for every nonzero (Z,), and the scales of its two parts.
+
+        In float64, and divided by the exponential of the larger log scale of the two.
+        """
+        columns = counts.csr.indices
+        scales = np.stack(
+            [users.log_scale[counts.rows] + items.log_scale[columns], weights.log_scale[columns]]
+        )
+        of_factors, of_weights = np.exp(scales - scales.max(axis=0))
+        total = of_factors * self._products(counts, users.exp_log, items.exp_log)
+        total += of_weights * counts.sums_over_had(weights.exp_log)
+        return total, of_factors, of_weights
+
+    def _log_phi_with_neighbours(
+        self, counts: NumpyCounts, z: Host, users: Factor, items: Factor, weights: Factor
+    ) -> Host:
+        """ln φ up to a constant for the nonzeros z: K factors, then L neighbours, −inf for those not had."""
+        rows, columns = counts.rows[z], counts.csr.indices[z]
+        had = numpy_neighbours.had_among(counts.has, counts.neighbours, rows, columns)
+        log_weight = np.where(had, _log_mean(weights, columns), -np.inf)
+        log_phi: Host = np.concatenate([self._log_phi(counts, z, users, items), log_weight], axis=1)
+        return log_phi
+
     def _log_phi(self, counts: NumpyCounts, z: Host, users: Factor, items: Factor) -> Host:
-        """E[ln θ_uk] + E[ln β_ik] for the nonzeros z, (len(z), K) in float64."""
+        """(E[ln θ_uk] + E[ln β_ik])/T for the nonzeros z, (len(z), K) in float64."""
         return _log_mean(users, counts.rows[z]) + _log_mean(items, counts.csr.indices[z])
 
 
@@ -266,8 +384,9 @@ def _entries_within(csr: tuple[Host, Host], rows: slice, columns: slice) -> tupl
 
 
 def _log_mean(factor: Factor, rows: Host) -> Host:
+    """E[ln θ]/T of some rows, (B, K) in float64."""
     log_mean: Host = psi(factor.shape[rows].astype(np.float64)) - np.log(_rates(factor.rates, rows))
-    return log_mean
+    return log_mean / factor.temperature
 
 
 def _rates(rates: Rates, rows: Host | slice) -> Host:

@@ -82,19 +82,31 @@ Rates: TypeAlias = RankOne | Full
 class Factor:
     """The variational posterior q(θ) = Gamma(shape, rate) of one side, and its expected log.
 
-    ``exp_log`` is exp E[ln θ] with every row divided by its largest entry.  This does not change φ and
-    keeps every entry in [0, 1].  ``log_scale`` is the logarithm of the divisors.
+    ``exp_log`` is exp(E[ln θ]/T) with every row divided by its largest entry, which keeps every entry in
+    [0, 1].  ``log_scale`` is the logarithm of the divisors.  The temperature T is 1 except in models with
+    neighbours.
     """
 
     shape: Array  # (N, K)
     rates: Rates  # (N, K)
     exp_log: Array  # (N, K)
     log_scale: Array  # (N,) float64
+    temperature: float = 1.0
 
     @property
     def matrices(self) -> tuple[Array, Array]:
         """``shape`` and ``exp_log``, (N, K) each."""
         return self.shape, self.exp_log
+
+
+@dataclass(frozen=True)
+class ItemScores:
+    """What the items that users have add to the rates of other items, for :meth:`Backend.top_items`."""
+
+    had: tuple[Host, Host]  # items of each user: CSR indptr (N + 1,) and numbers (Z,), ascending, below J
+    indptr: Host  # (J + 1,)
+    targets: Host  # (P,) for each item that a user may have: numbers of other items, ascending, below M
+    weights: Host  # (P,) and their E[w], in the backend's dtype
 
 
 @dataclass(frozen=True)
@@ -145,10 +157,12 @@ class Backend(Protocol):
     def assign_rows(self, array: Array, rows: Host, values: Array) -> None:
         """Overwrite some rows, by distinct numbers (B,), with ``values``, (B, K) or (B,)."""
 
-    def counts(self, csr: Any, k: int) -> Counts:
+    def counts(self, csr: Any, k: int, sources: Host | None = None) -> Counts:
         """Copy counts (N, M), a canonical scipy CSR or ``DeviceData.csr``, into the layout for ``k`` factors.
 
-        Canonical means: columns sorted within rows, no duplicates, all counts above zero.
+        Canonical means: columns sorted within rows, no duplicates, all counts above zero.  With ``sources``
+        (M, L), the neighbours of each item, the layout is that of operations which take weights w; they are
+        column numbers in int32, ascending within a row, never the row's own, with −1 behind the last.
 
         Raises
         ------
@@ -161,6 +175,15 @@ class Backend(Protocol):
 
         ``step`` calls operations of this backend and has no other effect.  A state that was returned is valid
         while the next one is computed from it; the call after that may overwrite its arrays.
+        """
+
+    def choose_neighbours(self, csr: Any, n: int) -> Host:
+        """For each item the ``n`` items that occur with it far more often than by chance: (M, n), int32.
+
+        For ``csr`` as for :meth:`counts`; the counts' values do not matter.  Those n items j are chosen whose
+        n_ij ln(n_ij N / (n_i n_j)) is largest, where n_ij users have both items; of equal ones, to rounding,
+        the lower number.  Only items with n_ij > 0 are chosen.  Numbers ascend, with −1 behind the last.
+        There is never a matrix (M, M).
         """
 
     def read_device_data(self, data: Any, *, reindex: bool) -> DeviceData | None:
@@ -181,6 +204,7 @@ class Backend(Protocol):
         prior_shape: float,
         rates: Rates,  # (N, K)
         out: Array | None = None,  # (N, K), receives exp_log
+        temperature: float = 1.0,  # T
     ) -> tuple[Factor, Array, Array]:
         """The gamma posterior with shape ``prior_shape + statistic``, and the sums of its mean.
 
@@ -204,14 +228,42 @@ class Backend(Protocol):
         ``out`` has buffers that may be overwritten.  The result for a side that is not in ``side`` is None.
         """
 
+    def allocate_with_neighbours(
+        self,
+        counts: Counts,  # with sources (M, L)
+        users: Factor,
+        items: Factor,
+        weights: Factor,  # q(w), (M, L)
+        *,
+        side: SideName = "both",
+        exact: bool = False,
+        out: tuple[Array | None, Array | None, Array | None] = (None, None, None),
+    ) -> tuple[Array | None, Array | None, Array | None]:
+        """Allocate every count y_ui to the factors, and to those neighbours of item i that user u has.
+
+        φ is proportional to exp((E[ln θ_uk] + E[ln β_ik])/T) for a factor and to exp(E[ln w_il]/T) for the
+        neighbour l, over the K factors and the neighbours with a count in row u.  All three have the same T.
+        Returns Σ_i y φ (N, K) of the users, Σ_u y φ (M, K) of the items and Σ_u y φ (M, L) of the weights.
+        ``side`` "users" asks for the first, "items" for the other two; what is not asked for is None.
+        ``exact`` and ``out`` are as in :meth:`allocate`.
+        """
+
     def mean(self, factor: Factor) -> Array:
         """E[θ] = shape / rate, (N, K)."""
 
-    def log_rate_sum(self, counts: Counts, theta: Array, beta: Array) -> float:
-        """Σ y_ui ln(θ_u·β_i) over the nonzeros, the data term of the Poisson log-likelihood."""
+    def log_rate_sum(self, counts: Counts, theta: Array, beta: Array, weights: Array | None = None) -> float:
+        """Σ y_ui ln(θ_u·β_i) over the nonzeros, the data term of the Poisson log-likelihood.
 
-    def log_normalizer_sum(self, counts: Counts, users: Factor, items: Factor) -> float:
-        """Σ y_ui ln Σ_k exp(E[ln θ_uk] + E[ln β_ik]), the data term of the ELBO."""
+        With ``weights`` (M, L), the rate is θ_u·β_i + Σ_l w_il over the neighbours that user u has.
+        """
+
+    def log_normalizer_sum(
+        self, counts: Counts, users: Factor, items: Factor, weights: Factor | None = None
+    ) -> float:
+        """Σ y_ui ln Σ_k exp(E[ln θ_uk] + E[ln β_ik]), the data term of the ELBO.
+
+        With ``weights``, T Σ y_ui ln of the sum to which φ of :meth:`allocate_with_neighbours` is normalized.
+        """
 
     def log_factorial_sum(self, counts: Counts) -> float:
         """Σ ln y! over all counts, which need not be integers."""
@@ -232,14 +284,27 @@ class Backend(Protocol):
     def predict_pairs(self, theta: Array, beta: Array, rows: Host, columns: Host) -> Host:
         """θ_u·β_i for pairs of row numbers of ``theta`` and ``beta``, (Z,) each; numbers must be in range."""
 
+    def neighbour_rates(
+        self,
+        had: tuple[Host, Host],  # items of N users: CSR indptr (N + 1,) and numbers (Z',), ascending
+        sources: Host,  # (M, L) as for counts
+        weights: Array,  # (M, L) E[w]
+        rows: Host,  # (Z,) numbers of users
+        columns: Host,  # (Z,) numbers of items
+    ) -> Host:
+        """Σ_l w_il over the neighbours of item i that user u has, for pairs of users and items (Z,)."""
+
     def top_items(
         self,
         theta: Array,  # (N, K)
         beta: Array,  # (M, K)
         n: int,
         exclude: tuple[Host, Host] | None = None,  # CSR indptr (N + 1,) and column numbers (Z,) to exclude
+        neighbours: ItemScores | None = None,
     ) -> tuple[Host, Host]:
         """The ``n`` ≥ 1 largest θ_u·β_i of each row, best first: columns (N, n), int64, and scores (N, n).
+
+        With ``neighbours``, the score is θ_u·β_i plus the weights towards i of all items that the user has.
 
         Of equal scores the lower column comes first.  If fewer than ``n`` items are left, or ``n`` exceeds M,
         columns are padded with −1 and scores with −inf.  Column numbers in ``exclude`` must be in range and

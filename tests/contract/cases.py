@@ -213,12 +213,58 @@ def expected_log_normalizer_sum(name: str) -> float:
     return oracle.log_normalizer_sum(case.y, case.users.gamma.expected_log, case.items.gamma.expected_log)
 
 
+# -- neighbours --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Neighbours of a case's items, and their weights."""
+
+    sources: Host  # (M, L) int32
+    weights: Parameters  # M, L
+
+
+#: Neighbours an item; 17 unless the name is here.
+_WIDTHS = {"K=1": 1, "K=5": 33, "K=30": 200, "K=64": 8, "power law": 100, "wide": 3, "tall": 9}
+
+
+@cache
+def make_neighbours(name: str) -> Neighbours:
+    """As many neighbours as there are, fewer, or none, all drawn at random."""
+    case, rng = make_case(name), np.random.default_rng(len(name))
+    m, width = case.y.shape[1], _WIDTHS.get(name, 17)
+    sources = np.full((m, width), -1, np.int32)
+    for i in range(m):
+        others = np.delete(np.arange(m), i) if m < 5000 else (i + np.arange(1, 4 * width)) % m
+        size = min(len(others), width if i % 3 else int(rng.integers(0, width + 1)))
+        sources[i, :size] = np.sort(rng.choice(others, size, replace=False))
+    low = case.items.shape.min(axis=1, keepdims=True)  # as small as the case's shapes are
+    shape = low * np.exp(rng.normal(0.0, 1.2, (m, width)))
+    full = Parameters(float32_exact(shape), float32_exact(rng.gamma(2.0, 1.0, (m, width))), np.zeros(width))
+    return Neighbours(sources, full)
+
+
+#: Cases for operations with neighbours: those with K = 1, 5, 30, 64 and 200 stand for all K.
+NEIGHBOUR_CASES = tuple(
+    name for name in CASES if not name.startswith("K=") or name in ("K=1", "K=5", "K=30", "K=64", "K=200")
+)
+
+
+@cache
+def expected_with_neighbours(name: str, temperature: float) -> tuple[Host, Host, Host]:
+    """What allocate_with_neighbours is to return, by the oracle."""
+    case, more = make_case(name), make_neighbours(name)
+    logs = (side.gamma.expected_log for side in (case.users, case.items, more.weights))
+    return oracle.allocate_with_neighbours(case.y, *logs, more.sources, temperature)
+
+
 # -- what goes in and comes out ----------------------------------------------------------------
 
 
-def make_factor(backend: Backend, side: Parameters) -> Factor:
+def make_factor(backend: Backend, side: Parameters, temperature: float = 1.0) -> Factor:
     """The factor with these parameters, made as at the start of a fit."""
-    factor, _, _ = backend.gamma_update(backend.asarray(side.shape), 0.0, rates_of(backend, side))
+    shape, rates = backend.asarray(side.shape), rates_of(backend, side)
+    factor, _, _ = backend.gamma_update(shape, 0.0, rates, temperature=temperature)
     return factor
 
 

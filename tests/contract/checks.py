@@ -17,6 +17,7 @@ from contract.cases import (
     both_sides,
     expected_log_normalizer_sum,
     expected_statistics,
+    expected_with_neighbours,
     factor_of,
     factor_on_host,
     float32_exact,
@@ -24,6 +25,7 @@ from contract.cases import (
     lists_of_items,
     make_factor,
     make_factors,
+    make_neighbours,
     on_host,
     rates_of,
 )
@@ -68,6 +70,144 @@ def gamma_update(
             assert_same(backend.asnumpy(out), exp_log)
             alone, *_ = backend.gamma_update(backend.asarray(side.shape), prior_shape, rates)
             assert_same(backend.asnumpy(alone.exp_log), exp_log)
+
+
+def gamma_update_at_a_temperature(
+    backend: Backend, case: Case, tolerance: Tolerance, temperature: float
+) -> None:
+    """All is as at T = 1, but for exp(E[ln θ]/T) and its scale."""
+    for side in both_sides(case):
+        rates, shape = rates_of(backend, side), float32_exact(side.shape)
+        factor, *sums = backend.gamma_update(backend.asarray(shape), 0.0, rates, temperature=temperature)
+        plain, *plain_sums = backend.gamma_update(backend.asarray(shape), 0.0, rates)
+        assert factor.temperature == temperature
+        assert plain.temperature == 1.0
+        log_mean = side.gamma.expected_log / temperature
+        largest = log_mean.max(axis=1)
+        limit = max(tolerance.exp_log, 4e-15 * float(np.abs(largest).max()))
+        assert_close(backend.asnumpy(factor.exp_log), np.exp(log_mean - largest[:, None]), limit)
+        error = np.abs(backend.asnumpy(factor.log_scale) - largest) / (1 + np.abs(largest))
+        assert float(error.max(initial=0)) <= tolerance.log_scale
+        for one, other in zip(
+            on_host(backend, (factor.shape, *sums)), on_host(backend, (plain.shape, *plain_sums)), strict=True
+        ):
+            assert one is not None
+            assert other is not None
+            assert_close(one.reshape(len(one), -1), other.reshape(len(one), -1), tolerance.sums)
+
+
+def allocate_with_neighbours(
+    backend: Backend,
+    case: Case,
+    tolerance: Tolerance,
+    side: protocol.SideName,
+    *,
+    exact: bool,
+    temperature: float,
+) -> None:
+    """What each part of every count gets, and that none of it is lost."""
+    more = make_neighbours(case.name)
+    factors = tuple(
+        make_factor(backend, part, temperature) for part in (case.users, case.items, more.weights)
+    )
+    counts = backend.counts(case.csr(backend.dtype), case.k, more.sources)
+    got = on_host(backend, backend.allocate_with_neighbours(counts, *factors, side=side, exact=exact))
+    wanted = expected_with_neighbours(case.name, temperature)
+    for name, statistic in zip(("users", "items", "items"), got, strict=True):
+        if side in (name, "both"):
+            assert statistic is not None
+            assert statistic.dtype == backend.dtype
+        else:
+            assert statistic is None
+    of_users, of_items, of_weights = got
+    if of_users is not None:
+        assert_close(of_users, wanted[0], tolerance.allocate)
+    if of_items is not None and of_weights is not None:
+        # Side by side, because a part may be too small for its dtype beside the other one.
+        both = np.concatenate([of_items, of_weights], axis=1)
+        assert_close(both, np.concatenate(wanted[1:], axis=1), tolerance.allocate)
+        totals = both.sum(axis=1, dtype=np.float64, keepdims=True)
+        assert_close(totals, case.y.sum(axis=0)[:, None], tolerance.conservation)
+
+
+def log_sums_with_neighbours(backend: Backend, case: Case, tolerance: Tolerance, temperature: float) -> None:
+    """log_rate_sum and log_normalizer_sum over factors and neighbours."""
+    more, (u, i) = make_neighbours(case.name), case.y.nonzero()
+    sides = (case.users, case.items, more.weights)
+    counts = backend.counts(case.csr(backend.dtype), case.k, more.sources)
+
+    theta, beta, w = (float32_exact(side.gamma.mean) for side in sides)
+    got = backend.log_rate_sum(counts, *map(backend.asarray, (theta, beta, w)))
+    logs = np.log(oracle.rates_with_neighbours(case.y, theta, beta, w, more.sources)[u, i])
+    y = case.y[u, i]
+    assert_near(got, float(y @ logs), tolerance.log_sums, float(y @ (1 + np.abs(logs))))
+
+    log_means = (side.gamma.expected_log for side in sides)
+    _, total = oracle.log_phi_with_neighbours(case.y, *log_means, more.sources, temperature)
+    factors = tuple(make_factor(backend, side, temperature) for side in sides)
+    want = temperature * float(y @ total)
+    got = backend.log_normalizer_sum(counts, *factors)
+    assert_near(got, want, tolerance.log_sums, float(y @ (1 + np.abs(total))) * temperature)
+
+
+def neighbour_rates(backend: Backend, case: Case, tolerance: Tolerance) -> None:
+    """For any pairs in any order, those without a count among them."""
+    more, rng = make_neighbours(case.name), np.random.default_rng(0)
+    rows, columns = (rng.integers(0, n, 500) for n in case.y.shape)
+    w, csr = float32_exact(more.weights.gamma.mean), case.csr(backend.dtype)
+    got = backend.neighbour_rates((csr.indptr, csr.indices), more.sources, backend.asarray(w), rows, columns)
+    nothing = (np.zeros((n, 1)) for n in case.y.shape)
+    want = oracle.rates_with_neighbours(case.y, *nothing, w, more.sources)[rows, columns]
+    assert isinstance(got, np.ndarray)
+    assert got.dtype == backend.dtype
+    assert_close(got[:, None], want[:, None], tolerance.predict)
+
+
+def top_items_with_neighbours(backend: Backend, case: Case, tolerance: Tolerance, length: int) -> None:
+    """The best sums of both terms, each that of its column, and none that is left out."""
+    some = slice(0, 100)
+    more, y = make_neighbours(case.name), case.y[some]
+    theta, beta, w = (float32_exact(side.gamma.mean) for side in (case.users, case.items, more.weights))
+    theta, m = theta[some], len(beta)
+    rate, exclude = (
+        oracle.rates_with_neighbours(y, theta, beta, w, more.sources),
+        lists_of_items(len(theta), m),
+    )
+    target, place = np.nonzero(more.sources >= 0)
+    by_source = sparse.csr_array(
+        (w[target, place].astype(backend.dtype), (more.sources[target, place], target)), shape=(m, m)
+    )
+    by_source.sort_indices()
+    had = sparse.csr_array(y)
+    scores_of_items = protocol.ItemScores(
+        (had.indptr, had.indices), by_source.indptr, by_source.indices, by_source.data
+    )
+    arrays = backend.asarray(theta), backend.asarray(beta)
+    columns, scores = backend.top_items(*arrays, length, as_csr(exclude), scores_of_items)
+    _, want = oracle.top_items(rate, length, exclude)
+    assert columns.shape == scores.shape == want.shape
+    found = columns >= 0
+    assert_same(found, want > -np.inf)
+    own = np.where(found, np.take_along_axis(rate, columns, axis=1), 0)
+    for wanted in (own, np.where(found, want, 0)):
+        assert_close(np.where(found, scores, 0)[..., None], wanted[..., None], tolerance.top_items)
+    for u, items in enumerate(columns):
+        assert len(set(items[found[u]])) == found[u].sum()
+        assert not set(items[found[u]]) & set(exclude[u])
+
+
+def choose_neighbours(backend: Backend, case: Case, n: int) -> None:
+    """The n best by score, to rounding: ascending, −1 behind the last, and none that never occurs together."""
+    scores = oracle.cooccurrence_scores(case.y)
+    got = backend.choose_neighbours(case.csr(backend.dtype), n)
+    assert isinstance(got, np.ndarray)
+    assert (got.dtype, got.shape) == (np.int32, (case.y.shape[1], n))
+    for row, score in zip(got, scores, strict=True):
+        chosen = row[row >= 0]
+        assert (row[len(chosen) :] == -1).all()
+        assert (np.diff(chosen) > 0).all()
+        want = np.sort(score[score > -np.inf])[::-1][:n]
+        np.testing.assert_allclose(np.sort(score[chosen])[::-1], want, rtol=1e-9, atol=1e-9)
 
 
 def mean(backend: Backend, case: Case, tolerance: Tolerance) -> None:

@@ -1,0 +1,98 @@
+"""Neighbours in NumPy and SciPy: which items occur together, and sums over those that a user has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from .protocol import Host, ItemScores
+
+_BLOCK_BYTES = 1 << 25  # of dense blocks (B, M)
+
+
+def ones_of(csr: Any, dtype: np.dtype[Any]) -> Any:
+    """1 where there is a count, (N, M)."""
+    return sparse.csr_array((np.ones(csr.nnz, dtype), csr.indices, csr.indptr), shape=csr.shape)
+
+
+def by_source(sources: Host, weights: Host, shape: tuple[int, int]) -> Any:
+    """The weights (M, L) as a sparse matrix (J, M) with a row for each item that a user may have."""
+    target, place = np.nonzero(sources >= 0)
+    at = (sources[target, place], target)
+    return sparse.csr_array((weights[target, place], at), shape=shape)
+
+
+def sums_over_had(has: Any, sources: Host, weights: Host, rows: Host, columns: Host) -> Host:
+    """Σ_l w_il over the neighbours of item i that user u has, for pairs (Z,) in the order of their rows.
+
+    ``has`` is 1 where user u has item j, (N, J), and ``weights`` are (M, L).
+    """
+    sums, matrix = (
+        np.empty(len(rows), weights.dtype),
+        by_source(sources, weights, (has.shape[1], len(weights))),
+    )
+    for users in _blocks(has.shape[0], len(weights)):
+        pairs = slice(*np.searchsorted(rows, (users.start, users.stop)))
+        if pairs.start < pairs.stop:
+            sums[pairs] = (has[users] @ matrix).toarray()[rows[pairs] - users.start, columns[pairs]]
+    return sums
+
+
+def sums_over_users(has: Any, values: Any, sources: Host) -> Host:
+    """Σ_u values_ui over the users of each item who have its neighbour l, (M, L); ``values`` is CSR (N, M)."""
+    sums, by_item = np.zeros(sources.shape, has.dtype), values.T.tocsr()
+    for items in _blocks(len(sources), has.shape[1]):
+        together = (by_item[items] @ has).toarray()
+        some = sources[items]
+        sums[items] = np.where(some >= 0, np.take_along_axis(together, np.maximum(some, 0), axis=1), 0)
+    return sums
+
+
+def had_among(has: Any, sources: Host, rows: Host, columns: Host) -> Host:
+    """Whether user u has neighbour l of item i, for pairs: (Z, L)."""
+    some = sources[columns]
+    had = np.empty(some.shape, bool)
+    for z in _blocks(len(rows), has.shape[1]):
+        had[z] = np.take_along_axis(has[rows[z]].toarray(), np.maximum(some[z], 0), axis=1) > 0
+    return had & (some >= 0)
+
+
+def choose(csr: Any, n: int) -> Host:
+    """See :meth:`hpf_gpu.backends.protocol.Backend.choose_neighbours`."""
+    has = ones_of(csr, np.dtype(np.float64))
+    by_item, (users, items) = has.T.tocsr(), csr.shape
+    sizes = np.diff(by_item.indptr).astype(np.float64)
+    chosen = np.full((items, n), -1, np.int32)
+    for block in _blocks(items, items):
+        together = (by_item[block] @ has).tocsr()
+        together.sort_indices()
+        for i, row in enumerate(together, start=block.start):
+            other = row.indices != i
+            candidates, both = row.indices[other], row.data[other]
+            score = both * np.log(both * users / (sizes[i] * sizes[candidates]))
+            best = candidates[np.argsort(-score, kind="stable")[:n]]
+            chosen[i, : len(best)] = np.sort(best)
+    return chosen
+
+
+def added_scores(neighbours: ItemScores, users: slice, items: slice) -> Host:
+    """What the items that some users (B,) have add to the rates of some items, (B, C)."""
+    indptr, indices = neighbours.had
+    starts = indptr[users.start : users.stop + 1]
+    own = indices[starts[0] : starts[-1]]
+    has = sparse.csr_array(
+        (np.ones(len(own), neighbours.weights.dtype), own, starts - starts[0]),
+        shape=(len(starts) - 1, len(neighbours.indptr) - 1),
+    )
+    triplet = (neighbours.weights, neighbours.targets, neighbours.indptr)
+    n_items = max(items.stop, int(neighbours.targets.max(initial=-1)) + 1)
+    weights = sparse.csr_array(triplet, shape=(has.shape[1], n_items))
+    added: Host = (has @ weights[:, items.start : items.stop]).toarray()
+    return added
+
+
+def _blocks(n: int, width: int) -> list[slice]:
+    step = max(1, _BLOCK_BYTES // (8 * max(width, 1)))
+    return [slice(start, min(start + step, n)) for start in range(0, n, step)]
