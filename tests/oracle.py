@@ -91,7 +91,7 @@ def allocate(y: Matrix, log_theta: Matrix, log_beta: Matrix) -> tuple[Matrix, Ma
     return z.sum(axis=1), z.sum(axis=0)
 
 
-# -- neighbours: y_ui ~ Poisson(θ_u·β_i + Σ_l w_il), over the neighbours l of item i that user u has ----------
+# -- neighbours: y_ui ~ Poisson(θ_u·β_i + Σ_l w_il), over the neighbours l of item i that user u has ---
 
 
 def had_neighbours(y: Matrix, sources: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:

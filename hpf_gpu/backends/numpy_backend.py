@@ -24,7 +24,7 @@ _BLOCK_BYTES = 1 << 23  # temporaries of one block
 
 @dataclass(frozen=True)
 class NumpyCounts:
-    """CSR counts, the neighbours of each item if there are any, and what is computed from them on first use."""
+    """CSR counts, the neighbours of items if there are any, and what is computed from them on first use."""
 
     csr: Any  # (N, M)
     sources: Host | None = None  # (M, L)
@@ -341,7 +341,7 @@ class NumpyBackend:
     ) -> Host:
         """ln φ up to a constant for the nonzeros z: K factors, then L neighbours, −inf for those not had."""
         rows, columns = counts.rows[z], counts.csr.indices[z]
-        had = numpy_neighbours.had_among(counts.has, counts.neighbours, rows, columns)
+        had = numpy_neighbours.had_among(counts.csr, counts.neighbours, rows, columns)
         log_weight = np.where(had, _log_mean(weights, columns), -np.inf)
         log_phi: Host = np.concatenate([self._log_phi(counts, z, users, items), log_weight], axis=1)
         return log_phi

@@ -25,7 +25,7 @@ def by_source(sources: Host, weights: Host, shape: tuple[int, int]) -> Any:
 
 
 def sums_over_had(has: Any, sources: Host, weights: Host, rows: Host, columns: Host) -> Host:
-    """Σ_l w_il over the neighbours of item i that user u has, for pairs (Z,) in the order of their rows.
+    """Σ_l w_il over the neighbours of item i that user u has, for pairs (Z,) in row order.
 
     ``has`` is 1 where user u has item j, (N, J), and ``weights`` are (M, L).
     """
@@ -41,7 +41,7 @@ def sums_over_had(has: Any, sources: Host, weights: Host, rows: Host, columns: H
 
 
 def sums_over_users(has: Any, values: Any, sources: Host) -> Host:
-    """Σ_u values_ui over the users of each item who have its neighbour l, (M, L); ``values`` is CSR (N, M)."""
+    """Σ_u values_ui over the users of item i who have its neighbour l, (M, L), for CSR values (N, M)."""
     sums, by_item = np.zeros(sources.shape, has.dtype), values.T.tocsr()
     for items in _blocks(len(sources), has.shape[1]):
         together = (by_item[items] @ has).toarray()
@@ -50,13 +50,14 @@ def sums_over_users(has: Any, values: Any, sources: Host) -> Host:
     return sums
 
 
-def had_among(has: Any, sources: Host, rows: Host, columns: Host) -> Host:
-    """Whether user u has neighbour l of item i, for pairs: (Z, L)."""
+def had_among(csr: Any, sources: Host, rows: Host, columns: Host) -> Host:
+    """Whether user u has neighbour l of item i, for pairs: (Z, L).  ``csr`` (N, J) is canonical."""
+    width = csr.shape[1]
+    had = np.repeat(np.arange(csr.shape[0]), np.diff(csr.indptr)) * width + csr.indices  # ascending
     some = sources[columns]
-    had = np.empty(some.shape, bool)
-    for z in _blocks(len(rows), has.shape[1]):
-        had[z] = np.take_along_axis(has[rows[z]].toarray(), np.maximum(some[z], 0), axis=1) > 0
-    return had & (some >= 0)
+    asked = rows[:, None].astype(np.int64) * width + some
+    found = had[np.minimum(np.searchsorted(had, asked), len(had) - 1)]
+    return (found == asked) & (some >= 0)
 
 
 def choose(csr: Any, n: int) -> Host:

@@ -197,7 +197,7 @@ def top_items_with_neighbours(backend: Backend, case: Case, tolerance: Tolerance
 
 
 def choose_neighbours(backend: Backend, case: Case, n: int) -> None:
-    """The n best by score, to rounding: ascending, −1 behind the last, and none that never occurs together."""
+    """The n best by score, to rounding; ascending, −1 behind the last, and no pair never together."""
     scores = oracle.cooccurrence_scores(case.y)
     got = backend.choose_neighbours(case.csr(backend.dtype), n)
     assert isinstance(got, np.ndarray)
