@@ -229,15 +229,13 @@ class NumpyBackend:
         self, counts: NumpyCounts, theta: Array, beta: Array, weights: Array | None = None
     ) -> float:
         rate = self._products(counts, theta, beta).astype(np.float64)
-        had = 0.0 if weights is None else counts.sums_over_had(weights).astype(np.float64)
+        had = np.zeros_like(rate) if weights is None else counts.sums_over_had(weights).astype(np.float64)
         small = rate + had < self._tiny
         log_rate = np.log(np.where(small, 1, rate + had))
         for z in _chunks(np.flatnonzero(small), theta.shape[1]):
             # 2^500 times larger, and at least the smallest normal number
             a, b = theta[counts.rows[z]], np.ldexp(beta[counts.csr.indices[z]].astype(np.float64), 500)
-            large = np.einsum("zk,zk->z", a.astype(np.float64), b)
-            if weights is not None:
-                large += np.ldexp(had[z], 500)
+            large = np.einsum("zk,zk->z", a.astype(np.float64), b) + np.ldexp(had[z], 500)
             log_rate[z] = np.log(np.maximum(large, np.finfo(np.float64).tiny)) - 500 * np.log(2)
         return float(np.dot(counts.csr.data.astype(np.float64), log_rate))
 

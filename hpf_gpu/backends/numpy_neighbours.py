@@ -56,8 +56,9 @@ def had_among(csr: Any, sources: Host, rows: Host, columns: Host) -> Host:
     had = np.repeat(np.arange(csr.shape[0]), np.diff(csr.indptr)) * width + csr.indices  # ascending
     some = sources[columns]
     asked = rows[:, None].astype(np.int64) * width + some
-    found = had[np.minimum(np.searchsorted(had, asked), len(had) - 1)]
-    return (found == asked) & (some >= 0)
+    found = had[np.minimum(np.searchsorted(had, asked), max(len(had) - 1, 0))]
+    is_had: Host = (found == asked) & (some >= 0)
+    return is_had
 
 
 def choose(csr: Any, n: int) -> Host:
