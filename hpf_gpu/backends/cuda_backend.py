@@ -322,8 +322,8 @@ class CudaBackend:
         """Shapes and rates of a factor, as kernels take them."""
         rates, k = factor.rates, factor.shape.shape[1]
         if isinstance(rates, RankOne):
-            return self._pack(k, "Gamma", factor.shape, rates.rows, None, rates.columns)
-        return self._pack(k, "Gamma", factor.shape, None, rates.matrix, cp.zeros(k))
+            return self._pack(k, "Gamma", factor.shape, rates.rows, None, rates.columns, factor.temperature)
+        return self._pack(k, "Gamma", factor.shape, None, rates.matrix, cp.zeros(k), factor.temperature)
 
     def _left(self, segments: Packed, k: int) -> Packed:
         """Where a kernel notes which nonzeros of a part it leaves to the next one."""
@@ -461,6 +461,7 @@ class CudaBackend:
         prior_shape: float,
         rates: Rates,
         out: Array | None = None,
+        temperature: float = 1.0,
     ) -> tuple[Factor, Array, Array]:
         (n, k), kernels = statistic.shape, self._kernels(statistic.shape[1])
         variant = self._variant(k)
@@ -468,13 +469,13 @@ class CudaBackend:
         log_scale, row_sums, column_sums = cp.empty(n), cp.empty(n), cp.empty(k)
         blocks, threads = self._by_rows(n, k)
         parts = cp.empty(blocks * k)
-        gamma = self._packed(Factor(statistic, rates, exp_log, log_scale))
+        factor = Factor(statistic, rates, exp_log, log_scale, temperature)
         kernels["gamma_update"](
-            *(blocks, threads, statistic, float(prior_shape), gamma, n),
+            *(blocks, threads, statistic, float(prior_shape), self._packed(factor), n),
             *(exp_log, log_scale, row_sums, parts),
         )
         kernels["sum_columns"](-(-k // 32), 1024, parts, blocks, column_sums)
-        return Factor(statistic, rates, exp_log, log_scale), row_sums, column_sums
+        return factor, row_sums, column_sums
 
     def mean(self, factor: Factor) -> Array:
         n, k = factor.shape.shape

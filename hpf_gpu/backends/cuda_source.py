@@ -210,7 +210,7 @@ def _types(files: tuple[str, ...], real: np.dtype[Any], store: np.dtype[Any]) ->
     types = _TYPES | {"Real": real, "Store": store}
     for name, body in re.findall(r"struct (\w+) {(.*?)\n};", _code(files), re.DOTALL):
         if name in _STRUCTS:
-            types[name] = Struct(name, _parameters(body.split("__device__")[0], ";", types))
+            types[name] = Struct(name, _parameters(re.split("template|__device__", body)[0], ";", types))
     return types
 
 

@@ -28,7 +28,7 @@ struct GroupRows {
   }
 };
 
-// exp E[ln θ] of a row by its logarithms, in double, where the entries themselves are too small: the logarithm of the
+// exp(E[ln θ]/T) of a row by its logarithms, in double, where the entries themselves are too small: the logarithm of the
 // largest, in all lanes of the group.  The whole warp takes part, the other groups without a row.
 __device__ __forceinline__ double exp_log_by_logs(const Gamma& gamma, bool wanted, long long row, int lane,
                                                   Store* exp_log) {
@@ -45,13 +45,23 @@ __device__ __forceinline__ double exp_log_by_logs(const Gamma& gamma, bool wante
   return top;
 }
 
+// exp(E[ln θ]/T) of an entry over that of the largest.  Rows of double that have a temperature go by logarithms.
+__device__ __forceinline__ float scaled(const Entry<float>& entry, const Entry<float>& top, double temperature) {
+  if (temperature == 1) return entry.over(top);
+  const double inverse = 1 / temperature;
+  return entry.root_over(top, float(inverse), float(inverse - double(float(inverse))));
+}
+__device__ __forceinline__ double scaled(const Entry<double>& entry, const Entry<double>& top, double) {
+  return entry.over(top);
+}
+
 // The posterior with shape `prior_shape` + statistic.
 extern "C" __global__ void __launch_bounds__(HPF_GAMMA_THREADS, 1)
     gamma_update(Real* shape,  // (N, width) statistic, becomes the shape
                  double prior_shape,
                  Gamma gamma,             // the same shape, and the rates
                  long long n,             // N
-                 Store* exp_log,          // (N, width)
+                 Store* exp_log,          // (N, width) exp(E[ln θ]/T)
                  double* log_scale,       // (N,)
                  double* row_sums,        // (N,)
                  double* column_parts) {  // (blocks, K)
@@ -66,6 +76,9 @@ extern "C" __global__ void __launch_bounds__(HPF_GAMMA_THREADS, 1)
   for (int k = threadIdx.x; k < K; k += HPF_GAMMA_THREADS) column_rate[k] = Real(gamma.rate_columns[k]);
   __syncthreads();
 
+  const auto by_logs_with = [&](const Entry<Real>& top) {
+    return top.is_tiny() || (sizeof(Real) == 8 && gamma.temperature != 1);
+  };
   // The largest entry of one of the rows, until there is one for each lane: their logarithms are taken together.
   Entry<Real> kept = Entry<Real>::least();
   for (long long step = 0; step < rows.steps; ++step) {
@@ -90,12 +103,12 @@ extern "C" __global__ void __launch_bounds__(HPF_GAMMA_THREADS, 1)
     row_sum = sum_lanes<gamma_lanes>(row_sum);
     if (exists) {
       for (int k = rows.lane; k < width; k += gamma_lanes) {
-        exp_log[row * width + k] = k < K ? Store(store_scale * entries[k].over(top)) : Store(0.0f);
+        exp_log[row * width + k] = k < K ? Store(store_scale * scaled(entries[k], top, gamma.temperature)) : Store(0.0f);
         if (k >= K) shape[row * width + k] = 0;
       }
       if (rows.lane == 0) row_sums[row] = double(row_sum);
     }
-    const bool by_logs = exists && top.is_tiny();
+    const bool by_logs = exists && by_logs_with(top);
     if (__any_sync(whole_warp, by_logs)) {
       const double log_top = exp_log_by_logs(gamma, by_logs, row, rows.lane, exp_log);
       if (by_logs && rows.lane == 0) log_scale[row] = log_top;
@@ -104,7 +117,7 @@ extern "C" __global__ void __launch_bounds__(HPF_GAMMA_THREADS, 1)
     if (rows.lane == place) kept = top;
     if (place + 1 < gamma_lanes && step + 1 < rows.steps) continue;
     const long long row_of_lane = row - place + rows.lane;
-    if (row_of_lane < rows.last && !kept.is_tiny()) log_scale[row_of_lane] = kept.log();
+    if (row_of_lane < rows.last && !by_logs_with(kept)) log_scale[row_of_lane] = kept.log() / gamma.temperature;
   }
   __syncthreads();
   for (int k = threadIdx.x; k < K; k += HPF_GAMMA_THREADS) {

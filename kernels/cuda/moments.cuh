@@ -36,6 +36,20 @@ struct Entry<float> {
     if (power == 0 && mantissa == top.mantissa) return 1;
     return quotient(mantissa, top.mantissa) * __int_as_float((power + 127) << 23);
   }
+  // The same to the power 1/T, which is the sum of its two parts.
+  __device__ __forceinline__ float root_over(const Entry& top, float inverse, float inverse_rest) const {
+    const int power = exponent - top.exponent;
+    if (power == 0 && mantissa == top.mantissa) return 1;
+    if (power < -(1 << 17)) return 0;
+    const float p = float(power), whole = p * inverse;
+    const float rest = multiply_add(p, inverse_rest, multiply_add(p, inverse, -whole));
+    const float log_of_mantissas = log_of(quotient(mantissa, top.mantissa)) * inverse;
+    const float shift = 12582912.0f;  // 1.5·2^23: adding it rounds to a whole number
+    const float n = multiply_add(log_of_mantissas, 1.44269504f, whole) + shift - shift;
+    if (n < -126) return 0;
+    const float e = exp_reduced(multiply_add((whole - n) + rest, 0.693147181f, log_of_mantissas));
+    return e * __int_as_float((int(n) + 127) << 23);
+  }
 };
 
 template <>
@@ -84,16 +98,7 @@ __device__ __forceinline__ Moments<float> moments(float x, float r) {
   const float n = multiply_add(fminf(high, 65536.0f), -1.44269504f, shift) - shift;
   // ln 2 in two parts.  The inner difference is a small one of large numbers, of which only the result is rounded.
   const float rest = multiply_add(n, -1.42860677e-6f, multiply_add(n, -0.693145752f, -high)) - low;
-  // e^rest for |rest| ≤ ln(2)/2, fitted for the least largest error, 4e-9.
-  float e = 0.00138145965f;
-  e = multiply_add(e, rest, 0.00836871564f);
-  e = multiply_add(e, rest, 0.041668389f);
-  e = multiply_add(e, rest, 0.166665211f);
-  e = multiply_add(e, rest, 0.49999994f);
-  e = multiply_add(e, rest, 1.0f);
-  e = multiply_add(e, rest, 1.0f);
-
-  const int bits = __float_as_int(level * e), exponent_of_one = 127 << 23;
+  const int bits = __float_as_int(level * exp_reduced(rest)), exponent_of_one = 127 << 23;
   const int exponent = (bits >> 23) - 127 + int(n);
   return {x * inverse_r, {__int_as_float((bits & 0x7fffff) | exponent_of_one), exponent}};
 }

@@ -236,18 +236,22 @@ __device__ __forceinline__ double quotient(double y, double x) {
 }
 
 // Shapes and rates of one side, as kernels get them.  Rates are sums of rows and columns; start values come as a
-// whole matrix.
+// whole matrix.  `stride` is the width of a side that has other columns than the K factors.
 struct Gamma {
   const Real* shape;           // (N, width)
   const double* rate_rows;     // (N,), or null
   const Real* rate_matrix;     // (N, width), where rate_rows is null
   const double* rate_columns;  // (K,)
+  double temperature;          // T
 
+  template <int stride = width>
   __device__ __forceinline__ double rate(long long row, int k) const {
-    return (rate_rows ? rate_rows[row] : double(rate_matrix[row * width + k])) + rate_columns[k];
+    return (rate_rows ? rate_rows[row] : double(rate_matrix[row * stride + k])) + rate_columns[k];
   }
+  // E[ln θ]/T.
+  template <int stride = width>
   __device__ __forceinline__ double log_mean(long long row, int k) const {
-    return expected_log(double(shape[row * width + k]), rate(row, k));
+    return expected_log(double(shape[row * stride + k]), rate<stride>(row, k)) / temperature;
   }
 };
 

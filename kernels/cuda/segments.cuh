@@ -40,9 +40,10 @@ struct Sums {
   Real* out;      // (N, width), of segments that are their whole row
   Real* partial;  // (P, width), of the others; join_segments adds them up
 
+  template <int stride = width>
   __device__ __forceinline__ Real* row(const Segments& all, long long number) const {
     const int slot = all.slot[number];
-    return slot < 0 ? out + (long long)all.row[number] * width : partial + (long long)slot * width;
+    return slot < 0 ? out + (long long)all.row[number] * stride : partial + (long long)slot * stride;
   }
 };
 
