@@ -31,6 +31,7 @@ from hpf_gpu.backends.cuda_source import Variant, source
 
 TABLE = Path(__file__).resolve().parent / "results" / "cuda_kernels.tsv"
 PRECISIONS = {"float32": ("f4", False), "float64": ("f8", False), "mixed": ("f4", True)}
+NEIGHBOURS = 200  # for which kernels that depend on it are compiled
 FACTORS = (1, 8, 30, 32, 50, 64, 100, 128, 256)
 QUICK = {"sm": (75, 90, 120), "k": (8, 32, 128)}
 
@@ -110,7 +111,7 @@ class Outcome(NamedTuple):
 
 def compile_case(case: Case) -> Outcome:
     kind, half = PRECISIONS[case.precision]
-    variant = Variant(case.k, np.dtype(kind), half=half)
+    variant = Variant(case.k, np.dtype(kind), half=half, neighbours=NEIGHBOURS)
     try:
         compiled = compile_source(source() + PROBE, case.sm, variant.options)
     except CompileError as error:

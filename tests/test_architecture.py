@@ -36,8 +36,8 @@ ORDER = {
     "version": ("__init__",),
     "backends": (
         "protocol", "openmp_diagnosis", "cuda_diagnosis", "cuda_source", "cuda_layout", "cuda_launch",
-        "cuda_input", "cuda_counts", "cuda_graph", "cuda_stream", "numpy_backend", "openmp_backend",
-        "cuda_backend",
+        "cuda_input", "cuda_counts", "cuda_neighbours", "cuda_graph", "cuda_stream", "numpy_backend",
+        "openmp_backend", "cuda_backend",
         "__init__",
     ),
     "data": ("__init__", "ids", "seen", "blocks", "triplets", "factors", "counts"),
@@ -140,7 +140,7 @@ CUPY_NAMES = {
 def test_names_of_cupy():
     """Some of CuPy cannot run in the simulator, or runs there otherwise than on a GPU."""
     used = set()
-    for name in ("cuda_backend", "cuda_counts", "cuda_graph", "cuda_input"):
+    for name in ("cuda_backend", "cuda_counts", "cuda_graph", "cuda_input", "cuda_neighbours"):
         text = (PACKAGE / "backends" / f"{name}.py").read_text(encoding="utf-8")
         used |= set(re.findall(r"\b(?:cp|_?xp)\.([\w.]+)", text))
     assert used == CUPY_NAMES

@@ -26,6 +26,7 @@ from contract.cases import (
     disjoint,
     expected_log_normalizer_sum,
     expected_statistics,
+    expected_with_neighbours,
     factor_on_host,
     float32_exact,
     garbage,
@@ -33,6 +34,7 @@ from contract.cases import (
     make_counts,
     make_factor,
     make_factors,
+    make_neighbours,
     make_parameters,
     rates_of,
 )
@@ -1058,6 +1060,93 @@ def test_mixed_precision(cuda32: Any, name: str) -> None:
     wanted = expected_log_normalizer_sum(name)
     scale = abs(wanted) + float(case.y.sum())
     assert_near(mixed.log_normalizer_sum(counts, users, items), wanted, MIXED, scale)
+
+
+@pytest.mark.parametrize("name", ["K=1", "K=30", "nearly disjoint", "small shapes"])
+def test_mixed_precision_with_neighbours(cuda32: Any, name: str) -> None:
+    mixed = create("cuda", np.dtype(np.float32), precision="mixed")
+    case, more = make_case(name), make_neighbours(name)
+    factors = tuple(make_factor(mixed, side, 1.25) for side in (case.users, case.items, more.weights))
+    counts = mixed.counts(case.csr(mixed.dtype), case.k, more.sources)
+    wanted = expected_with_neighbours(name, 1.25)
+    of_items = np.concatenate(wanted[1:], axis=1)
+    for exact, limit in ((False, MIXED), (True, tolerance_of("cuda", "float32").allocate)):
+        got = [mixed.asnumpy(x) for x in mixed.allocate_with_neighbours(counts, *factors, exact=exact)]
+        for statistic, want in ((got[0], wanted[0]), (np.concatenate(got[1:], axis=1), of_items)):
+            assert (np.abs(statistic - want) <= limit * want.sum(axis=1, keepdims=True)).all()
+    logs = (side.gamma.expected_log for side in (case.users, case.items, more.weights))
+    _, total = oracle.log_phi_with_neighbours(case.y, *logs, more.sources, 1.25)
+    y = case.y[case.y.nonzero()]
+    scale = 1.25 * float(y @ (1 + np.abs(total)))
+    assert_near(mixed.log_normalizer_sum(counts, *factors), 1.25 * float(y @ total), MIXED, scale)
+
+
+@pytest.mark.parametrize("k", [3, 40])
+def test_long_rows_of_users_and_items_with_neighbours(
+    cuda: Any, k: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Segments of every length, and users whose items are gone through beside those in which neighbours are
+    searched; the lists of the items are longer and shorter than a warp."""
+    monkeypatch.setattr(cuda_layout, "SEGMENT", 50)
+    case, rng, width = triangle(k), np.random.default_rng(k), 7 if k == 3 else 40
+    m = case.y.shape[1]
+    sources = np.full((m, width), -1, np.int32)
+    for i in range(m):
+        size = width if i % 2 else int(rng.integers(0, width + 1))
+        sources[i, :size] = np.sort(rng.choice(np.delete(np.arange(m), i), size, replace=False))
+    weights = make_parameters(rng, m, width)
+    logs = tuple(side.gamma.expected_log for side in (case.users, case.items, weights))
+    factors = tuple(make_factor(cuda, side) for side in (case.users, case.items, weights))
+    counts = cuda.counts(case.csr(cuda.dtype), k, sources)
+    tolerance = tolerance_of("cuda", cuda.dtype.name)
+    wanted = oracle.allocate_with_neighbours(case.y, *logs, sources, 1.0)
+    for exact in (False, True):
+        got = cuda.allocate_with_neighbours(counts, *factors, exact=exact)
+        for statistic, want in zip(got, wanted, strict=True):
+            assert_close(cuda.asnumpy(statistic), want, tolerance.allocate)
+    _, total = oracle.log_phi_with_neighbours(case.y, *logs, sources, 1.0)
+    y = case.y[case.y.nonzero()]
+    got_sum = cuda.log_normalizer_sum(counts, *factors)
+    assert_near(got_sum, float(y @ total), tolerance.log_sums, float(y @ (1 + np.abs(total))))
+
+
+def test_log_rates_of_small_sums(cuda: Any) -> None:
+    """Rates below any threshold, of factors, of weights, or of both."""
+    power = {"float32": -12, "float64": -90}[cuda.dtype.name]
+    y, sources = np.ones((3, 4)), np.array([[1, 2], [0, -1], [3, -1], [0, 2]], np.int32)
+    rng = np.random.default_rng(0)
+    theta, beta, w = (rng.uniform(0.5, 1, (n, 2)) for n in (3, 4, 4))
+    counts = cuda.counts(sparse.csr_array(y.astype(cuda.dtype)), 2, sources)
+    for a, b, c in ((power, power, 2 * power), (0, 2 * power, 3 * power), (power, 2 * power, 2 * power)):
+        arrays = [
+            (10.0**p * x).astype(cuda.dtype).astype(np.float64) for p, x in ((a, theta), (b, beta), (c, w))
+        ]
+        want = float(np.log(oracle.rates_with_neighbours(y, *arrays, sources)).sum())
+        got = cuda.log_rate_sum(counts, *map(cuda.asarray, arrays))
+        assert_near(got, want, tolerance_of("cuda", cuda.dtype.name).log_sums, abs(want))
+
+
+def test_too_many_neighbours(cuda32: Any) -> None:
+    csr = sparse.csr_array(np.ones((3, 4), np.float32))
+    with pytest.raises(ValueError, match="neighbours=1025: the cuda backend supports at most 1024"):
+        cuda32.counts(csr, 2, np.full((4, 1025), -1, np.int32))
+    with pytest.raises(ValueError, match="neighbours=1025"):
+        cuda32.choose_neighbours(csr, 1025)
+    assert cuda32.choose_neighbours(csr, 1024)[:, :4].tolist() == [
+        [1, 2, 3, -1], [0, 2, 3, -1], [0, 1, 3, -1], [0, 1, 2, -1]
+    ]  # fmt: skip
+    counts, theta, other = cuda32.counts(csr, 2), *(cuda32.asarray(np.ones((n, 2))) for n in (3, 4))
+    with pytest.raises(TypeError, match="laid out without neighbours"):
+        cuda32.log_rate_sum(counts, theta, other, other)
+
+
+def test_counts_with_neighbours_do_not_stream(cuda32: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hpf_gpu.backends import cuda_backend
+
+    csr = sparse.csr_array(np.ones((30, 40), np.float32))
+    monkeypatch.setattr(cuda_backend, "free_bytes", lambda: 1 << 14)
+    with pytest.raises(NotEnoughMemory, match=r"k=2 and 3 neighbours in float32 needs .* do not stream"):
+        cuda32.counts(csr, 2, np.full((40, 3), -1, np.int32))
 
 
 def test_options_reach_the_backend(cuda32: Any) -> None:

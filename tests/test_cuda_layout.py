@@ -13,7 +13,17 @@ from hpf_gpu import HPF
 from hpf_gpu.backends import cuda_input, cuda_layout, cuda_source
 from hpf_gpu.backends.cuda_counts import DeviceCounts
 from hpf_gpu.backends.cuda_launch import Kernel, pack
-from hpf_gpu.backends.cuda_source import MAX_FACTORS, TOP_PLACES, Knobs, Parameter, Struct, Variant, file_of
+from hpf_gpu.backends.cuda_source import (
+    FILES,
+    MAX_FACTORS,
+    MAX_NEIGHBOURS,
+    TOP_PLACES,
+    Knobs,
+    Parameter,
+    Struct,
+    Variant,
+    file_of,
+)
 from hpf_gpu.backends.cuda_stream import HostRows, Narrow
 
 
@@ -181,6 +191,30 @@ def test_blocks_fit_into_shared_memory(real: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("real", "half"), [("f4", False), ("f8", False), ("f4", True)], ids=["float32", "float64", "mixed"]
+)
+def test_blocks_with_neighbours_fit_into_shared_memory(real: str, half: bool) -> None:
+    """What a block takes for a table of neighbours, which always has free slots, and for its warps."""
+    for neighbours in range(1, MAX_NEIGHBOURS + 1):
+        for k in (1, 30, 64, 200, 512, MAX_FACTORS):
+            variant = Variant(k, np.dtype(real), half, neighbours=neighbours)
+            size = variant.real.itemsize
+            table = variant.slots * 6 + neighbours * size
+            of_warp = size * (neighbours + variant.width) + 2 * neighbours
+            exactly = 2 * 8 * (k + neighbours)
+            assert neighbours + 1 < variant.slots <= 1 << 16
+            assert max(table + variant.table_warps * of_warp + 64, exactly) <= 48 << 10, (k, neighbours)
+
+
+def test_only_one_source_depends_on_neighbours() -> None:
+    """The others are compiled once for all numbers of neighbours."""
+    variant = Variant(30, np.dtype("f4"), neighbours=200)
+    assert variant.of("neighbours.cu") is variant
+    assert {variant.of(file) for file in FILES if file != "neighbours.cu"} == {Variant(30, np.dtype("f4"))}
+    assert (variant.weights.k, variant.weights.width) == (200, 200)
+
+
+@pytest.mark.parametrize(
     ("columns", "segments", "nnz", "strands"),
     [
         (10, 5, 1_000, 5),  # a segment each
@@ -227,7 +261,8 @@ def test_structs_are_read_once() -> None:
 
 def test_every_kernel_has_a_file() -> None:
     assert {file_of(name) for name in Variant(5, np.dtype("f4")).signatures()} == {
-        "allocate.cu", "gamma.cu", "likelihood.cu", "predict.cu", "top_items.cu", "composed.cu", "counts.cu"
+        "allocate.cu", "gamma.cu", "likelihood.cu", "predict.cu", "top_items.cu", "composed.cu",
+        "neighbours.cu", "item_to_item.cu", "counts.cu",
     }  # fmt: skip
 
 

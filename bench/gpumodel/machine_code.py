@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from compile_cuda import PRECISIONS, PROBE
+from compile_cuda import NEIGHBOURS, PRECISIONS, PROBE
 from cubin import Kernel, compile_source
 from occupancy import resident_warps
 
@@ -49,7 +49,7 @@ class MachineCode:
 def machine_code(precision: str, k: int, sm: int) -> MachineCode:
     """What NVRTC makes of the kernels."""
     kind, half = PRECISIONS[precision]
-    variant = Variant(k, np.dtype(kind), half=half)
+    variant = Variant(k, np.dtype(kind), half=half, neighbours=NEIGHBOURS)
     compiled = compile_source(source() + PROBE + _MORE_PROBES, sm, variant.options)
     probes = compiled.constants
     flows = {name: Flow(kernel.code) for name, kernel in compiled.kernels.items()}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from copy import copy
@@ -23,16 +23,19 @@ from scipy.special import gammaln
 
 from hpf_gpu.messages import warn
 
-from .cuda_counts import DeviceCounts, DeviceCsr, Rows, Sorted, Sorter
+from .cuda_counts import DeviceCounts, DeviceCsr, Neighbours, Rows, Sorted, Sorter
 from .cuda_diagnosis import check_machine, find_fault
 from .cuda_graph import Recorded
 from .cuda_input import from_array, from_matrix, is_device_array, is_device_matrix
 from .cuda_launch import Kernel, Packed, pack
 from .cuda_layout import MAX_NUMBER, bytes_of_fit, segmentation
+from .cuda_neighbours import WithNeighbours, rows_in_use
 from .cuda_source import (
     FILES_OF_A_FIT,
     JOIN_STRANDS,
     MAX_FACTORS,
+    MAX_NEIGHBOURS,
+    NEIGHBOURS_FILE,
     TOP_PLACES,
     Variant,
     file_of,
@@ -47,6 +50,7 @@ from .protocol import (
     DeviceError,
     Factor,
     Host,
+    ItemScores,
     ModelState,
     NotEnoughMemory,
     RankOne,
@@ -63,6 +67,7 @@ except Exception as error:
     raise find_fault(error) from error
 
 _AT_ONCE = 1 << 22  # numbers of a matrix or of the counts, pairs, or ranks that are transferred at once
+_COUNTERS = 1 << 24  # of items that occur together with another: 256 MiB with what belongs to them
 
 _in_forked_child = False
 
@@ -116,14 +121,21 @@ def _compile(file: str, variant: Variant, device: int) -> dict[str, Kernel]:
     }
 
 
-class _Kernels:
+class _Kernels(Mapping[str, Kernel]):
     """The kernels for one variant by name; a source is compiled when one of its kernels is first used."""
 
     def __init__(self, variant: Variant, device: int) -> None:
         self._variant, self._device = variant, device
 
     def __getitem__(self, name: str) -> Kernel:
-        return _compiled(file_of(name), self._variant, self._device)[name]
+        file = file_of(name)
+        return _compiled(file, self._variant.of(file), self._device)[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._variant.signatures())
+
+    def __len__(self) -> int:
+        return len(self._variant.signatures())
 
 
 def describe_devices() -> list[str]:
@@ -275,6 +287,7 @@ class CudaBackend:
             self._counting = _compiled("counts.cu", counting, self._device)
             self._pace = cp.cuda.Event(disable_timing=True)
             self._knobs = knobs_for(int(cp.cuda.Device().compute_capability))
+        self._item_to_item = _Kernels(counting, self._device)
         self._sorter = Sorter(cp, self._counting, counting, self._device)
         self._streamer = Streamer(self._sorter)
         self._streams = False  # whether counts do, which the user has been told
@@ -283,12 +296,13 @@ class CudaBackend:
         precision = "half precision in float32" if self._half else str(self.dtype)
         return f"{_device_line(self._device)}, CuPy {cp.__version__}, {precision}"
 
-    def _variant(self, k: int) -> Variant:
+    def _variant(self, k: int, neighbours: int = 0) -> Variant:
         if k > MAX_FACTORS:
             raise ValueError(
                 f"k={k}: the cuda backend supports at most {MAX_FACTORS} factors; use backend='openmp'"
             )
-        return Variant(k, self.dtype, self._half, self._knobs)
+        _check_neighbours(neighbours)
+        return Variant(k, self.dtype, self._half, self._knobs, neighbours)
 
     def _kernels(self, k: int) -> _Kernels:
         return _Kernels(self._variant(k), self._device)
@@ -329,6 +343,10 @@ class CudaBackend:
         """Where a kernel notes which nonzeros of a part it leaves to the next one."""
         return self._pack(k, "Left", cp.empty(_count(segments), np.uint8), cp.zeros(1, np.int32))
 
+    def _with_neighbours(self, k: int, neighbours: int) -> WithNeighbours:
+        variant = self._variant(k, neighbours)
+        return WithNeighbours(cp, _Kernels(variant, self._device), variant, self._device, self._packed)
+
     def _by_rows(self, n: int, k: int) -> tuple[int, int]:
         """Numbers of blocks and threads with one group of lanes per row, or for many rows several."""
         variant = self._variant(k)
@@ -367,7 +385,7 @@ class CudaBackend:
     def assign_rows(self, array: Array, rows: Host, values: Array) -> None:
         array[cp.array(rows, dtype=np.int64)] = values
 
-    def counts(self, csr: Any, k: int) -> DeviceCounts:
+    def counts(self, csr: Any, k: int, sources: Host | None = None) -> DeviceCounts:
         shape = (int(csr.shape[0]), int(csr.shape[1]))
         if max(shape) > MAX_NUMBER:
             raise ValueError(f"the cuda backend numbers rows and columns in 32 bits, too few for {shape}")
@@ -375,14 +393,35 @@ class CudaBackend:
             raise ValueError(
                 f"cuSPARSE numbers nonzeros in 32 bits, too few for {csr.nnz:,}; use allocate='fused'"
             )
-        for file in FILES_OF_A_FIT:
-            _compiling(file, self._variant(k), self._device)
-        narrow = self._narrow_if_too_large(csr, shape, k)
+        variant = self._variant(k, 0 if sources is None else sources.shape[1])
+        for file in FILES_OF_A_FIT if sources is None else (NEIGHBOURS_FILE, *FILES_OF_A_FIT):
+            _compiling(file, variant.of(file), self._device)
+        narrow = self._narrow_if_too_large(csr, shape, variant)
         if narrow is not None:
             return self._streamer.counts(csr, narrow)
         column, value = _uploaded(csr.indices, np.int32), _uploaded(csr.data, self.dtype)
         users = Sorted(shape, segmentation(csr.indptr.astype(np.int64)), column, value)
-        return DeviceCounts(self._rows(users), self._rows(self._sorter.by_columns(users)))
+        neighbours = None
+        if sources is not None:
+            had = self._pack(k, "Had", cp.asarray(users.cut.indptr), column)
+            neighbours = Neighbours(_uploaded(sources.ravel(), np.int32), had)
+        items = self._rows(self._sorter.by_columns(users))
+        return DeviceCounts(self._rows(users), items, neighbours=neighbours)
+
+    def choose_neighbours(self, csr: Any, n: int) -> Host:
+        _check_neighbours(n)
+        (users, items), indptr = csr.shape, csr.indptr.astype(np.int64)
+        column, value = _uploaded(csr.indices, np.int32), _uploaded(csr.data, self.dtype)
+        by_items = self._sorter.by_columns(Sorted((users, items), segmentation(indptr), column, value))
+        blocks = max(1, min(items, _COUNTERS // items))
+        counts, seen = cp.zeros(blocks * items, np.int32), cp.empty(blocks * items, np.int32)
+        keys, chosen = cp.empty(blocks * items, np.int64), cp.empty(items * n, np.int32)
+        self._item_to_item["choose_neighbours"](
+            *(blocks, 256, cp.asarray(indptr), column, cp.asarray(by_items.cut.indptr), by_items.column),
+            *(users, items, n, counts, seen, keys, chosen),
+        )
+        host: Host = chosen.reshape(items, n).get()
+        return host
 
     def _rows(self, nonzeros: Sorted) -> Rows:
         rows = self._sorter.rows(nonzeros)
@@ -421,27 +460,32 @@ class CudaBackend:
     def operand(self, host: Host) -> Array:
         return self.asarray(host)
 
-    def _narrow_if_too_large(self, csr: Any, shape: tuple[int, int], k: int) -> Narrow | None:
+    def _narrow_if_too_large(self, csr: Any, shape: tuple[int, int], variant: Variant) -> Narrow | None:
         """The types in which counts stream that the device has no room for; None if it has.
 
         Raises NotEnoughMemory, before anything is copied, if a fit of these counts is too large either way.
         """
-        variant, free = self._variant(k), free_bytes()
+        free = free_bytes()
         on_device = needed = bytes_of_fit(variant, shape, csr.nnz, composed=self._composed)
         if free is None or on_device <= free:
             return None
         narrow = None
-        # Counts of device arrays are there already, and cuSPARSE takes whole matrices.
-        if not self._composed and not isinstance(csr, DeviceCsr):
+        # Counts of device arrays are there already, cuSPARSE takes whole matrices, and neighbours are looked
+        # for among all items of a user.
+        if not self._composed and not isinstance(csr, DeviceCsr) and not variant.neighbours:
             narrow = Narrow.of(csr, self.dtype)
             needed = min(needed, bytes_of_fit(variant, shape, csr.nnz, streamed=narrow.nbytes))
+        with_neighbours = f"and {variant.neighbours} neighbours " if variant.neighbours else ""
         problem = (
-            f"a fit of {csr.nnz:,} counts of {shape[0]:,} users and {shape[1]:,} items with k={k} in "
-            f"{self.dtype} needs about {_size(on_device if needed <= free else needed)} on the GPU, of which "
-            f"{_size(free)} are free"
+            f"a fit of {csr.nnz:,} counts of {shape[0]:,} users and {shape[1]:,} items with k={variant.k} "
+            f"{with_neighbours}in {self.dtype} needs about "
+            f"{_size(on_device if needed <= free else needed)} on the GPU, of which {_size(free)} are free"
         )
         if needed > free:
             fused = "allocate='fused', " if self._composed else ""
+            if variant.neighbours:
+                problem += ", and counts with neighbours do not stream there"
+                fused = "fewer neighbours, "
             raise NotEnoughMemory(
                 f"{problem}; use {fused}use_float=True, precision='mixed', a smaller k, or backend='openmp'"
             )
@@ -522,6 +566,20 @@ class CudaBackend:
             sums[1] = self._allocate_side(counts.items, items, users, exact, out[1])
         return sums[0], sums[1]
 
+    def allocate_with_neighbours(
+        self,
+        counts: DeviceCounts,
+        users: Factor,
+        items: Factor,
+        weights: Factor,
+        *,
+        side: SideName = "both",
+        exact: bool = False,
+        out: tuple[Array | None, Array | None, Array | None] = (None, None, None),
+    ) -> tuple[Array | None, Array | None, Array | None]:
+        over = self._with_neighbours(users.shape.shape[1], weights.shape.shape[1])
+        return over.allocate(counts, (users, items, weights), side, exact, out)
+
     def _allocate_side(self, at: Rows, own: Factor, other: Factor, exact: bool, out: Array | None) -> Array:
         """Σ y φ (N, K) over the nonzeros of each row."""
         (n, k), kernels = own.shape.shape, self._kernels(own.shape.shape[1])
@@ -554,7 +612,12 @@ class CudaBackend:
         )
         cp.multiply(matrix @ other.exp_log, own.exp_log, out=out)
 
-    def log_rate_sum(self, counts: DeviceCounts, theta: Array, beta: Array) -> float:
+    def log_rate_sum(
+        self, counts: DeviceCounts, theta: Array, beta: Array, weights: Array | None = None
+    ) -> float:
+        if weights is not None:
+            over = self._with_neighbours(theta.shape[1], weights.shape[1])
+            return over.log_rate_sum(counts, theta, beta, weights)
         by_users = counts.gathers_less_by_users
         at, own, other = (counts.users, theta, beta) if by_users else (counts.items, beta, theta)
         k, sums = theta.shape[1], cp.empty(at.count)
@@ -565,7 +628,12 @@ class CudaBackend:
             kernels["log_rates_exactly"](*_exactly(segments), *arguments)
         return float(sums.sum())
 
-    def log_normalizer_sum(self, counts: DeviceCounts, users: Factor, items: Factor) -> float:
+    def log_normalizer_sum(
+        self, counts: DeviceCounts, users: Factor, items: Factor, weights: Factor | None = None
+    ) -> float:
+        if weights is not None:
+            over = self._with_neighbours(users.shape.shape[1], weights.shape.shape[1])
+            return over.log_normalizer_sum(counts, (users, items, weights)) * users.temperature
         by_users = counts.gathers_less_by_users
         at, own, other = (counts.users, users, items) if by_users else (counts.items, items, users)
         k, sums = users.shape.shape[1], cp.empty(at.count)
@@ -575,7 +643,7 @@ class CudaBackend:
             warps, left = self._warps(k, _count(segments)), self._left(segments, k)
             kernels["log_normalizer_sums"](*warps, segments, *stored, *scales, sums, left)
             kernels["log_normalizers_exactly"](*_exactly(segments), segments, *stored, *gammas, sums, left)
-        return float(sums.sum())
+        return float(sums.sum()) * users.temperature
 
     def log_factorial_sum(self, counts: DeviceCounts) -> float:
         at = counts.users
@@ -596,29 +664,60 @@ class CudaBackend:
             out[part] = rates.get()
         return out
 
+    def neighbour_rates(
+        self, had: tuple[Host, Host], sources: Host, weights: Array, rows: Host, columns: Host
+    ) -> Host:
+        m, size = weights.shape
+        width = self._variant(size).width
+        numbers = cp.ndarray((m * width,), weights.dtype, weights.data)
+        items = [_uploaded(array, kind) for array, kind in zip(had, (np.int64, np.int32), strict=True)]
+        out = np.empty(len(rows), self.dtype)
+        for start in range(0, len(rows), _AT_ONCE):
+            part = slice(start, start + _AT_ONCE)
+            used = np.zeros(m, bool)
+            used[columns[part]] = True
+            place = (np.cumsum(used, dtype=np.int32) - 1)[columns[part]]
+            pairs = [cp.array(some[part], dtype=np.int64) for some in (rows, columns)]
+            rates = cp.empty(pairs[0].size, self.dtype)
+            self._item_to_item["neighbour_rates"](
+                *self._warps(1, rates.size),
+                *(*items, _uploaded(sources[used].ravel(), np.int32), numbers, size, width),
+                *(*pairs, cp.array(place), rates.size, rates),
+            )
+            out[part] = rates.get()
+        return out
+
     def top_items(
-        self, theta: Array, beta: Array, n: int, exclude: tuple[Host, Host] | None = None
+        self,
+        theta: Array,
+        beta: Array,
+        n: int,
+        exclude: tuple[Host, Host] | None = None,
+        neighbours: ItemScores | None = None,
     ) -> tuple[Host, Host]:
         (users, k), items = theta.shape, beta.shape[0]
         columns, scores = np.empty((users, n), np.int64), np.empty((users, n), self.dtype)
         top_rows = self._variant(k).top_rows
         step = max(1, _AT_ONCE // n)
+        if neighbours is not None:
+            step = max(1, min(step, _AT_ONCE // max(1, items)))
+            begin, targets, weights = rows_in_use(neighbours)
+            in_use = (cp.asarray(begin), _uploaded(targets, np.int32), _uploaded(weights, self.dtype))
         for start in range(0, users, step):
             part = slice(start, min(start + step, users))
             rows = part.stop - part.start
-            left_out: tuple[Array | None, Array | None] = (None, None)
-            if exclude is not None:
-                begin, index = exclude[0][start : part.stop + 1], exclude[1]
-                left_out = (
-                    cp.array(begin - begin[0], dtype=np.int64),
-                    cp.array(index[begin[0] : begin[-1]], dtype=np.int32),
-                )
+            left_out = (None, None) if exclude is None else _rows_of(exclude, part)
+            added = None
+            if neighbours is not None:
+                added = cp.empty(rows * items, self.dtype)
+                had = _rows_of(neighbours.had, part)
+                self._item_to_item["add_scores"](rows, 256, *had, *in_use, items, added)
             best, score = cp.empty(rows * n, np.int64), cp.empty(rows * n, self.dtype)
             for first in range(0, n, TOP_PLACES):
                 self._kernels(k)["top_items"](
                     -(-rows // top_rows),
                     TOP_PLACES,
-                    *(theta[part], beta, rows, items, *left_out),
+                    *(theta[part], beta, rows, items, added, *left_out),
                     *(first, min(TOP_PLACES, n - first), n, best, score),
                 )
             columns[part], scores[part] = best.reshape(rows, n).get(), score.reshape(rows, n).get()
@@ -638,6 +737,20 @@ def _uploaded(array: Any, dtype: Any) -> Array:
         part = slice(start, start + step)
         uploaded[part].set(array[part].astype(dtype, copy=False))
     return uploaded
+
+
+def _rows_of(csr: tuple[Host, Host], part: slice) -> tuple[Array, Array]:
+    """Indptr and indices of some rows, on the device."""
+    begin = csr[0][part.start : part.stop + 1]
+    indices = cp.array(csr[1][begin[0] : begin[-1]], dtype=np.int32)
+    return cp.array(begin - begin[0], dtype=np.int64), indices
+
+
+def _check_neighbours(count: int) -> None:
+    if count > MAX_NEIGHBOURS:
+        raise ValueError(
+            f"neighbours={count}: the cuda backend supports at most {MAX_NEIGHBOURS}; use backend='openmp'"
+        )
 
 
 def _sparse(nonzeros: Sorted) -> Any:

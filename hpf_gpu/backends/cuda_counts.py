@@ -47,12 +47,21 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class Neighbours:
+    """The neighbours of items, and the items of users, among which kernels look for them."""
+
+    sources: Array  # (M·L,) int32
+    had: Packed  # Had
+
+
+@dataclass(frozen=True)
 class DeviceCounts:
     """The same counts by users and by items."""
 
     users: Rows
     items: Rows
     is_streamed: bool = False
+    neighbours: Neighbours | None = None
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -133,8 +133,10 @@ def bytes_of_fit(
 ) -> int:
     """Peak memory of a fit in bytes: counts by users and by items, and the larger of sorting and factors.
 
-    ``streamed``, if not 0, is the number of bytes in which a nonzero comes to the device.  Counts then take
-    two buffers for parts in this form and one for a part as kernels take it, and are sorted on the host.
+    If the variant has neighbours, their weights, an array of numbers for nonzeros, and weights of long rows
+    are part of it.  ``streamed``, if not 0, is the number of bytes in which a nonzero comes to the device.
+    Counts then take two buffers for parts in this form and one for a part as kernels take it, and are sorted
+    on the host.
     """
     rows, real = sum(shape), variant.real.itemsize
     segments = rows + 2 * nnz // SEGMENT
@@ -147,4 +149,9 @@ def bytes_of_fit(
     parts = 2 * nnz // SEGMENT * variant.width * real  # of long rows
     # Weights, row pointers, and a contiguous copy of each side of the product.
     product = nnz * real + rows * (variant.k * real + 12) + segments if composed else 0
-    return counts + max(sorting, factors + parts + product)
+    fit = factors + parts + product
+    if variant.neighbours:
+        width = variant.weights.width
+        fit += shape[1] * (width * (5 * real + 2 * variant.store.itemsize) + 4 * variant.neighbours + 112)
+        fit += nnz * real + 8 * shape[0] + 2 * nnz // SEGMENT * width * real
+    return counts + max(sorting, fit)

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-#: Sources, each compiled as a module of its own when one of its kernels is first launched.  The last does not
-#: depend on the number of factors.
+#: Sources, each compiled as a module of its own when one of its kernels is first launched.  The last two do
+#: not depend on the number of factors.
 FILES = (
-    "allocate.cu", "gamma.cu", "likelihood.cu", "predict.cu", "top_items.cu", "composed.cu", "counts.cu",
+    "allocate.cu", "gamma.cu", "likelihood.cu", "predict.cu", "top_items.cu", "composed.cu", "neighbours.cu",
+    "item_to_item.cu", "counts.cu",
 )  # fmt: skip
+#: The only one that depends on the number of neighbours.
+NEIGHBOURS_FILE = "neighbours.cu"
 #: Those that every fit needs.
 FILES_OF_A_FIT = ("allocate.cu", "gamma.cu", "likelihood.cu")
 MAX_FACTORS = 1024  # the largest k for which the rows of a block fit into shared memory
+MAX_NEIGHBOURS = 1024  # the largest number of neighbours for which a block does
 _SECTOR = 32  # bytes of a memory transaction
+_TABLE_BYTES = 24 << 10  # of shared memory that a block with a table of neighbours is to take
 
 JOIN_STRANDS = 4  # warps of a block that adds up the parts of one row
 TOP_PLACES = 256  # ranks that one pass of ``top_items`` fills at most, and threads of its block
@@ -33,7 +38,7 @@ _TYPES: dict[str, Any] = {
     "unsigned short": np.uint16,
 }
 #: Structs that kernels take.
-_STRUCTS = ("Gamma", "Segments", "Sums", "Left")
+_STRUCTS = ("Gamma", "Segments", "Sums", "Left", "Had")
 
 
 @dataclass(frozen=True)
@@ -89,12 +94,25 @@ def knobs_for(capability: int) -> Knobs:
 
 @dataclass(frozen=True)
 class Variant:
-    """What the sources are compiled for: K factors, float32 or float64, and half-precision storage or not."""
+    """What the sources are compiled for.
+
+    K factors, float32 or float64, half-precision storage or not, and for NEIGHBOURS_FILE L neighbours.
+    """
 
     k: int
     real: np.dtype[Any]
     half: bool = False
     knobs: Knobs = Knobs()
+    neighbours: int = 0
+
+    def of(self, file: str) -> Variant:
+        """What one source is compiled for: without what it does not depend on."""
+        return self if file == NEIGHBOURS_FILE else replace(self, neighbours=0)
+
+    @property
+    def weights(self) -> Variant:
+        """The variant whose factors are the neighbours: of weights (M, L)."""
+        return replace(self, k=self.neighbours, neighbours=0)
 
     @property
     def store(self) -> np.dtype[Any]:
@@ -123,6 +141,18 @@ class Variant:
         return 32 // self.real.itemsize
 
     @property
+    def slots(self) -> int:
+        """Slots of the table of an item's neighbours: a quarter is taken, or a half where there are many."""
+        return 1 << (self.neighbours * (4 if self.neighbours <= 512 else 2) - 1).bit_length()
+
+    @property
+    def table_warps(self) -> int:
+        """Warps that share such a table: as many as leave room for several blocks on a multiprocessor."""
+        table = 6 * self.slots + self.real.itemsize * self.neighbours
+        of_warp = self.real.itemsize * (self.neighbours + self.width) + 2 * self.neighbours
+        return next((warps for warps in (4, 2) if table + warps * of_warp <= _TABLE_BYTES), 1)
+
+    @property
     def macros(self) -> dict[str, object]:
         """Macros for the compiler: all constants that host and device share."""
         macros: dict[str, object] = {
@@ -134,7 +164,15 @@ class Variant:
             "HPF_GAMMA_THREADS": self.gamma_threads,
             "HPF_TOP_ROWS": self.top_rows,
             "HPF_TOP_PLACES": TOP_PLACES,
+            "HPF_MAX_NEIGHBOURS": MAX_NEIGHBOURS,
         }
+        if self.neighbours:
+            macros |= {
+                "HPF_NEIGHBOURS": self.neighbours,
+                "HPF_WEIGHTS_WIDTH": self.weights.width,
+                "HPF_TABLE_SLOTS": self.slots,
+                "HPF_TABLE_WARPS": self.table_warps,
+            }
         return macros | {"HPF_HALF": 1} if self.half else macros
 
     @property

@@ -1,6 +1,7 @@
 // Σ_i y_ui φ_uik for one side.  A segment that is its whole row writes the result; the others write to `partial`,
 // which join_segments adds up in order.  So no sum depends on chance.
 #include "exact.cuh"
+#include "join.cuh"
 
 using namespace hpf;
 
@@ -118,29 +119,11 @@ extern "C" __global__ void __launch_bounds__(exact_threads, 1)
   }
 }
 
-// Rows of several segments: a block adds up `warp` columns of one row's parts, in double.  Each strand of the block
-// takes every so many parts in order, and the strands are added in order.
 extern "C" __global__ void __launch_bounds__(HPF_JOIN_STRANDS * 32, 1)
     join_segments(const int* row,         // (L,) rows of several segments
                   const int* first_slot,  // (L + 1,) where their parts begin
                   const Real* partial,    // (P, width)
                   int add,                // whether to add to what is there
                   Real* out) {            // (N, width)
-  __shared__ double sum_of_strand[HPF_JOIN_STRANDS][warp];
-  constexpr int blocks_of_row = (width + warp - 1) / warp;
-  const int lane = threadIdx.x % warp, strand = threadIdx.x / warp;
-  const int r = blockIdx.x / blocks_of_row, k = blockIdx.x % blocks_of_row * warp + lane;
-  double sum = 0;
-  if (k < width) {
-#pragma unroll 4
-    for (int slot = first_slot[r] + strand; slot < first_slot[r + 1]; slot += HPF_JOIN_STRANDS)
-      sum += double(partial[(long long)slot * width + k]);
-  }
-  sum_of_strand[strand][lane] = sum;
-  __syncthreads();
-  if (strand > 0 || k >= width) return;
-  Real* target = out + (long long)row[r] * width + k;
-  if (add) sum += double(*target);
-  for (int s = 1; s < HPF_JOIN_STRANDS; ++s) sum += sum_of_strand[s][lane];
-  *target = Real(sum);
+  join<width>(row, first_slot, partial, add, out);
 }

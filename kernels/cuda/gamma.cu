@@ -28,8 +28,8 @@ struct GroupRows {
   }
 };
 
-// exp(E[ln θ]/T) of a row by its logarithms, in double, where the entries themselves are too small: the logarithm of the
-// largest, in all lanes of the group.  The whole warp takes part, the other groups without a row.
+// exp(E[ln θ]/T) of a row by its logarithms, in double, where the entries themselves are too small: the logarithm of
+// the largest, in all lanes of the group.  The whole warp takes part, the other groups without a row.
 __device__ __forceinline__ double exp_log_by_logs(const Gamma& gamma, bool wanted, long long row, int lane,
                                                   Store* exp_log) {
   double top = -__longlong_as_double(0x7ff0000000000000LL);
@@ -103,7 +103,8 @@ extern "C" __global__ void __launch_bounds__(HPF_GAMMA_THREADS, 1)
     row_sum = sum_lanes<gamma_lanes>(row_sum);
     if (exists) {
       for (int k = rows.lane; k < width; k += gamma_lanes) {
-        exp_log[row * width + k] = k < K ? Store(store_scale * scaled(entries[k], top, gamma.temperature)) : Store(0.0f);
+        exp_log[row * width + k] =
+            k < K ? Store(store_scale * scaled(entries[k], top, gamma.temperature)) : Store(0.0f);
         if (k >= K) shape[row * width + k] = 0;
       }
       if (rows.lane == 0) row_sums[row] = double(row_sum);

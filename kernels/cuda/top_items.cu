@@ -1,4 +1,4 @@
-// The best columns of each row by θ·β, without ever holding all scores.
+// The best columns of each row by θ·β, and what neighbours add, without ever holding all scores.
 //
 // A block takes a few rows and goes over all columns.  Columns that beat the worst of the best so far
 // are collected; when there is no room for another step, the collection is sorted and cut.
@@ -53,6 +53,7 @@ extern "C" __global__ void __launch_bounds__(top_threads, 1)
               const Real* __restrict__ beta,    // (M, width)
               int rows,                         // N
               int columns,                      // M
+              const Real* added,                // (N, M) to the scores, or null
               const long long* exclude_begin,   // (N + 1,), or null
               const int* __restrict__ exclude,  // sorted columns to leave out, by rows
               int first,
@@ -106,6 +107,7 @@ extern "C" __global__ void __launch_bounds__(top_threads, 1)
       }
 #pragma unroll
       for (int r = 0; r < top_rows; ++r) {
+        if (added && r < row_count) sum[r] += added[(long long)(first_row + r) * columns + c];
         if (r >= row_count || !before(sum[r], c, worst_score[r], worst_column[r])) continue;
         if (!before(last_score[r], last_column[r], sum[r], c)) continue;
         const int row = first_row + r;
