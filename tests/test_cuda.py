@@ -1132,12 +1132,17 @@ def test_too_many_neighbours(cuda32: Any) -> None:
         cuda32.counts(csr, 2, np.full((4, 1025), -1, np.int32))
     with pytest.raises(ValueError, match="neighbours=1025"):
         cuda32.choose_neighbours(csr, 1025)
-    assert cuda32.choose_neighbours(csr, 1024)[:, :4].tolist() == [
-        [1, 2, 3, -1], [0, 2, 3, -1], [0, 1, 3, -1], [0, 1, 2, -1]
-    ]  # fmt: skip
     counts, theta, other = cuda32.counts(csr, 2), *(cuda32.asarray(np.ones((n, 2))) for n in (3, 4))
     with pytest.raises(TypeError, match="laid out without neighbours"):
         cuda32.log_rate_sum(counts, theta, other, other)
+
+
+def test_equal_candidates(cuda32: Any) -> None:
+    """The lower ones are chosen of as many as there is room for, and all if there are fewer."""
+    csr = sparse.csr_array(np.ones((3, 4), np.float32))
+    all_others = [[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]]
+    assert cuda32.choose_neighbours(csr, 2).tolist() == [others[:2] for others in all_others]
+    assert cuda32.choose_neighbours(csr, 1024)[:, :4].tolist() == [[*others, -1] for others in all_others]
 
 
 def test_counts_with_neighbours_do_not_stream(cuda32: Any, monkeypatch: pytest.MonkeyPatch) -> None:
