@@ -125,5 +125,6 @@ extern "C" __global__ void __launch_bounds__(HPF_JOIN_STRANDS * 32, 1)
                   const Real* partial,    // (P, width)
                   int add,                // whether to add to what is there
                   Real* out) {            // (N, width)
-  join<width>(row, first_slot, partial, add, out);
+  __shared__ SumOfStrand sums;
+  join<width>(row, first_slot, partial, add, out, sums);
 }

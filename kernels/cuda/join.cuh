@@ -5,6 +5,9 @@
 
 namespace hpf {
 
+// In shared memory: a sum of each strand.
+using SumOfStrand = double[HPF_JOIN_STRANDS][warp];
+
 // Rows of several segments: a block adds up `warp` columns of one row's parts, in double.  Each strand of the block
 // takes every so many parts in order, and the strands are added in order.
 template <int columns>
@@ -12,8 +15,8 @@ __device__ __forceinline__ void join(const int* row,         // (L,) rows of sev
                                      const int* first_slot,  // (L + 1,) where their parts begin
                                      const Real* partial,    // (P, columns)
                                      int add,                // whether to add to what is there
-                                     Real* out) {            // (N, columns)
-  __shared__ double sum_of_strand[HPF_JOIN_STRANDS][warp];
+                                     Real* out,              // (N, columns)
+                                     SumOfStrand& sum_of_strand) {
   constexpr int blocks_of_row = (columns + warp - 1) / warp;
   const int lane = threadIdx.x % warp, strand = threadIdx.x / warp;
   const int r = blockIdx.x / blocks_of_row, k = blockIdx.x % blocks_of_row * warp + lane;

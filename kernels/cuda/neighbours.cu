@@ -174,10 +174,18 @@ extern "C" __global__ void __launch_bounds__(HPF_JOIN_STRANDS * 32, 1)
                  const int* first_slot,  // (L + 1,) where their parts begin
                  const Real* partial,    // (P, weights_width)
                  Real* out) {            // (M, weights_width)
-  join<weights_width>(row, first_slot, partial, false, out);
+  __shared__ SumOfStrand sums;
+  join<weights_width>(row, first_slot, partial, false, out, sums);
 }
 
-// Σ y (ln Σ + what the sum was divided by) over one segment, by a block; scale_of(user).
+// What a block that sums logarithms has in shared memory.
+struct LogSums {
+  Table table;
+  double of_warp[table_warps];
+  int any_left;
+};
+
+// Σ y (ln Σ + what the sum was divided by) over one segment, by a block; scale_of(item, user).
 template <class T, class ScaleOf>
 __device__ __forceinline__ void sum_logs_with_neighbours(const Segments& segments, const Had& had,
                                                          const int* __restrict__ source,  // (M, L)
@@ -186,17 +194,14 @@ __device__ __forceinline__ void sum_logs_with_neighbours(const Segments& segment
                                                          const T* __restrict__ weight,    // (M, weights_width)
                                                          unsigned char* is_left,          // (Z,)
                                                          double* out,                     // by number
-                                                         const Left& left, ScaleOf scale_of) {
+                                                         const Left& left, LogSums& sums, ScaleOf scale_of) {
   using Lanes = Layout<T>;
-  __shared__ Table table;
-  __shared__ double sum_of_warp[table_warps];
-  __shared__ int any_left;
   const long long number = blockIdx.x;
   const Segment at(segments, number);
   const Lane<T> me;
   const int warp_number = threadIdx.x / warp;
-  if (threadIdx.x == 0) any_left = 0;
-  table.fill(int(at.row), source, weight);
+  if (threadIdx.x == 0) sums.any_left = 0;
+  sums.table.fill(int(at.row), source, weight);
   __syncthreads();
   Slice<T> mine, theirs;
   mine.load(own, at.row, me.lane);
@@ -209,24 +214,24 @@ __device__ __forceinline__ void sum_logs_with_neighbours(const Segments& segment
     Real total = scale.factors * sum_lanes<Lanes::lanes>(mine.dot(theirs));
     for (int group = 0; group < Lanes::groups && first + group < at.size; ++group) {
       const Items items(had, __shfl_sync(whole_warp, user, group * Lanes::lanes));
-      const Found found(table, int(at.row), source + at.row * neighbours, items, nullptr);
+      const Found found(sums.table, int(at.row), source + at.row * neighbours, items, nullptr);
       if (me.group == group) total = multiply_add(scale.weights, found.sum, total);
     }
     if (me.lane > 0 || !exists) continue;
     const bool tiny = !(total >= least_product<T>);
     is_left[segments.begin[number] + z] = tiny;
     if (tiny)
-      atomicExch(&any_left, 1);
+      atomicExch(&sums.any_left, 1);
     else
       sum += double(at.value[z]) * (double(log_of(total)) + scale.log);
   }
   sum = sum_lanes<warp>(sum);
-  if (me.in_warp == 0) sum_of_warp[warp_number] = sum;
+  if (me.in_warp == 0) sums.of_warp[warp_number] = sum;
   __syncthreads();
   if (warp_number > 0) return;
-  left.note(number, any_left);
+  left.note(number, sums.any_left);
   if (threadIdx.x > 0) return;
-  for (int w = 1; w < table_warps; ++w) sum += sum_of_warp[w];
+  for (int w = 1; w < table_warps; ++w) sum += sums.of_warp[w];
   out[segments.number[number]] = sum;
 }
 
@@ -241,7 +246,8 @@ extern "C" __global__ void __launch_bounds__(table_threads, 1)
                                   unsigned char* is_left,           // (Z,)
                                   double* out,                      // by number
                                   Left left) {                      // to log_rates_exactly_with_neighbours
-  sum_logs_with_neighbours(segments, had, source, beta, theta, weight, is_left, out, left,
+  __shared__ LogSums sums;
+  sum_logs_with_neighbours(segments, had, source, beta, theta, weight, is_left, out, left, sums,
                            [](long long, int) { return Scales{1, 1, 0}; });
 }
 
@@ -293,10 +299,11 @@ extern "C" __global__ void __launch_bounds__(table_threads, 1)
                                         unsigned char* is_left,                       // (Z,)
                                         double* out,                                  // by number
                                         Left left) {  // to log_normalizers_exactly_with_neighbours
+  __shared__ LogSums sums;
   // What stored rows were multiplied with is taken off again.
   const double stored = 2 * log_normal(double(store_scale));
   sum_logs_with_neighbours(
-      segments, had, source, own, other, weight, is_left, out, left, [&](long long item, int user) {
+      segments, had, source, own, other, weight, is_left, out, left, sums, [&](long long item, int user) {
         const Scales scale = Scales::of(own_log_scale[item] + other_log_scale[user], weight_log_scale[item]);
         return Scales{scale.factors, scale.weights * store_scale, scale.log - stored};
       });
