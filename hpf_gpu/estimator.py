@@ -839,8 +839,8 @@ class HPF:
     def related_items(self, item: Any, n: int = 10) -> pd.DataFrame:
         """The items whose expected counts are raised most for users who have an item.
 
-        For models with ``neighbours``.  The relation is directed: cables may go with a camera that does not go
-        with cables.
+        For models with ``neighbours``.  The relation is directed: a cable may go with a camera, and not the
+        camera with the cable.
 
         Parameters
         ----------

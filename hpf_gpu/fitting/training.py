@@ -243,7 +243,7 @@ def _start(
 def _having(
     settings: Settings, backend: Backend, data: TrainingData, sources: NDArray[Any] | None
 ) -> Having | None:
-    """The items of the users and the neighbours of the items, chosen unless given; None without neighbours."""
+    """The items of the users and the neighbours of the items, chosen unless given; None without them."""
     if not settings.neighbours:
         return None
     if sources is None:

@@ -138,7 +138,7 @@ class Objective:
         return self._gamma_elbo(weights.factor, prior, hyper_rate, k)
 
     def _gamma_elbo(self, free: Factor, prior: Prior, hyper_rate: Array, k: int) -> float:
-        """Terms of θ and ξ for a factor without pinned columns, of which ``k`` counts the pinned ones, too."""
+        """Terms of θ and ξ for a factor without pinned columns, with ``k`` columns with them."""
         n = free.shape.shape[0]
         total: float = self.backend.gamma_elbo(
             free, hyper_rate, prior.shape, prior.hyper_shape, prior.hyper_rate
