@@ -55,12 +55,17 @@ def slow(session: nox.Session) -> None:
 
 @nox.session
 def levels(session: nox.Session) -> None:
-    """Tests of what the instruction set changes, at every level that this machine has, with hpfrec."""
+    """Tests of what the instruction set changes, at every level that this machine has, with hpfrec.
+
+    Of the widest, which the everyday suite takes, only the comparison with hpfrec.
+    """
     install(session, ".[test,parity]")
     find = "from hpf_gpu import _openmp; print(*_openmp.levels())"
     found = session.run("python", "-P", "-c", find, silent=True, stderr=None)
+    widest, *others = found.split()
+    session.run("pytest", "--level", widest, "tests/test_parity.py")
     names = ("inference", "parity", "levels", "special", "agreement")
-    for level in found.split():
+    for level in others:
         session.run(
             "pytest", "--level", level, "tests/contract", *(f"tests/test_{name}.py" for name in names)
         )

@@ -8,12 +8,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
+from .answers.explanations import explain, related_items
 from .answers.predictions import eval_llk, predict
-from .answers.recommendations import top_n
+from .answers.recommendations import recommend, recommend_new, top_n
 from .data.triplets import Triplets, on_host, read, read_one_user
 from .files.csv_folder import write_csv_folder
 from .files.model_file import load_model, save_model
@@ -45,7 +47,8 @@ class HPF:
     Parameters
     ----------
     k : int
-        Number of factors K.
+        Number of factors K.  With ``neighbours``, k=0 leaves the factors out; each item then has a base rate
+        instead, and Theta is a column of ones.
     a, a_prime, b_prime : float
         Prior of the users: shape a of θ, shape a' and mean b' of the activity ξ.
     c, c_prime, d_prime : float
@@ -137,6 +140,20 @@ class HPF:
         Whether every check also computes the ELBO, for ``history_`` and callbacks; with the openmp backend a
         check then takes three to four times as long.  With ``stop_crit='elbo'`` every check does.  The last
         row of ``history_`` always has the ELBO.
+    neighbours : int
+        If above zero, counts may also come from the other items of the user: the expected count is
+        ``θ_u·β_i + Σ_j w_ji`` over those items j of the user that are neighbours of i, with
+        ``w_ji ~ Gamma(w_shape, w_rate)``.  Each item has at most this many neighbours, up to 2048: the items
+        j with the largest n_ij ln(n_ij N / (n_i n_j)), where n_ij users have both (of users with more than
+        1000 items, 1000 drawn ones count for this choice).  Users are those of the training data with their
+        items there, or new ones with the counts that are passed.  Needs ``keep_data=True``.
+    w_shape, w_rate : float
+        Prior of the weights w.
+    temperature : float
+        With ``neighbours``: φ is proportional to exp(E[ln ·]/temperature), from 1 to 10.  At 1 the weights
+        overfit after five to ten iterations; above 1 they are spread over more neighbours.  The ELBO in
+        ``history_`` has the entropy of φ times the temperature; it never falls, but is a lower bound of the
+        evidence only at 1.
 
     Attributes
     ----------
@@ -217,6 +234,10 @@ class HPF:
         binary: bool = False,
         bias: bool = False,
         compute_elbo: bool = False,
+        neighbours: int = 0,
+        w_shape: float = 0.3,
+        w_rate: float = 10.0,
+        temperature: float = 1.25,
     ) -> None:
         self.k = k
         self.a = a
@@ -253,6 +274,10 @@ class HPF:
         self.binary = binary
         self.bias = bias
         self.compute_elbo = compute_elbo
+        self.neighbours = neighbours
+        self.w_shape = w_shape
+        self.w_rate = w_rate
+        self.temperature = temperature
         self._fitted: Fitted | None = None
         check_folder(self._settings().save_folder)
 
@@ -670,7 +695,7 @@ class HPF:
     # -- answers -------------------------------------------------------------------------------
 
     def predict(self, user: Any, item: Any) -> Any:
-        """Expected counts θ_u·β_i.
+        """Expected counts θ_u·β_i, with ``neighbours`` plus the weights of the user's other items.
 
         Parameters
         ----------
@@ -729,6 +754,113 @@ class HPF:
             exclude_seen=bool(exclude_seen),
             items_pool=items_pool,
         )
+
+    def recommend(
+        self,
+        users: Any = None,
+        n: int = 10,
+        *,
+        counts: Any = None,
+        exclude_seen: bool = True,
+        items_pool: Any = None,
+    ) -> pd.DataFrame:
+        """A table of the items with the highest expected counts, for users of the model or for new ones.
+
+        Parameters
+        ----------
+        users : id, or array-like (B,) of ids
+            Users of the training data.
+        n : int
+            Number of items for each user; fewer are returned if fewer are left.
+        counts : same forms as for :meth:`transform`
+            In place of ``users``: counts of users who are not added to the model.
+        exclude_seen : bool
+            Whether to exclude the items that the user has in the training data, or in ``counts``.
+        items_pool : array-like of ids, optional
+            Items to choose from, for all users.  Unknown items are left out with a warning.
+
+        Returns
+        -------
+        DataFrame
+            Columns UserId, ItemId and Score, the expected count; users in the given order, best items first.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If not exactly one of ``users`` and ``counts`` is passed, and as for :meth:`topN` and
+            :meth:`transform`.
+        """
+        if (users is None) == (counts is None):
+            raise ValueError("recommend needs either users, ids of the model, or counts of new users")
+        n, exclude_seen = whole_number("n", n, 1), bool(exclude_seen)
+        if counts is None:
+            fitted, threads = self._require_fitted(), thread_count(self.ncores)
+            return recommend(fitted, threads, users, n, exclude_seen=exclude_seen, items_pool=items_pool)
+        folded = self._fold(USERS, counts, 10, 1e-3, None)
+        return recommend_new(
+            folded.fitted,
+            thread_count(self.ncores),
+            folded.new.ids.labels(np.arange(folded.new.ids.size)),
+            folded.mean,
+            (folded.new.csr.indptr, folded.new.csr.indices),
+            n,
+            exclude_seen=exclude_seen,
+            items_pool=items_pool,
+        )
+
+    def explain(self, user: Any, item: Any, n: int = 5) -> pd.DataFrame:
+        """Why counts are expected: their shares from the user's own items and from the factors.
+
+        For models with ``neighbours``.
+
+        Parameters
+        ----------
+        user, item : one id, or array-like (Z,) of ids
+            Pairs of ids of the training data; a single id is paired with all ids of the other argument.
+        n : int
+            Number of items of the user that are named for each pair, those with the largest share.
+
+        Returns
+        -------
+        DataFrame
+            For each pair the parts of its expected count, the largest first, in columns UserId, ItemId, Term,
+            Because, Rate and Share.  Term is 'item', with the item of the user in Because; 'other items', all
+            of the user's items that are not named; or 'factors', θ_u·β_i, with k=0 the base rate of the item.
+            The rates of a pair add up to :meth:`predict`, the shares to 1; parts of zero are left out.
+
+        Raises
+        ------
+        ValueError
+            If an id is unknown, the ids cannot be paired, or the model has no neighbours.
+        """
+        n = whole_number("n", n, 1)
+        return explain(self._require_fitted(), thread_count(self.ncores), user, item, n)
+
+    def related_items(self, item: Any, n: int = 10) -> pd.DataFrame:
+        """The items whose expected counts are raised most for users who have an item.
+
+        For models with ``neighbours``.  The relation is directed: a cable may go with a camera, and not the
+        camera with the cable.
+
+        Parameters
+        ----------
+        item : id, or array-like of ids
+            Items of the training data.
+        n : int
+            Largest number of related items for each.
+
+        Returns
+        -------
+        DataFrame
+            Columns ItemId, RelatedId and Weight, E[w]: how much the item adds to the expected count of the
+            related one; largest first.
+
+        Raises
+        ------
+        ValueError
+            If an item is unknown, or the model has no neighbours.
+        """
+        return related_items(self._require_fitted(), item, whole_number("n", n, 1))
 
     def eval_llk(self, input_df: Any, full_llk: bool = False) -> dict[str, Any]:
         """Poisson log-likelihood of the pairs in the data, in float64; absent pairs are not included.

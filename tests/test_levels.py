@@ -12,6 +12,7 @@ import pytest
 from contract import checks
 from contract.cases import (
     FACTORS,
+    NEIGHBOUR_CASES,
     Case,
     disjoint,
     make_case,
@@ -108,6 +109,64 @@ def test_every_level_keeps_the_contract(level, name, dtype):
     checks.log_factorial_sum(backend, case, tolerance)
     checks.predict_pairs(backend, case, tolerance, np.int64)
     checks.top_items(backend, case, tolerance, 10)
+
+
+@DTYPES
+@pytest.mark.parametrize("name", [name for name in CASES if name in NEIGHBOUR_CASES])
+@LEVELS
+def test_every_level_keeps_the_contract_with_neighbours(level, name, dtype):
+    backend, case, tolerance = create("openmp", dtype), make_case(name), TOLERANCE[dtype.name]
+    checks.gamma_update_at_a_temperature(backend, case, tolerance, 1.25)
+    for side, exact in product(checks.SIDES, (False, True)):
+        checks.allocate_with_neighbours(backend, case, tolerance, side, exact=exact, temperature=1.25)
+    checks.log_sums_with_neighbours(backend, case, tolerance, 1.25)
+    checks.neighbour_rates(backend, case, tolerance)
+    checks.top_items_with_neighbours(backend, case, tolerance, 10)
+    if name != "power law":  # whose matrix of all pairs takes the oracle too long
+        checks.choose_neighbours(backend, case, 5)
+
+
+@cache
+def many_neighbours():
+    """Counts for five row blocks, and parameters that let some products underflow in either part."""
+    rng, (n, m, width) = np.random.default_rng(8), (1500, 200, 40)
+    csr = sparse.csr_array(make_counts(rng, n, m, 45_000))
+    sources = np.sort(np.argsort(rng.random((m, m - 1)), axis=1)[:, :width], axis=1).astype(np.int32)
+    sources += sources >= np.arange(m)[:, None]
+    sources[::7, width // 2 :] = -1
+    lows = (rng.uniform(0.008, 0.05, (size, 1)) for size in (n, m))
+    users, items = (make_parameters(rng, len(low), 20, disjoint(len(low), 20, low)) for low in lows)
+    shape = np.exp(rng.normal(-1.0, 2.0, (m, width))) * rng.choice([1.0, 1e-2], (m, 1))
+    return csr, sources, (users, items, make_parameters(rng, m, width, shape))
+
+
+@DTYPES
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+@LEVELS
+def test_neighbours_with_any_number_of_threads(level, threads, dtype):
+    """What NumPy finds, and the same bits each time."""
+    csr, sources, sides = many_neighbours()
+    results = []
+    for backend in (create("numpy", np.float64), *(create("openmp", dtype, threads) for _ in range(2))):
+        factors = [make_factor(backend, side, 1.25) for side in sides]
+        counts = backend.counts(csr.astype(backend.dtype), 20, sources)
+        for exact in (False, True):
+            found = backend.allocate_with_neighbours(counts, *factors, exact=exact)
+            totals = (
+                backend.log_normalizer_sum(counts, *factors),
+                backend.log_rate_sum(counts, *(backend.mean(factor) for factor in factors)),
+            )
+            results.append((*map(backend.asnumpy, found), *totals))
+    tolerance, size = TOLERANCE[dtype.name], float(csr.sum())
+    for want, got in ((results[0], results[2]), (results[0], results[3])):
+        assert_close(got[0], want[0], tolerance.allocate)
+        both = [np.concatenate(statistics[1:3], axis=1) for statistics in (got, want)]
+        assert_close(*both, tolerance.allocate)
+        for total, wanted in zip(got[3:], want[3:], strict=True):
+            assert_near(total, wanted, tolerance.log_sums, abs(wanted) + size)
+    for one, other in zip(results[2:4], results[4:6], strict=True):
+        for got, again in zip(one, other, strict=True):
+            assert np.array_equal(got, again)
 
 
 @DTYPES

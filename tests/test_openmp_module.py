@@ -35,22 +35,52 @@ def make_calls(dtype: type, n: int, m: int, k: int, threads: int, density: float
     csr = {"indptr": y.indptr, "indices": y.indices, "data": y.data}
     lists = {"columns": np.empty((n, 4), np.int64), "scores": np.empty((n, 4), dtype)}
     excluded = {"indptr": np.arange(n + 1), "indices": np.full(n, m - 1)}  # the last item, to everybody
+    nothing = dict.fromkeys(("had_indptr", "had", "starts", "targets", "weights"))
     pairs = max(12_000, n)
     rows, columns = np.arange(pairs) % n, np.arange(pairs) % m
 
-    def matrix(size: int) -> Any:
+    by_item = y.T.tocsr()
+    width = min(40, m - 1)  # neighbours an item
+    sources = (np.arange(m)[:, None] + np.arange(1, width + 1)) % m
+    sources = np.sort(sources, axis=1).astype(np.int32)
+    sources[::3, width // 2 :] = -1
+
+    def matrix(size: int, k: int = k) -> Any:
         return backend.asarray(rng.gamma(0.5, size=(size, k)))
 
     def side(size: int) -> dict[str, Any]:
         names = ("shape", "rate_rows", "rate_matrix", "rate_columns", "exp_log", "log_scale")
         arrays = (matrix(size), np.ones(size), None, np.ones(k), matrix(size), np.zeros(size))
-        return dict(zip(names, arrays, strict=True))
+        return dict(zip(names, arrays, strict=True)) | {"temperature": 1.0}
 
     # In matrices of their own, and in vectors: what gamma_update writes to, the sides read.
     counts = counts_of(m, *csr.values(), k, threads)
     users, items = side_of(**side(n)), side_of(**side(m))
     update = side(n) | {"prior_shape": 0.3, "row_sums": np.empty(n), "column_sums": np.empty(k)}
     sides = {"counts": counts, "users": users, "items": items}
+    transposed = counts_of(n, by_item.indptr, by_item.indices, by_item.data, k, threads)
+    of_weights = side(m) | {
+        "shape": matrix(m, width),
+        "rate_columns": np.ones(width),
+        "exp_log": matrix(m, width),
+    }
+    had = openmp.had_neighbours(transposed, y.indptr, y.indices, sources, threads)
+    shared = {
+        "counts": transposed,
+        "had": had,
+        "items": items,
+        "users": users,
+        "weights": side_of(**of_weights),
+    }
+    sums = {"item_sums": matrix(m), "weight_sums": matrix(m, width), "user_sums": matrix(n)}
+    owned = {"indptr": y.indptr.astype(np.int64), "indices": y.indices.astype(np.int64)}
+    added = {
+        "had_indptr": owned["indptr"],
+        "had": owned["indices"],
+        "starts": np.arange(m + 1) * 2,
+        "targets": np.arange(2 * m, dtype=np.int32) % m,
+        "weights": rng.gamma(0.5, size=2 * m).astype(dtype),
+    }
     calls: dict[str, Call] = {
         "Counts": (counts_of, {"columns": m, **csr, "k": k}),
         "Side": (side_of, side(n)),
@@ -68,6 +98,49 @@ def make_calls(dtype: type, n: int, m: int, k: int, threads: int, density: float
             openmp.allocate,
             sides | {"user_sums": matrix(n), "item_sums": matrix(m), "exact": True},
         ),
+        "had_neighbours": (
+            openmp.had_neighbours,
+            {"counts": transposed, "indptr": y.indptr, "indices": y.indices, "sources": sources},
+        ),
+        "allocate_with_neighbours": (openmp.allocate_with_neighbours, shared | sums | {"exact": False}),
+        "allocate_with_neighbours exactly": (
+            openmp.allocate_with_neighbours,
+            shared | sums | {"exact": True},
+        ),
+        "log_rate_sum_with_neighbours": (
+            openmp.log_rate_sum_with_neighbours,
+            {
+                "counts": transposed,
+                "had": had,
+                "beta": matrix(m),
+                "theta": matrix(n),
+                "weights": matrix(m, width),
+            },
+        ),
+        "log_normalizer_sum_with_neighbours": (openmp.log_normalizer_sum_with_neighbours, shared),
+        "neighbour_rates": (
+            openmp.neighbour_rates,
+            owned
+            | {
+                "items": m,
+                "sources": sources,
+                "weights": matrix(m, width),
+                "rows": np.sort(rows),
+                "columns": columns,
+                "out": np.empty(pairs, dtype),
+            },
+        ),
+        "choose_neighbours": (
+            openmp.choose_neighbours,
+            {
+                "user_indptr": owned["indptr"],
+                "user_indices": y.indices.astype(np.int32),
+                "item_indptr": by_item.indptr.astype(np.int64),
+                "item_indices": by_item.indices.astype(np.int32),
+                "begin": 0,
+                "chosen": np.empty((m, width), np.int32),
+            },
+        ),
         "log_rate_sum": (openmp.log_rate_sum, {"counts": counts, "theta": matrix(n), "beta": matrix(m)}),
         "log_normalizer_sum": (openmp.log_normalizer_sum, sides),
         "log_factorial_sum": (openmp.log_factorial_sum, {"counts": counts}),
@@ -81,7 +154,14 @@ def make_calls(dtype: type, n: int, m: int, k: int, threads: int, density: float
                 "out": np.empty(pairs, dtype),
             },
         ),
-        "top_items": (openmp.top_items, {"theta": matrix(n), "beta": matrix(m), **excluded, **lists}),
+        "top_items": (
+            openmp.top_items,
+            {"theta": matrix(n), "beta": matrix(m), **excluded, **nothing, **lists},
+        ),
+        "top_items with neighbours": (
+            openmp.top_items,
+            {"theta": matrix(n), "beta": matrix(m), **excluded, **added, **lists},
+        ),
         "distance": (openmp.distance, {"a": matrix(n), "b": matrix(n)}),
     }
     for name, (_, arguments) in calls.items():

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hpf_gpu import backends
 from hpf_gpu.backends.protocol import Backend
@@ -25,7 +26,7 @@ def predict(fitted: Fitted, threads: int | None, user: Any, item: Any) -> Any:
     known = (rows >= 0) & (columns >= 0)
     rates = np.full(len(rows), np.nan, dtype=fitted.dtype)
     backend = backend_for(fitted, threads)
-    rates[known] = backend.predict_pairs(fitted.theta, fitted.beta, rows[known], columns[known])
+    rates[known] = rates_of_pairs(backend, fitted, rows[known], columns[known])
     return rates[0] if users.is_single(user) and items.is_single(item) else rates
 
 
@@ -33,8 +34,19 @@ def eval_llk(fitted: Fitted, threads: int | None, triplets: Triplets, *, full_ll
     """Log-likelihood of counts; see :meth:`hpf_gpu.HPF.eval_llk`."""
     pairs = held_out_pairs(triplets, fitted.user_ids, fitted.item_ids, name="input_df")
     backend = backend_for(fitted, threads)
-    llk = pair_llk(backend, fitted.theta, fitted.beta, pairs, full_llk=full_llk)
-    return {"llk": llk, "nobs": len(pairs.values)}
+    rates = rates_of_pairs(backend, fitted, pairs.rows, pairs.columns)
+    return {"llk": pair_llk(rates, pairs, full_llk=full_llk), "nobs": len(pairs.values)}
+
+
+def rates_of_pairs(
+    backend: Backend, fitted: Fitted, rows: NDArray[Any], columns: NDArray[Any]
+) -> NDArray[Any]:
+    """Expected counts of pairs of row and column numbers, (Z,) each."""
+    rates = backend.predict_pairs(fitted.theta, fitted.beta, rows, columns)
+    if fitted.neighbours is not None and fitted.seen is not None:
+        sources, w = fitted.neighbours.sources, fitted.neighbours.mean
+        rates += backend.neighbour_rates(fitted.seen, sources, backend.operand(w), rows, columns)
+    return rates
 
 
 def backend_for(fitted: Fitted, threads: int | None, among: Sequence[str] = backends.ON_HOST) -> Backend:

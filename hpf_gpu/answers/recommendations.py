@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from hpf_gpu import backends
-from hpf_gpu.backends.protocol import Backend
+from hpf_gpu.backends.protocol import Backend, ItemScores
 from hpf_gpu.data.seen import UserItems, items_of, places_in
 from hpf_gpu.messages import shown, warn
 from hpf_gpu.model.fitted import Fitted
@@ -25,32 +25,90 @@ def top_n(
     """Ids of the items with the highest expected counts; see :meth:`hpf_gpu.HPF.topN`."""
     rows = fitted.user_ids.require(user)
     exclude = _seen_by(fitted, rows) if exclude_seen else None
+    had = _seen_by(fitted, rows) if fitted.neighbours is not None else None
     pool = None if items_pool is None else _pool(fitted, items_pool)
     on_gpu = not backends.entry_of(fitted.backend).on_host and len(rows) >= _MIN_USERS_FOR_GPU
     among = tuple(dict.fromkeys((fitted.backend, *backends.NAMES))) if on_gpu else backends.ON_HOST
     backend = backend_for(fitted, threads, among)
-    best = rank(backend, fitted.theta[rows], fitted.beta, n, exclude=exclude, pool=pool)
+    best, _ = rank(backend, fitted, fitted.theta[rows], n, had=had, exclude=exclude, pool=pool)
     return fitted.item_ids.labels(best[best >= 0] if fitted.user_ids.is_single(user) else best)
+
+
+def recommend(
+    fitted: Fitted, threads: int | None, user: Any, n: int, *, exclude_seen: bool, items_pool: Any
+) -> pd.DataFrame:
+    """A table of the best items of known users; see :meth:`hpf_gpu.HPF.recommend`."""
+    rows = fitted.user_ids.require(user)
+    seen = _seen_by(fitted, rows) if exclude_seen or fitted.neighbours is not None else None
+    return _table(
+        fitted, threads, fitted.user_ids.labels(rows), fitted.theta[rows], seen, n, exclude_seen, items_pool
+    )
+
+
+def recommend_new(
+    fitted: Fitted,
+    threads: int | None,
+    ids: NDArray[Any],  # (B,)
+    theta: NDArray[Any],  # (B, K)
+    had: UserItems,
+    n: int,
+    *,
+    exclude_seen: bool,
+    items_pool: Any,
+) -> pd.DataFrame:
+    """A table of the best items of users who are not in the model, from their factors and items."""
+    return _table(fitted, threads, ids, theta, had, n, exclude_seen, items_pool)
+
+
+def _table(
+    fitted: Fitted,
+    threads: int | None,
+    ids: NDArray[Any],
+    theta: NDArray[Any],
+    had: UserItems | None,
+    n: int,
+    exclude_seen: bool,
+    items_pool: Any,
+) -> pd.DataFrame:
+    pool = None if items_pool is None else _pool(fitted, items_pool)
+    exclude = had if exclude_seen else None
+    best, scores = rank(backend_for(fitted, threads), fitted, theta, n, had=had, exclude=exclude, pool=pool)
+    row, place = np.nonzero(best >= 0)
+    return pd.DataFrame(
+        {
+            "UserId": ids[row],
+            "ItemId": fitted.item_ids.labels(best[row, place]),
+            "Score": scores[row, place],
+        }
+    )
 
 
 def rank(
     backend: Backend,
+    fitted: Fitted,
     theta: NDArray[Any],  # (B, K)
-    beta: NDArray[Any],  # (M, K)
     n: int,
     *,
+    had: UserItems | None = None,  # of the B users, if the model has neighbours
     exclude: UserItems | None = None,  # of the B users
     pool: NDArray[Any] | None = None,  # item numbers, ascending
-) -> NDArray[np.int64]:
-    """Numbers of the ``n`` items with the highest expected count θ_u·β_i, best first; −1 where none is left.
+) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """Numbers of the ``n`` items with the highest expected counts, best first, and these counts.
 
-    The result is (B, n), or has fewer columns if there are fewer items to choose from.
+    Both are (B, n), or have fewer columns if there are fewer items to choose from; where no item is left, −1
+    and −∞.
     """
+    beta, neighbours = fitted.beta, None
+    if fitted.neighbours is not None and had is not None:
+        by_source = fitted.neighbours.by_source if pool is None else fitted.neighbours.by_source[:, pool]
+        neighbours = ItemScores(had, by_source.indptr, by_source.indices, by_source.data)
     if pool is not None:
         exclude = None if exclude is None else places_in(pool, len(beta), exclude)
         beta = beta[pool]
-    best, _ = backend.top_items(backend.operand(theta), backend.operand(beta), min(n, len(beta)), exclude)
-    return best if pool is None else np.where(best < 0, -1, pool[best])
+    best, scores = backend.top_items(
+        backend.operand(theta), backend.operand(beta), min(n, len(beta)), exclude, neighbours
+    )
+    return best if pool is None else np.where(best < 0, -1, pool[best]), scores
 
 
 def _seen_by(fitted: Fitted, rows: NDArray[Any]) -> UserItems:

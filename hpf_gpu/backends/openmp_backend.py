@@ -6,13 +6,15 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from scipy import sparse
 from scipy.special import gammaln
 
 from .openmp_diagnosis import find_fault, install_openmp, unknown_level, usable_cores
-from .protocol import Array, Factor, Host, ModelState, RankOne, Rates, SideName
+from .protocol import Array, Factor, Host, ItemScores, ModelState, RankOne, Rates, SideName
 
 # GNU OpenMP reads this when it is loaded.  By default its threads spin while they wait, and on shared cores
 # they slow down the thread that they wait for.  Online Retail, k=30, two threads on two cores, ms per
@@ -34,6 +36,7 @@ if _level := os.environ.get("HPF_GPU_LEVEL"):
     _openmp.use_level(_level)
 
 _PRODUCTS = 1 << 35  # of one call, which cannot be interrupted: about a second on one core
+_PAIRS = 1 << 29  # of items that a user has, in one call
 _LINE = 64  # bytes of a cache line, and of the widest vector
 
 #: Whether the module was compiled with OpenMP; without it, it runs on one thread.
@@ -67,12 +70,19 @@ def advice() -> str:
 class TiledCounts:
     """Counts in the tiled layout of the kernels."""
 
-    tiles: Any
+    tiles: Any  # of users and items; of items and users if there are neighbours
     shape: tuple[int, int]
+    had: Any = None  # which neighbours of an item its users have
 
     @property
     def nnz(self) -> int:
         return int(self.tiles.nnz)
+
+    def laid_out(self, *, neighbours: bool) -> Any:
+        """The tiles, for operations with or without neighbours."""
+        if neighbours != (self.had is not None):
+            raise TypeError(f"these counts were laid out with{'out' * neighbours} neighbours")
+        return self.tiles
 
 
 class OpenMPBackend:
@@ -130,16 +140,33 @@ class OpenMPBackend:
     def assign_rows(self, array: Array, rows: Host, values: Array) -> None:
         array[rows] = values
 
-    def counts(self, csr: Any, k: int) -> TiledCounts:
-        data = np.ascontiguousarray(csr.data, dtype=self.dtype)
-        index = np.promote_types(csr.indptr.dtype, csr.indices.dtype)
-        indptr, indices = csr.indptr.astype(index, copy=False), csr.indices.astype(index, copy=False)
+    def counts(self, csr: Any, k: int, sources: Host | None = None) -> TiledCounts:
         if max(csr.shape) > np.iinfo(np.int32).max:
             raise ValueError(
                 f"the openmp backend numbers rows and columns in 32 bits, too few for {csr.shape}"
             )
-        tiles = self._counts_type(csr.shape[1], indptr, indices, data, k, self.threads)
-        return TiledCounts(tiles, (int(csr.shape[0]), int(csr.shape[1])))
+        shape = (int(csr.shape[0]), int(csr.shape[1]))
+        if sources is None:
+            return TiledCounts(self._tiles(csr, k), shape)
+        by_item = sparse.csr_array((csr.data, csr.indices, csr.indptr), shape=shape).T.tocsr()
+        tiles, sources = self._tiles(by_item, k), np.ascontiguousarray(sources, dtype=np.int32)
+        return TiledCounts(tiles, shape, _openmp.had_neighbours(tiles, *_places(csr), sources, self.threads))
+
+    def _tiles(self, csr: Any, k: int) -> Any:
+        data = np.ascontiguousarray(csr.data, dtype=self.dtype)
+        return self._counts_type(csr.shape[1], *_places(csr), data, k, self.threads)
+
+    def choose_neighbours(self, csr: Any, n: int) -> Host:
+        users, m = _as_lists(csr.indptr, csr.indices), csr.shape[1]
+        ones = sparse.csr_array((np.ones(csr.nnz, np.int8), csr.indices, csr.indptr), shape=csr.shape)
+        by_item = ones.T.tocsr()
+        items, chosen = _as_lists(by_item.indptr, by_item.indices), np.empty((m, n), np.int32)
+        # Python handles Ctrl-C between two calls.
+        work = np.concatenate([[0], np.cumsum(np.diff(users[0])[items[1]])])[items[0]]
+        cuts = np.searchsorted(work, np.arange(_PAIRS, work[-1], _PAIRS))
+        for start, stop in pairwise(np.unique([0, *cuts, m])):
+            _openmp.choose_neighbours(*users, *items, start, chosen[start:stop], self.threads)
+        return chosen
 
     def recorded(self, step: Callable[[ModelState], ModelState]) -> Callable[[ModelState], ModelState]:
         return step
@@ -158,6 +185,7 @@ class OpenMPBackend:
         prior_shape: float,
         rates: Rates,
         out: Array | None = None,
+        temperature: float = 1.0,
     ) -> tuple[Factor, Array, Array]:
         n, k = statistic.shape
         exp_log = self._empty(n, k) if out is None else out
@@ -170,9 +198,10 @@ class OpenMPBackend:
             log_scale,
             row_sums,
             column_sums,
+            temperature,
             self.threads,
         )
-        return Factor(statistic, rates, exp_log, log_scale), row_sums, column_sums
+        return Factor(statistic, rates, exp_log, log_scale, temperature), row_sums, column_sums
 
     def mean(self, factor: Factor) -> Array:
         out = self._empty(*factor.shape.shape)
@@ -205,21 +234,58 @@ class OpenMPBackend:
         exact: bool = False,
         out: tuple[Array | None, Array | None] = (None, None),
     ) -> tuple[Array | None, Array | None]:
-        k = users.shape.shape[1]
+        tiles, k = counts.laid_out(neighbours=False), users.shape.shape[1]
         sums = [
             (self._empty(n, k) if buffer is None else buffer) if side in (name, "both") else None
             for name, n, buffer in zip(("users", "items"), counts.shape, out, strict=True)
         ]
-        _openmp.allocate(counts.tiles, self._side(users), self._side(items), *sums, exact, self.threads)
+        _openmp.allocate(tiles, self._side(users), self._side(items), *sums, exact, self.threads)
         return sums[0], sums[1]
 
-    def log_rate_sum(self, counts: TiledCounts, theta: Array, beta: Array) -> float:
-        return float(_openmp.log_rate_sum(counts.tiles, theta, beta, self.threads))
-
-    def log_normalizer_sum(self, counts: TiledCounts, users: Factor, items: Factor) -> float:
-        return float(
-            _openmp.log_normalizer_sum(counts.tiles, self._side(users), self._side(items), self.threads)
+    def allocate_with_neighbours(
+        self,
+        counts: TiledCounts,
+        users: Factor,
+        items: Factor,
+        weights: Factor,
+        *,
+        side: SideName = "both",
+        exact: bool = False,
+        out: tuple[Array | None, Array | None, Array | None] = (None, None, None),
+    ) -> tuple[Array | None, Array | None, Array | None]:
+        tiles, factors = counts.laid_out(neighbours=True), (users, items, weights)
+        of_users, of_items, of_weights = (
+            (self._empty(*factor.shape.shape) if buffer is None else buffer)
+            if side in (name, "both")
+            else None
+            for name, factor, buffer in zip(("users", "items", "items"), factors, out, strict=True)
         )
+        sides = (self._side(factor) for factor in (items, users, weights))
+        _openmp.allocate_with_neighbours(
+            tiles, counts.had, *sides, of_items, of_weights, of_users, exact, self.threads
+        )
+        return of_users, of_items, of_weights
+
+    def log_rate_sum(
+        self, counts: TiledCounts, theta: Array, beta: Array, weights: Array | None = None
+    ) -> float:
+        tiles = counts.laid_out(neighbours=weights is not None)
+        if weights is None:
+            return float(_openmp.log_rate_sum(tiles, theta, beta, self.threads))
+        return float(
+            _openmp.log_rate_sum_with_neighbours(tiles, counts.had, beta, theta, weights, self.threads)
+        )
+
+    def log_normalizer_sum(
+        self, counts: TiledCounts, users: Factor, items: Factor, weights: Factor | None = None
+    ) -> float:
+        tiles = counts.laid_out(neighbours=weights is not None)
+        if weights is None:
+            total = _openmp.log_normalizer_sum(tiles, self._side(users), self._side(items), self.threads)
+        else:
+            sides = (self._side(factor) for factor in (items, users, weights))
+            total = _openmp.log_normalizer_sum_with_neighbours(tiles, counts.had, *sides, self.threads)
+        return float(total) * users.temperature
 
     def log_factorial_sum(self, counts: TiledCounts) -> float:
         return float(_openmp.log_factorial_sum(counts.tiles, self.threads))
@@ -230,20 +296,49 @@ class OpenMPBackend:
         _openmp.predict_pairs(theta, beta, rows, columns, out, self.threads)
         return out
 
+    def neighbour_rates(
+        self, had: tuple[Host, Host], sources: Host, weights: Array, rows: Host, columns: Host
+    ) -> Host:
+        order, rates = np.argsort(rows, kind="stable"), np.empty(len(rows), self.dtype)
+        indptr, indices, rows, columns = (
+            np.ascontiguousarray(numbers, dtype=np.int64) for numbers in (*had, rows[order], columns[order])
+        )
+        sources = np.ascontiguousarray(sources, dtype=np.int32)
+        items = max(len(weights), int(sources.max(initial=-1)) + 1, int(indices.max(initial=-1)) + 1)
+        out = np.empty(len(rows), self.dtype)
+        _openmp.neighbour_rates(indptr, indices, items, sources, weights, rows, columns, out, self.threads)
+        rates[order] = out
+        return rates
+
     def top_items(
-        self, theta: Array, beta: Array, n: int, exclude: tuple[Host, Host] | None = None
+        self,
+        theta: Array,
+        beta: Array,
+        n: int,
+        exclude: tuple[Host, Host] | None = None,
+        neighbours: ItemScores | None = None,
     ) -> tuple[Host, Host]:
         columns, scores = np.empty((len(theta), n), np.int64), np.empty((len(theta), n), self.dtype)
+        nothing, added = (None, None), (None, None, None)
+        products = beta.size + 1  # of a user
+        if neighbours is not None:
+            indptr, targets = _as_lists(neighbours.indptr, neighbours.targets)
+            added = (indptr, targets, np.ascontiguousarray(neighbours.weights, dtype=self.dtype))
+            average = len(neighbours.had[1]) * len(targets) / max(len(theta) * (len(indptr) - 1), 1)
+            products += int(8 * average)  # an addition somewhere takes as long as some products in registers
         # Python handles Ctrl-C between two calls.
-        step = max(64 * self.threads, min(_PRODUCTS // (beta.size + 1), 1 << 16))
+        step = max(64 * self.threads, min(_PRODUCTS // products, 1 << 16))
         for start in range(0, len(theta), step):
             users = slice(start, start + step)
-            left_out = (None, None) if exclude is None else _csr_rows(exclude, users)
-            _openmp.top_items(theta[users], beta, *left_out, columns[users], scores[users], self.threads)
+            left_out = nothing if exclude is None else _csr_rows(exclude, users)
+            had = nothing if neighbours is None else _csr_rows(neighbours.had, users)
+            results = columns[users], scores[users]
+            _openmp.top_items(theta[users], beta, *left_out, *had, *added, *results, self.threads)
         return columns, scores
 
     def _side(self, factor: Factor) -> Any:
-        return self._side_type(factor.shape, *_arrays(factor.rates), factor.exp_log, factor.log_scale)
+        arrays = factor.shape, *_arrays(factor.rates), factor.exp_log, factor.log_scale
+        return self._side_type(*arrays, factor.temperature)
 
     def _empty(self, n: int, k: int) -> Array:
         """A matrix (n, k) in the kernels' layout, zero beyond k."""
@@ -254,6 +349,19 @@ class OpenMPBackend:
         padded = raw[start : start + n * stride * size].view(self.dtype).reshape(n, stride)
         padded[:, k:] = 0
         return padded[:, :k]
+
+
+def _places(csr: Any) -> tuple[Host, Host]:
+    """Indptr and indices of one type."""
+    index = np.promote_types(csr.indptr.dtype, csr.indices.dtype)
+    return csr.indptr.astype(index, copy=False), csr.indices.astype(index, copy=False)
+
+
+def _as_lists(indptr: Host, numbers: Host) -> tuple[Host, Host]:
+    """CSR indptr and indices for kernels that take numbers in 32 bits; without a copy if they are."""
+    if numbers.dtype != np.int32 and numbers.max(initial=0) > np.iinfo(np.int32).max:
+        raise ValueError(f"the openmp backend numbers items in 32 bits, too few for {numbers.max()}")
+    return np.ascontiguousarray(indptr, dtype=np.int64), np.ascontiguousarray(numbers, dtype=np.int32)
 
 
 def _csr_rows(csr: tuple[Host, Host], rows: slice) -> tuple[Host, Host]:

@@ -62,9 +62,17 @@ class BlocksInMemory:
 
 
 def in_memory(
-    backend: Backend, csr: Any, k: int, validation: Pairs | None = None, users_per_block: int | None = None
+    backend: Backend,
+    csr: Any,
+    k: int,
+    validation: Pairs | None = None,
+    users_per_block: int | None = None,
+    sources: Host | None = None,
 ) -> BlocksInMemory:
-    """Canonical counts (N, M), scipy's or the backend's own, in blocks; by default in a single block."""
+    """Canonical counts (N, M), scipy's or the backend's own, in blocks; by default in a single block.
+
+    ``sources`` (M, L) are the neighbours of each item, if the model has them.
+    """
     n, m = int(csr.shape[0]), int(csr.shape[1])
     size = users_per_block or n
     slices = [slice(start, min(start + size, n)) for start in range(0, n, size)]
@@ -72,7 +80,11 @@ def in_memory(
     return BlocksInMemory(
         (n, m),
         tuple(
-            Block(rows, backend.counts(part, k), None if validation is None else _pairs_of(validation, rows))
+            Block(
+                rows,
+                backend.counts(part, k, sources),
+                None if validation is None else _pairs_of(validation, rows),
+            )
             for rows, part in zip(slices, parts, strict=True)
         ),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,21 @@ from hpf_gpu.backends.protocol import Backend
 from hpf_gpu.data.blocks import CountBlocks, Pairs
 from hpf_gpu.model.convergence import Check
 from hpf_gpu.model.inference import State
+from hpf_gpu.model.likelihood import Having
+from hpf_gpu.model.neighbours import Neighbours
 from hpf_gpu.model.settings import Settings, may_differ_on_resume, step_at
 from hpf_gpu.model.sides import Model, posterior_of, side_from_posterior
 
 from .model_file import (
     PRIOR,
+    check_sources,
     decode_posteriors,
     encode_posteriors,
     history_arrays,
     plain_settings,
     posterior_arrays,
     settings_from_plain,
+    weight_arrays,
 )
 from .schema import (
     STRING,
@@ -151,7 +155,8 @@ class Identity:
         sides: dict[str, Array] = {}
         for side, rows in zip(("user", "item"), "NM", strict=True):
             sides |= posterior_arrays(side, rows, number, fixed=self._is_fixed(side))
-        return sides | theta | history_arrays(unknown)
+        weights = weight_arrays(number, self.settings.neighbours) if self.settings.neighbours else {}
+        return sides | weights | theta | history_arrays(unknown)
 
 
 @dataclass(frozen=True)
@@ -172,11 +177,20 @@ class Saved:
         """Number of finished iterations."""
         return int(self.header["iteration"])
 
-    def state(self, backend: Backend, blocks: CountBlocks) -> State:
+    @property
+    def sources(self) -> NDArray[Any] | None:
+        """The neighbours of each item, (M, L); None without them."""
+        return self.tensors.get("weights.sources")
+
+    def state(self, backend: Backend, blocks: CountBlocks, having: Having | None) -> State:
         """Copy the state of the fit to the backend; call once, because it frees the host's arrays."""
         of_users, of_items = decode_posteriors(self.header["priors"], self.settings, self.tensors)
         users = tuple(side_from_posterior(backend, of_users.rows(rows)) for rows in blocks.slices)
-        items = side_from_posterior(backend, of_items)
+        items, prior = side_from_posterior(backend, of_items), self.settings.weight_prior
+        if prior is not None and having is not None:
+            shape = self.tensors["weights.shape"]
+            neighbours = Neighbours(prior, having.sources, shape, having.users_with)
+            items = replace(items, weights=neighbours.start(backend))
         del of_users, of_items
         columns = [self.tensors[f"history.{field.name}"].tolist() for field in fields(Check)]
         whole = self.tensors.get("checked_theta")
@@ -242,6 +256,8 @@ class Checkpoint:
         check_fields("header", header, self.identity.fields())
         n, m = self.identity.shape
         check_arrays(tensors, self.identity.arrays(), {"N": n, "M": m, "K": self.identity.settings.width})
+        if "weights.sources" in tensors:
+            check_sources(tensors["weights.sources"])
         for name in ("iteration", "seconds"):
             column = tensors[f"history.{name}"]
             if len(column) and column[-1] > header[name]:
@@ -249,7 +265,14 @@ class Checkpoint:
                     f"history.{name} ends with {column[-1]}, and header.{name} is {header[name]}"
                 )
 
-    def save_if_due(self, backend: Backend, seed: int, rng: np.random.Generator | None, state: State) -> None:
+    def save_if_due(
+        self,
+        backend: Backend,
+        seed: int,
+        rng: np.random.Generator | None,
+        sources: NDArray[Any] | None,
+        state: State,
+    ) -> None:
         """Write this state to the file, if its iteration is a multiple of ``every``."""
         if state.iteration % self.every:
             return
@@ -269,6 +292,9 @@ class Checkpoint:
             tensors[f"history.{field.name}"] = np.array(
                 [getattr(row, field.name) for row in state.history], dtype
             )
+        if state.model.items.weights is not None and sources is not None:
+            tensors["weights.sources"] = sources
+            tensors["weights.shape"] = backend.asnumpy(state.model.items.weights.factor.shape)
         if state.checked_theta:
             tensors["checked_theta"] = np.concatenate([backend.asnumpy(part) for part in state.checked_theta])
         CHECKPOINT.write(self.path, header, tensors)

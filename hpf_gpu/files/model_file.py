@@ -11,7 +11,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -24,8 +24,9 @@ from hpf_gpu.data.ids import Ids
 from hpf_gpu.model.biases import WARM_UP
 from hpf_gpu.model.convergence import Check
 from hpf_gpu.model.fitted import Fitted
+from hpf_gpu.model.neighbours import Neighbours
 from hpf_gpu.model.posterior import Posterior
-from hpf_gpu.model.priors import POINT_MASS_RATE, Prior
+from hpf_gpu.model.priors import POINT_MASS_RATE
 from hpf_gpu.model.settings import MAX_PRIOR, MIN_PRIOR, NAMES, Settings, default_step_size
 
 from .schema import (
@@ -71,6 +72,10 @@ _MAYBE_UNKNOWN = ("elbo", "val_llk", "diff_norm")
 _DATES = re.compile(r"<[mM]8\[(s|ms|us|ns)\]")
 
 
+#: Arrays of a model with neighbours.
+_WEIGHTS = ("sources", "shape", "users_with")
+
+
 # -- writing -----------------------------------------------------------------------------------
 
 
@@ -103,6 +108,8 @@ def save_model(path: str | bytes | os.PathLike[str], fitted: Fitted, values: Map
         header["biases_wait"] = fitted.posteriors[1].prior.biases_wait
     if fitted.seen is not None:
         tensors["seen.indptr"], tensors["seen.indices"] = fitted.seen
+    if fitted.neighbours is not None:
+        tensors |= {f"weights.{name}": getattr(fitted.neighbours, name) for name in _WEIGHTS}
     tensors |= {f"history.{name}": column.to_numpy() for name, column in fitted.history.items()}
     header["history"] = list(fitted.history.columns)
     try:
@@ -144,7 +151,7 @@ def decode_posteriors(
     """The inverse of :func:`encode_posteriors`; pinned columns follow from ``settings``."""
     users, items = (
         Posterior(
-            Prior(**{name: priors[side][name] for name in PRIOR}, pins=prior.pins),
+            replace(prior, **{name: priors[side][name] for name in PRIOR}),
             tensors[f"{side}.shape"],
             _rates(side, tensors),
             tensors[f"{side}.hyper_rate"],
@@ -273,6 +280,8 @@ def check_model(header: Mapping[str, Any], tensors: Tensors) -> Settings:
             raise ValueError(f"header.n{side}s is {total}, and there are {rows} rows")
     if "seen.indptr" in tensors:
         _check_seen(tensors["seen.indptr"], tensors["seen.indices"], sizes["M"])
+    if settings.neighbours:
+        check_sources(tensors["weights.sources"])
     _check_history(header, tensors)
     return settings
 
@@ -350,6 +359,14 @@ def posterior_arrays(
     }
 
 
+def weight_arrays(number: str, width: int) -> dict[str, Array]:
+    """The arrays of the neighbours and their weights during a fit."""
+    return {
+        "weights.sources": Array("int32", ("M", width), -1),
+        "weights.shape": Array(number, ("M", width), POSITIVE),
+    }
+
+
 def history_arrays(unknown: Mapping[str, str]) -> dict[str, Array]:
     """The columns of a history, of equal length; ``unknown`` says for each whether it may be NaN."""
     columns = {name: Array("float64", ("checks",), unknown=when) for name, when in unknown.items()}
@@ -372,6 +389,9 @@ def _layout(header: Mapping[str, Any], settings: Settings, tensors: Tensors) -> 
     if {"seen.indptr", "seen.indices"} & tensors.keys():
         layout["seen.indptr"] = Array(_INDICES, ("N + 1",), 0)
         layout["seen.indices"] = Array(_INDICES, ("seen",), 0)
+    if settings.neighbours:
+        layout |= weight_arrays(number, settings.neighbours)
+        layout["weights.users_with"] = Array("float64", ("M",), 0.0)
     unknown = {name: "maybe" if name in _MAYBE_UNKNOWN else "never" for name in header["history"]}
     return layout | history_arrays(unknown)
 
@@ -403,6 +423,20 @@ def _check_seen(indptr: NDArray[Any], indices: NDArray[Any], items: int) -> None
         place = int(np.argmin(rises))
         raise ValueError(
             f"seen.indices[{place}] is {indices[place]}, not above the previous item of this user"
+        )
+
+
+def check_sources(sources: NDArray[Any]) -> None:
+    """Raise ValueError unless the neighbours (M, L) are items, ascending, with −1 behind the last."""
+    real = sources >= 0
+    bad = (sources >= len(sources)) | (sources == np.arange(len(sources))[:, None])
+    bad[:, 1:] |= real[:, 1:] & (sources[:, 1:] <= sources[:, :-1])
+    bad[:, 1:] |= real[:, 1:] & ~real[:, :-1]
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        raise ValueError(
+            f"weights.sources[{row}, {column}] is {sources[row, column]}: neighbours are other items in "
+            "ascending order"
         )
 
 
@@ -472,6 +506,9 @@ def _fitted(header: Mapping[str, Any], settings: Settings, tensors: Tensors) -> 
         item_ids=items,
         posteriors=_posteriors(header, settings, tensors) if "priors" in header else None,
         seen=(tensors["seen.indptr"], tensors["seen.indices"]) if "seen.indptr" in tensors else None,
+        neighbours=None
+        if settings.weight_prior is None
+        else Neighbours(settings.weight_prior, *(tensors[f"weights.{name}"] for name in _WEIGHTS)),
         history=pd.DataFrame(columns, columns=header["history"]),
         **{field: header[name] for name, field in _SCALARS.items()},
     )

@@ -25,7 +25,7 @@ from hpf_gpu.model.posterior import Posterior, put_rows
 from hpf_gpu.model.settings import Settings, positive_number, whole_number
 from hpf_gpu.model.sides import Side, gather_side, noise_free_side, posterior_of
 
-from .partial import USERS, BatchRows, Step, seed_of_rows, size_of_step, take_step
+from .partial import ITEMS, USERS, BatchRows, Step, seed_of_rows, size_of_step, take_step
 from .training import working_backend
 
 
@@ -73,10 +73,19 @@ def fold(
     backend = working_backend(settings, fitted.dtype, k, threads)
     numbers, csr = _columns_in_use(new.csr)
     exact = settings.sum_exp_trick
+    own, other = posteriors[side], posteriors[1 - side]
+    neighbours = None
+    if side == ITEMS:  # a new item is in no item's neighbours, and has none
+        own, other = (replace(one, prior=replace(one.prior, temperature=1.0)) for one in (own, other))
+    elif fitted.neighbours is not None:
+        neighbours = fitted.neighbours.among(numbers)
     with backend.in_use():
-        counts = backend.counts(csr, k)  # first, because it raises NotEnoughMemory if this is too large
-        others = gather_side(backend, posteriors[1 - side], numbers)
-        start = noise_free_side(backend, posteriors[side].prior, csr.shape[0], k)
+        # First, because it raises NotEnoughMemory if this is too large.
+        counts = backend.counts(csr, k, None if neighbours is None else neighbours.sources)
+        others = gather_side(backend, other, numbers)
+        if neighbours is not None:
+            others = replace(others, weights=neighbours.start(backend))
+        start = noise_free_side(backend, own.prior, csr.shape[0], k)
         rows = fold_in(backend, counts, start, others, maxiter=maxiter, stop_thr=stop_thr, exact_phi=exact)
     return Folded(fitted, backend, new, rows, others, numbers)
 
@@ -119,7 +128,10 @@ def step_with_user(
 
 
 def phi_of_user(folded: Folded, items: Any) -> NDArray[Any]:
-    """φ of one folded-in user for each of ``items`` (n,), as (n, K); NaN where an item is unknown."""
+    """φ of one folded-in user for each of ``items`` (n,), as (n, K); NaN where an item is unknown.
+
+    With neighbours these are shares of what the factors take of the count.
+    """
     # Allocating counts of 1 gives φ.  Users and items exchange roles: one row per item, one column.
     beta = folded.fitted.beta
     n, k = len(folded.numbers), beta.shape[1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from hpf_gpu.data.triplets import Triplets
 from hpf_gpu.model.biases import WARM_UP, with_free_biases
 from hpf_gpu.model.convergence import history_frame
 from hpf_gpu.model.fitted import Fitted
+from hpf_gpu.model.neighbours import Neighbours, choose_sources, start_weights
 from hpf_gpu.model.settings import Settings, checked_step, seed_or_fresh, step_at, whole_number
 from hpf_gpu.model.sides import Model, Side, posterior_of, side_from_posterior
 from hpf_gpu.model.stochastic import Batch, average_start_rates, run_epoch
@@ -104,9 +105,14 @@ def take_step(settings: Settings, fitted: Fitted | None, step: Step, threads: in
     _check_fixed(fitted, step.places)
     rows = step.csr if step.side == USERS else step.csr.T.tocsr()
     members = step.places[step.side].members
-    batch = Batch(members, backend.counts(rows[members], k), step.places[step.side].total / len(members))
+    own, scale = rows[members], step.places[step.side].total / len(members)
+    seen = _seen_after(fitted, step) if settings.keep_data else None
+    neighbours = _neighbours_for(settings, backend, fitted, step, own, seen)
+    batch = Batch(members, backend.counts(own, k, None if neighbours is None else neighbours.sources), scale)
     with backend.in_use():
-        users, items = _moved(settings, backend, fitted, step, batch)
+        users, items = _moved(settings, backend, fitted, step, batch, neighbours)
+        if neighbours is not None and items.weights is not None:
+            neighbours = replace(neighbours, shape=backend.asnumpy(items.weights.factor.shape))
     theta, beta = (backend.asnumpy(backend.mean(side.factor)) for side in (users, items))
     of_users, of_items = step.places
     return Fitted(
@@ -117,17 +123,55 @@ def take_step(settings: Settings, fitted: Fitted | None, step: Step, threads: in
         nusers=max(of_users.total, len(theta)),
         nitems=max(of_items.total, len(beta)),
         posteriors=(posterior_of(backend, [users]), posterior_of(backend, [items])),
-        seen=_seen_after(fitted, step) if settings.keep_data else None,
+        seen=seen,
         niter=1 if fitted is None else fitted.niter + 1,
         train_llk=None,
         history=history_frame([], settings.stop_crit) if fitted is None else fitted.history,
         seed=step.seed if fitted is None else fitted.seed,
         backend=backend.name,
+        neighbours=neighbours,
     )
 
 
+def _neighbours_for(
+    settings: Settings,
+    backend: Backend,
+    fitted: Fitted | None,
+    step: Step,
+    batch: sparse.csr_array,  # (B, M)
+    seen: UserItems | None,  # after the step
+) -> Neighbours | None:
+    """The neighbours and weights before a step; None without them.
+
+    Those of the first batch are kept.  The number of users that have an item is that among all users with
+    any item so far, times what is missing in the total number of users.
+    """
+    known, prior = None if fitted is None else fitted.neighbours, settings.weight_prior
+    if (fitted is None and prior is None) or (fitted is not None and known is None):
+        return None
+    if step.side == ITEMS or seen is None:
+        raise ValueError(
+            "a model with neighbours needs keep_data=True, and batches of users with all their items, for "
+            "partial_fit: batch_type='items' is not possible"
+        )
+    users, items = step.places
+    having = int((np.diff(seen[0]) > 0).sum())
+    users_with = np.bincount(seen[1], minlength=items.ids.size) * max(1.0, users.total / max(1, having))
+    if known is not None:
+        return known.with_items(items.ids.size, users_with)
+    if prior is None:
+        return None
+    sources = choose_sources(backend, batch, settings.neighbours)
+    return Neighbours(prior, sources, np.ones(sources.shape, settings.dtype), users_with)
+
+
 def _moved(
-    settings: Settings, backend: Backend, fitted: Fitted | None, step: Step, batch: Batch
+    settings: Settings,
+    backend: Backend,
+    fitted: Fitted | None,
+    step: Step,
+    batch: Batch,
+    neighbours: Neighbours | None,
 ) -> tuple[Side, Side]:
     """Users and items after the step; new rows have start values before it."""
 
@@ -152,6 +196,13 @@ def _moved(
             for posterior, other, size in ((of_users, of_items, n), (of_items, of_users, m))
         )
         model = Model((side_from_posterior(backend, users),), side_from_posterior(backend, items))
+    if neighbours is not None:
+        weights = neighbours.start(backend)
+        if fitted is None:
+            totals = step.csr.sum(axis=0) * batch.scale
+            sources, users_with = neighbours.sources, neighbours.users_with
+            weights = start_weights(backend, neighbours.prior, sources, users_with, totals)
+        model = Model(model.users, replace(model.items, weights=weights))
     model = update(model)
     if model.items.prior.biases_wait and fitted is not None and fitted.niter + 1 == WARM_UP:
         model = with_free_biases(backend, model, (fitted.k - 2, fitted.k - 1))

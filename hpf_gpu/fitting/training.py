@@ -23,7 +23,8 @@ from hpf_gpu.model.biases import warm_up
 from hpf_gpu.model.convergence import Check, history_frame
 from hpf_gpu.model.fitted import Fitted
 from hpf_gpu.model.inference import Fit, Schedule, State, fit, iterate
-from hpf_gpu.model.likelihood import Objective
+from hpf_gpu.model.likelihood import Having, Objective
+from hpf_gpu.model.neighbours import choose_sources, neighbours_of, start_weights
 from hpf_gpu.model.posterior import Posterior
 from hpf_gpu.model.settings import Settings, seed_or_fresh, step_at
 from hpf_gpu.model.sides import Model, Side, fixed_side, posterior_of, start_side
@@ -96,15 +97,20 @@ def _trained(
 
     # Before anything else is allocated, because this raises NotEnoughMemory if the fit is too large.
     k, schedule = settings.width, schedule_of(settings)
-    blocks = in_memory(backend, data.training.csr, k, data.validation, USERS_PER_BLOCK)
+    having = _having(settings, backend, data.training, None if saved is None else saved.sources)
+    sources = None if having is None else having.sources
+    blocks = in_memory(backend, data.training.csr, k, data.validation, USERS_PER_BLOCK, sources)
     elbo_at_checks = settings.compute_elbo or settings.stop_crit == "elbo"
-    objective = Objective.of(backend, blocks, full_llk=settings.full_llk, elbo_at_checks=elbo_at_checks)
+    objective = Objective.of(
+        backend, blocks, full_llk=settings.full_llk, elbo_at_checks=elbo_at_checks, having=having
+    )
     # An iteration is a pass over all blocks, or an epoch over batches in stochastic fits.
     full = partial(_advance, backend.recorded(partial(iterate, backend, blocks, schedule=schedule)))
-    epochs = _epochs(settings, backend, data.training, seed) if settings.is_stochastic else None
+    epochs = _epochs(settings, backend, data.training, seed, sources) if settings.is_stochastic else None
     rng = None if epochs is None else epochs.rng
     if saved is not None and rng is not None:
         saved.draw_on(rng)
+    totals = None if having is None else _totals(data.training)
     data = replace(data, training=data.training.without_counts())
     done = 0 if saved is None else saved.iteration
 
@@ -118,17 +124,17 @@ def _trained(
         # No variable refers to the start state, so that its matrices are freed when no longer needed.
         result = fit(
             backend,
-            _start(settings, backend, blocks, data.fixed, seed, full)
+            _start(settings, backend, blocks, data.fixed, seed, having, totals, full)
             if saved is None
-            else saved.state(backend, blocks),
+            else saved.state(backend, blocks, having),
             schedule,
             objective,
             epochs or full,
             report,
-            on_state=None if file is None else partial(file.save_if_due, backend, seed, rng),
+            on_state=None if file is None else partial(file.save_if_due, backend, seed, rng, sources),
         )
     del full  # and with it the matrices that the model has no more
-    return Trained(_fitted(settings, backend, data.training, result, seed), result.ended_by)
+    return Trained(_fitted(settings, backend, data.training, result, seed, having), result.ended_by)
 
 
 def working_backend(settings: Settings, dtype: np.dtype[Any], k: int, threads: int | None) -> Backend:
@@ -187,6 +193,8 @@ def start_sides(
 def _read(settings: Settings, backend: Backend, inputs: Inputs) -> _Data:
     if inputs.fixed_users is not None and inputs.fixed_items is not None:
         raise ValueError("fixed_users and fixed_items are both set: there is nothing to fit")
+    if settings.k == 0 and (inputs.fixed_users is not None or inputs.fixed_items is not None):
+        raise ValueError("k=0 leaves the factors out: fixed_users and fixed_items need a model with factors")
     if inputs.fixed_users is not None and settings.stop_crit == "diff-norm":
         raise ValueError("stop_crit='diff-norm' monitors Theta, which fixed_users keeps constant")
     data = training_data(inputs.counts, backend=backend, reindex=settings.reindex, binary=settings.binary)
@@ -216,23 +224,50 @@ def _start(
     blocks: CountBlocks,
     fixed: dict[str, NDArray[Any]],
     seed: int,
+    having: Having | None,
+    totals: NDArray[Any] | None,
     update: Callable[[Model], Model],
 ) -> State:
+    """The state before the first iteration; ``totals`` (M,) are the sums of the counts of each item."""
     started = time.perf_counter()
     model = start_sides(settings, backend, blocks.shape, seed, blocks.slices, fixed)
+    if settings.weight_prior is not None and having is not None and totals is not None:
+        weights = start_weights(backend, settings.weight_prior, having.sources, having.users_with, totals)
+        model = replace(model, items=replace(model.items, weights=weights))
     if settings.bias_columns is None or fixed:
         return State(model)
     model = warm_up(backend, model, settings.bias_columns, update)
     return State(model, seconds=time.perf_counter() - started)
 
 
-def _epochs(settings: Settings, backend: Backend, data: TrainingData, seed: int) -> Epochs:
+def _having(
+    settings: Settings, backend: Backend, data: TrainingData, sources: NDArray[Any] | None
+) -> Having | None:
+    """The items of the users and the neighbours of the items, chosen unless given; None without them."""
+    if not settings.neighbours:
+        return None
+    if sources is None:
+        sources = choose_sources(backend, data.host_csr, settings.neighbours)
+    return Having.of(data.seen, sources)
+
+
+def _totals(data: TrainingData) -> NDArray[Any]:
+    """Sum of the counts of each item, (M,)."""
+    csr = data.host_csr
+    return np.bincount(csr.indices, csr.data, minlength=csr.shape[1])
+
+
+def _epochs(
+    settings: Settings, backend: Backend, data: TrainingData, seed: int, sources: NDArray[Any] | None
+) -> Epochs:
     """The epochs of a stochastic fit, with their batches."""
     rng, k = np.random.default_rng(seed), settings.width
 
     def batches(csr: Any, size: int | None) -> tuple[Batch, ...]:
         parts = () if size is None else row_batches(csr, size, rng)
-        return tuple(Batch(rows, backend.counts(part, k), csr.shape[0] / len(rows)) for rows, part in parts)
+        return tuple(
+            Batch(rows, backend.counts(part, k, sources), csr.shape[0] / len(rows)) for rows, part in parts
+        )
 
     csr = data.host_csr
     by_user = batches(csr, settings.users_per_batch)
@@ -241,7 +276,14 @@ def _epochs(settings: Settings, backend: Backend, data: TrainingData, seed: int)
     return Epochs(backend, by_user, by_item, step, rng, local_updates(settings))
 
 
-def _fitted(settings: Settings, backend: Backend, data: TrainingData, result: Fit, seed: int) -> Fitted:
+def _fitted(
+    settings: Settings,
+    backend: Backend,
+    data: TrainingData,
+    result: Fit,
+    seed: int,
+    having: Having | None,
+) -> Fitted:
     """Copy the result of a fit to the host."""
     users, items = result.model.users, result.model.items
     theta = [backend.asnumpy(backend.mean(side.factor)) for side in users]
@@ -249,6 +291,9 @@ def _fitted(settings: Settings, backend: Backend, data: TrainingData, result: Fi
     posteriors: tuple[Posterior, Posterior] | None = None
     if settings.keep_all_objs or settings.save_folder is not None:
         posteriors = (posterior_of(backend, users), posterior_of(backend, [items]))
+    neighbours = None
+    if items.weights is not None and having is not None:
+        neighbours = neighbours_of(backend, items.weights, having.sources, having.users_with)
     n_users, n_items = data.csr.shape
     return Fitted(
         theta=theta[0] if len(theta) == 1 else np.concatenate(theta),
@@ -264,4 +309,5 @@ def _fitted(settings: Settings, backend: Backend, data: TrainingData, result: Fi
         history=history_frame(result.history, settings.stop_crit),
         seed=seed,
         backend=backend.name,
+        neighbours=neighbours,
     )

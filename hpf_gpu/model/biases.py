@@ -51,5 +51,7 @@ def _with_share(backend: Backend, side: Side, column: int, other_sums: Array) ->
     prior.pin_shapes(shape)
     rates = side.factor.rates
     rows = rates.rows if isinstance(rates, RankOne) else prior.posterior_hyper_shape(k) / side.hyper_rate
-    factor, row_sums, sums = backend.gamma_update(shape, 0.0, RankOne(rows, prior.column_rates(other_sums)))
-    return Side(prior, factor, prior.next_hyper_rate(row_sums, k), sums)
+    rates = RankOne(rows, prior.column_rates(other_sums))
+    factor, row_sums, sums = backend.gamma_update(shape, 0.0, rates, temperature=prior.temperature)
+    hyper_rate = prior.next_hyper_rate(row_sums, k)
+    return Side(prior, factor, hyper_rate, sums, weights=side.weights)

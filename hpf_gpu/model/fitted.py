@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from hpf_gpu.data.ids import Ids
 from hpf_gpu.data.seen import UserItems
 
+from .neighbours import Neighbours
 from .posterior import Posterior
 
 
@@ -42,6 +43,7 @@ class Fitted:
     history: pd.DataFrame
     seed: int  # of the start values
     backend: str  # name of the backend that fitted the model
+    neighbours: Neighbours | None = None  # of a model with neighbours; it has ``seen``, too
 
     def __post_init__(self) -> None:
         for name, mean in (("Theta", self.theta), ("Beta", self.beta)):

@@ -15,7 +15,7 @@ from hpf_gpu.data.blocks import CountBlocks
 
 from .convergence import Check, has_converged
 from .likelihood import Objective
-from .sides import Model, Side, column_sums, update_side
+from .sides import Model, Side, Statistic, allocate, column_sums, update_side
 
 
 @dataclass(frozen=True)
@@ -66,20 +66,25 @@ def iterate(backend: Backend, blocks: CountBlocks, model: Model, schedule: Sched
     The users of a block are updated with the block; Σ yφ for the items is summed over all blocks first.
     """
     items, updated = model.items, []
-    statistic: Array | None = None
+    statistic: Statistic | None = None
     for block, users in zip(blocks, model.users, strict=True):
         for side in _sides_to_update(users, items, schedule):
-            # The first block may overwrite the items' spare matrix; the others add to its result.
-            out = (users.spare_shape, items.spare_shape if statistic is None else None)
-            user_part, item_part = backend.allocate(
-                block.counts, users.factor, items.factor, side=side, exact=schedule.exact_phi, out=out
+            # The first block may overwrite the items' spare matrices; the others add to its result.
+            user_part, item_part = allocate(
+                backend,
+                block.counts,
+                users,
+                items,
+                side=side,
+                exact=schedule.exact_phi,
+                into_spare=(True, statistic is None),
             )
             if user_part is not None:
                 users = update_side(backend, users, user_part, items.column_sums)
             if statistic is None:
                 statistic = item_part
             elif item_part is not None:
-                statistic += item_part
+                statistic.add(item_part)
         updated.append(users)
     if statistic is not None:
         items = update_side(backend, items, statistic, column_sums(updated))
@@ -90,7 +95,7 @@ def _sides_to_update(users: Side, items: Side, schedule: Schedule) -> tuple[Side
     """The sides for which Σ yφ is computed, in order; a fixed side is left out."""
     if users.fixed:
         return ("items",)
-    if items.fixed:
+    if items.fixed and items.weights is None:
         return ("users",)
     return ("users", "items") if schedule.alternating else ("both",)
 
@@ -183,8 +188,7 @@ def _complete_history(state: State, objective: Objective, started: float) -> tup
 
 def _without_spares(model: Model) -> Model:
     """The model without its spare matrices, so that their memory is freed."""
-    users = (replace(side, spare=None) for side in model.users)
-    return Model(tuple(users), replace(model.items, spare=None))
+    return Model(tuple(side.without_spare() for side in model.users), model.items.without_spare())
 
 
 def _judge(backend: Backend, state: State, objective: Objective) -> tuple[Check, tuple[Array, ...]]:
@@ -213,13 +217,16 @@ def fold_in(
     the root mean square over rows of the norm of the change of E[θ_n] in one iteration is below ``stop_thr``;
     for a single row this is hpfrec's rule.
     """
+    if len(new.prior.pins) == new.factor.shape.shape[1]:
+        return new  # there is nothing to fit
     theta = backend.mean(new.factor)
     threshold = stop_thr * math.sqrt(counts.shape[0])
     for _ in range(maxiter):
-        statistic, _ = backend.allocate(
-            counts, new.factor, frozen.factor, side="users", exact=exact_phi, out=(new.spare_shape, None)
+        statistic, _ = allocate(
+            backend, counts, new, frozen, side="users", exact=exact_phi, into_spare=(True, False)
         )
-        new = update_side(backend, new, statistic, frozen.column_sums)
+        if statistic is not None:
+            new = update_side(backend, new, statistic, frozen.column_sums)
         before, theta = theta, backend.mean(new.factor)
         if backend.distance(theta, before) < threshold:
             break

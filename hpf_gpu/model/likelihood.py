@@ -11,12 +11,45 @@ from scipy.special import gammaln
 
 from hpf_gpu.backends.protocol import Array, Backend, Factor, Full, Host, RankOne
 from hpf_gpu.data.blocks import CountBlocks, Pairs
+from hpf_gpu.data.seen import UserItems
 
 from .convergence import Check
-from .priors import Pin
+from .neighbours import Weights, users_with_sources
+from .priors import Pin, Prior
 from .sides import Model, Side
 
 _CHUNK = 1 << 16  # counts whose temporaries exist at once
+
+
+@dataclass(frozen=True)
+class Having:
+    """Which items users have in the training data, for models with neighbours."""
+
+    items: UserItems  # of the N users
+    sources: Host  # (M, L)
+    users_with: Host  # (M,) number of users that have each item
+
+    @staticmethod
+    def of(items: UserItems, sources: Host) -> Having:
+        """For the items of each user."""
+        users_with = np.bincount(items[1], minlength=len(sources)).astype(np.float64)
+        return Having(items, sources, users_with)
+
+    def rates(self, backend: Backend, w: Array, users: slice, pairs: Pairs) -> Host:
+        """Σ_l w_il over the neighbours that the user has, for pairs (Z,) of some of the users."""
+        indptr, indices = self.items
+        starts = indptr[users.start : users.stop + 1]
+        own = (starts - starts[0], indices[starts[0] : starts[-1]])
+        return backend.neighbour_rates(own, self.sources, w, pairs.rows, pairs.columns)
+
+    def expected_total(self, w: Host) -> float:
+        """Σ_ui Σ_l w_il over the neighbours that the users have, for weights (M, L)."""
+        total, step = 0.0, max(1, _CHUNK // w.shape[1])
+        for start in range(0, len(w), step):
+            rows = slice(start, start + step)
+            users_with = users_with_sources(self.sources[rows], self.users_with)
+            total += float(np.einsum("il,il->", users_with, w[rows], dtype=np.float64))
+        return total
 
 
 @dataclass(frozen=True)
@@ -33,12 +66,20 @@ class Objective:
     log_factorial_sum: float
     full_llk: bool
     elbo_at_checks: bool
+    having: Having | None = None
 
     @staticmethod
-    def of(backend: Backend, blocks: CountBlocks, *, full_llk: bool, elbo_at_checks: bool) -> Objective:
-        """The objective for these counts."""
+    def of(
+        backend: Backend,
+        blocks: CountBlocks,
+        *,
+        full_llk: bool,
+        elbo_at_checks: bool,
+        having: Having | None = None,
+    ) -> Objective:
+        """The objective for these counts; ``having`` if the model has neighbours."""
         total = sum(backend.log_factorial_sum(block.counts) for block in blocks)
-        return Objective(backend, blocks, float(total), full_llk, elbo_at_checks)
+        return Objective(backend, blocks, float(total), full_llk, elbo_at_checks, having)
 
     def check(self, model: Model, iteration: int, thetas: Iterable[Array] | None = None) -> Check:
         """Training log-likelihood, held-out log-likelihood (NaN without held-out data) and ELBO if asked for.
@@ -47,13 +88,17 @@ class Objective:
         """
         if thetas is None:
             thetas = (self.backend.mean(users.factor) for users in model.users)
-        beta = self.backend.mean(model.items.factor)
+        beta, w = self.backend.mean(model.items.factor), self._mean_weights(model)
         log_rates, held_out = 0.0, []
         for block, theta in zip(self.blocks, thetas, strict=True):
-            log_rates += self.backend.log_rate_sum(block.counts, theta, beta)
+            log_rates += self.backend.log_rate_sum(block.counts, theta, beta, w)
             if block.validation is not None:
-                held_out.append(pair_llk(self.backend, theta, beta, block.validation, full_llk=self.full_llk))
-        llk = log_rates - _expected_total(model)
+                pairs = block.validation
+                rates = self.backend.predict_pairs(theta, beta, pairs.rows, pairs.columns)
+                if w is not None and self.having is not None:
+                    rates = rates + self.having.rates(self.backend, w, block.users, pairs)
+                held_out.append(pair_llk(rates, pairs, full_llk=self.full_llk))
+        llk = log_rates - self._expected_total(model, w)
         if self.full_llk:
             llk -= self.log_factorial_sum
         return Check(
@@ -65,21 +110,38 @@ class Objective:
 
     def elbo(self, model: Model) -> float:
         """The evidence lower bound with φ at its optimum, all constants included."""
+        weights = model.items.weights
         log_normalizers = sum(
-            self.backend.log_normalizer_sum(block.counts, users.factor, model.items.factor)
+            self.backend.log_normalizer_sum(
+                block.counts, users.factor, model.items.factor, None if weights is None else weights.factor
+            )
             for block, users in zip(self.blocks, model.users, strict=True)
         )
-        total = sum(self._gamma_elbo(side) for side in (model.items, *model.users))
-        return total + log_normalizers - _expected_total(model) - self.log_factorial_sum
+        total = sum(self._elbo_of_side(side) for side in (model.items, *model.users))
+        total += 0.0 if weights is None else self._elbo_of_weights(weights)
+        expected = self._expected_total(model, self._mean_weights(model))
+        return total + log_normalizers - expected - self.log_factorial_sum
 
-    def _gamma_elbo(self, side: Side) -> float:
+    def _elbo_of_side(self, side: Side) -> float:
         """Terms of θ and ξ; fixed sides and pinned columns have none, because their q equals their prior."""
-        prior, (n, k) = side.prior, side.factor.shape.shape
-        if side.fixed:
+        prior, k = side.prior, side.factor.shape.shape[1]
+        if side.fixed or len(prior.pins) == k:
             return 0.0
         free = _without_pins(self.backend, side.factor, prior.pins) if prior.pins else side.factor
+        return self._gamma_elbo(free, prior, side.hyper_rate, k)
+
+    def _elbo_of_weights(self, weights: Weights) -> float:
+        """Terms of w, whose prior has a fixed rate."""
+        n, k = weights.factor.shape.shape
+        prior = Prior(weights.prior.shape, 1.0, weights.prior.rate, hierarchical=False)
+        hyper_rate = self.backend.asarray(np.full(n, prior.start_hyper_rate(k)))
+        return self._gamma_elbo(weights.factor, prior, hyper_rate, k)
+
+    def _gamma_elbo(self, free: Factor, prior: Prior, hyper_rate: Array, k: int) -> float:
+        """Terms of θ and ξ for a factor without pinned columns, with ``k`` columns with them."""
+        n = free.shape.shape[0]
         total: float = self.backend.gamma_elbo(
-            free, side.hyper_rate, prior.shape, prior.hyper_shape, prior.hyper_rate
+            free, hyper_rate, prior.shape, prior.hyper_shape, prior.hyper_rate
         )
         if prior.hierarchical:
             return total
@@ -88,10 +150,16 @@ class Objective:
         without, counted = (math.lgamma(x) - x * math.log(x) + x for x in excess)
         return total + int(n) * (without - counted)
 
+    def _mean_weights(self, model: Model) -> Array | None:
+        weights = model.items.weights
+        return None if weights is None else self.backend.mean(weights.factor)
 
-def _expected_total(model: Model) -> float:
-    """Σ_ui E[θ_u]·E[β_i] over all pairs, including those without a count."""
-    return float((model.user_sums * model.items.column_sums).sum())
+    def _expected_total(self, model: Model, w: Array | None) -> float:
+        """Sum of the expected rates of all pairs, including those without a count."""
+        total = float((model.user_sums * model.items.column_sums).sum())
+        if w is not None and self.having is not None:
+            total += self.having.expected_total(self.backend.asnumpy(w))
+        return total
 
 
 def _without_pins(backend: Backend, factor: Factor, pins: tuple[Pin, ...]) -> Factor:
@@ -108,9 +176,12 @@ def _without_pins(backend: Backend, factor: Factor, pins: tuple[Pin, ...]) -> Fa
     )
 
 
-def pair_llk(backend: Backend, theta: Array, beta: Array, pairs: Pairs, *, full_llk: bool) -> float:
-    """Poisson log-likelihood of these pairs, not of absent ones; without −Σ ln y! unless ``full_llk``."""
-    rates = backend.predict_pairs(theta, beta, pairs.rows, pairs.columns).astype(np.float64)
+def pair_llk(rates: Host, pairs: Pairs, *, full_llk: bool) -> float:
+    """Poisson log-likelihood of these pairs, not of absent ones; without −Σ ln y! unless ``full_llk``.
+
+    ``rates`` (Z,) are their expected counts.
+    """
+    rates = rates.astype(np.float64)
     # A rate below the range of float32 is zero here; its logarithm must stay finite.
     log_rates = np.log(np.maximum(rates, np.finfo(np.float64).tiny))
     llk = float(np.dot(pairs.values.astype(np.float64), log_rates) - rates.sum())

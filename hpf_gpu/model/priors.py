@@ -37,7 +37,8 @@ class Prior:
 
     Shape, hyper-shape and hyper-mean are a, a', b' of Gopalan, Hofman and Blei (2015, section 3) for users,
     and c, c', d' for items.  If not ``hierarchical``, ξ_n is fixed at its mean: θ_nk ~ Gamma(shape,
-    hyper_mean).  Columns in ``pins`` have fixed values instead, and no update changes them.
+    hyper_mean).  Columns in ``pins`` have fixed values instead, and no update changes them.  ``temperature``
+    is that of φ, see :mod:`hpf_gpu.model.neighbours`.
     """
 
     shape: float
@@ -45,6 +46,7 @@ class Prior:
     hyper_mean: float
     hierarchical: bool = True
     pins: tuple[Pin, ...] = ()
+    temperature: float = 1.0
 
     @property
     def biases_wait(self) -> bool:

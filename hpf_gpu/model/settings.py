@@ -14,12 +14,14 @@ import numpy as np
 from hpf_gpu.backends import REGISTRY, entry_of
 
 from .convergence import STOP_CRITERIA
+from .neighbours import WeightPrior
 from .priors import Prior, unit
 
 MIN_PRIOR, MAX_PRIOR = 1e-30, 1e30  # what float32 can hold, and the update can square in float64
 _MAX_RATE_BESIDE_ONES = 1e19
 _MAX_WHOLE = 2**63 - 1
 _MAX_FACTORS = 2**31 - 1
+_MAX_NEIGHBOURS = 2048
 
 
 def default_step_size(iteration: int) -> float:
@@ -193,7 +195,7 @@ class Settings:
     Names, order and defaults are those of its constructor.  Create with :meth:`of`, which checks the values.
     """
 
-    k: int = _setting(30, Whole(1, _MAX_FACTORS))
+    k: int = _setting(30, Whole(0, _MAX_FACTORS))
     a: float = _setting(0.3, _PRIOR)
     a_prime: float = _setting(0.3, _PRIOR)
     b_prime: float = _setting(1.0, _PRIOR)
@@ -228,6 +230,10 @@ class Settings:
     binary: bool = _setting(False, Flag())
     bias: bool = _setting(False, Flag())
     compute_elbo: bool = _setting(False, Flag(), resume=True)
+    neighbours: int = _setting(0, Whole(0, _MAX_NEIGHBOURS))
+    w_shape: float = _setting(0.3, _PRIOR)
+    w_rate: float = _setting(10.0, _PRIOR)
+    temperature: float = _setting(1.25, Real(1.0, 10.0))
 
     @staticmethod
     def of(values: Mapping[str, Any]) -> Settings:
@@ -240,8 +246,8 @@ class Settings:
 
     @property
     def width(self) -> int:
-        """Number of columns of Theta and Beta, including those of biases."""
-        return self.k + 2 * self.bias
+        """Number of columns of Theta and Beta, including those of biases; with k=0 one for base rates."""
+        return max(self.k + 2 * self.bias, 1)
 
     @property
     def bias_columns(self) -> tuple[int, int] | None:
@@ -269,10 +275,18 @@ class Settings:
         values = {name: getattr(self, name) for name in _BACKEND_OPTIONS}
         return {name: value for name, value in values.items() if value != _DEFAULTS[name]}
 
+    @property
+    def weight_prior(self) -> WeightPrior | None:
+        """Prior of the weights of neighbours; None without them."""
+        return WeightPrior(self.w_shape, self.w_rate, self.temperature) if self.neighbours else None
+
     def priors(self, *, biases_wait: bool = False) -> tuple[Prior, Prior]:
         """Priors of users and of items; with ``biases_wait`` their biases, if any, are pinned near zero."""
-        users = Prior(self.a, self.a_prime, self.b_prime, self.hierarchical)
-        items = Prior(self.c, self.c_prime, self.d_prime, self.hierarchical)
+        temperature = self.temperature if self.neighbours else 1.0
+        users = Prior(self.a, self.a_prime, self.b_prime, self.hierarchical, temperature=temperature)
+        items = Prior(self.c, self.c_prime, self.d_prime, self.hierarchical, temperature=temperature)
+        if self.k == 0:
+            return replace(users, pins=(unit(0),)), items
         if self.bias_columns is None:
             return users, items
         of_users, of_items = self.bias_columns
@@ -283,15 +297,33 @@ class Settings:
 
     def _check_together(self) -> None:
         """Raise ValueError for values that contradict each other."""
-        if self.bias:
+        if self.bias or self.k == 0:
             self._check_rates_beside_ones()
         self._check_backend_options()
+        self._check_neighbours()
         if self.stop_crit == "maxiter" and self.maxiter is None:
             raise ValueError("stop_crit='maxiter' needs a number of iterations: maxiter is None")
         if self.stop_crit != "maxiter" and self.check_every is None:
             raise ValueError(
                 f"stop_crit={self.stop_crit!r} needs a number of iterations: check_every is None"
             )
+
+    def _check_neighbours(self) -> None:
+        if self.k == 0 and not self.neighbours:
+            raise ValueError("k=0 leaves the factors out: set neighbours, for example to 200, or a larger k")
+        if self.k == 0 and self.bias:
+            raise ValueError("k=0 has a base rate for each item in place of biases: set bias=False")
+        if not self.neighbours:
+            return
+        if not self.keep_data:
+            raise ValueError("neighbours needs the items of each user for predictions: set keep_data=True")
+        if self.items_per_batch is not None:
+            raise ValueError(
+                f"items_per_batch={self.items_per_batch} has no users with all their items, which neighbours "
+                "needs: use users_per_batch"
+            )
+        if self.allocate == "cusparse":
+            raise ValueError("allocate='cusparse' knows no neighbours: use allocate='fused'")
 
     def _check_backend_options(self) -> None:
         options = self.backend_options

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hpf_gpu.backends.protocol import Array, Backend, Factor, Full, Host, RankOne
+from hpf_gpu.backends.protocol import Array, Backend, Counts, Factor, Full, Host, RankOne, SideName
 
+from .neighbours import Weights, update_weights
 from .posterior import Posterior
 from .priors import POINT_MASS_RATE, Prior
 
@@ -23,7 +24,7 @@ class Side:
     ``factor`` has the shapes and rates of q(θ).  ``spare`` has the matrices of the factor before the last
     update, which are overwritten by the next one.  A Side itself is immutable, so the last finished one
     remains valid if an update is interrupted.  If ``fixed``, θ was passed by the user, and no update changes
-    it.
+    it.  ``weights`` are those of the items' neighbours, if the model has them.
     """
 
     prior: Prior
@@ -32,6 +33,7 @@ class Side:
     column_sums: Array  # (K,) Σ_n E[θ_nk]
     spare: tuple[Array, Array] | None = None  # shape and exp_log, (N, K) each
     fixed: bool = False
+    weights: Weights | None = None
 
     @property
     def spare_shape(self) -> Array | None:
@@ -42,6 +44,11 @@ class Side:
     def spare_exp_log(self) -> Array | None:
         """A matrix (N, K) that may be overwritten by the next exp_log, or None."""
         return None if self.spare is None else self.spare[1]
+
+    def without_spare(self) -> Side:
+        """The side without matrices to be overwritten."""
+        weights = None if self.weights is None else replace(self.weights, spare=None)
+        return replace(self, spare=None, weights=weights)
 
 
 @dataclass(frozen=True)
@@ -140,23 +147,74 @@ def _side(backend: Backend, prior: Prior, shape: Host, rates: RankOne | Full, hy
         if isinstance(rates, RankOne)
         else Full(backend.asarray(rates.matrix))
     )
-    factor, _, sums = backend.gamma_update(backend.asarray(shape), 0.0, on_device)
+    factor, _, sums = backend.gamma_update(
+        backend.asarray(shape), 0.0, on_device, temperature=prior.temperature
+    )
     return Side(prior, factor, backend.asarray(hyper_rate), sums)
 
 
 # -- updates -------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Statistic:
+    """Σ yφ of one side: of its factors, and of its weights if it has them."""
+
+    factors: Array  # (N, K)
+    weights: Array | None = None  # (N, L)
+
+    def add(self, other: Statistic) -> None:
+        """Add another one to the arrays of this one."""
+        factors, weights = self.factors, self.weights
+        factors += other.factors
+        if weights is not None:
+            weights += other.weights
+
+
+def allocate(
+    backend: Backend,
+    counts: Counts,
+    users: Side,
+    items: Side,
+    *,
+    side: SideName,
+    exact: bool = False,
+    into_spare: tuple[bool, bool] = (True, True),
+) -> tuple[Statistic | None, Statistic | None]:
+    """Allocate every count to the factors, and to neighbours if the items have weights.
+
+    Returns the statistics of users and of items; None for a side that ``side`` does not ask for.
+    ``into_spare`` says which sides' spare matrices may be overwritten.
+    """
+    users_into, items_into = (
+        one.spare_shape if may else None for one, may in zip((users, items), into_spare, strict=True)
+    )
+    weights, of_weights = items.weights, None
+    if weights is None:
+        of_users, of_items = backend.allocate(
+            counts, users.factor, items.factor, side=side, exact=exact, out=(users_into, items_into)
+        )
+    else:
+        out = (users_into, items_into, weights.spare_shape if into_spare[1] else None)
+        of_users, of_items, of_weights = backend.allocate_with_neighbours(
+            counts, users.factor, items.factor, weights.factor, side=side, exact=exact, out=out
+        )
+    return (
+        None if of_users is None else Statistic(of_users),
+        None if of_items is None else Statistic(of_items, of_weights),
+    )
+
+
 def update_side(
     backend: Backend,
     side: Side,
-    statistic: Array,
+    statistic: Statistic,
     other_sums: Array,
     *,
     scale: float = 1.0,
     step: float = 1.0,
 ) -> Side:
-    """Update q(θ), then q(ξ), of users or items; full-batch or stochastic.
+    """Update q(θ), then q(ξ), and q(w) if there are weights, of users or items; full-batch or stochastic.
 
     The coordinate update is, with Σ_i E[β_ik] in ``other_sums`` (Gopalan, Hofman and Blei 2015, section 3)::
 
@@ -169,8 +227,8 @@ def update_side(
     ----------
     backend : Backend
     side : Side
-        N rows; returned unchanged if fixed.
-    statistic : Array, (N, K)
+        N rows; unchanged, but for weights, if fixed.
+    statistic : Statistic
         Σ yφ, which is overwritten.
     other_sums : Array, (K,)
         Σ_i E[β_ik] over the other side (for items Σ_u E[θ_uk]).
@@ -185,24 +243,28 @@ def update_side(
     Side
         Its ``spare`` has the matrices of the argument ``side``.
     """
-    prior, old, kept = side.prior, side.factor, 1.0 - step
+    if side.weights is not None and statistic.weights is not None:
+        weights = update_weights(backend, side.weights, statistic.weights, scale=scale, step=step)
+        side = replace(side, weights=weights)
     if side.fixed:
         return side
-    k = statistic.shape[1]
+    prior, old, kept, total = side.prior, side.factor, 1.0 - step, statistic.factors
+    k = total.shape[1]
     rows = prior.posterior_hyper_shape(k) / side.hyper_rate  # E[ξ]
     if step * scale != 1.0:
-        statistic *= step * scale
+        total *= step * scale
         other_sums = other_sums * (step * scale)
     if kept and isinstance(old.rates, RankOne):
-        statistic += old.shape * kept
+        total += old.shape * kept
         rows = rows * step + old.rates.rows * kept
         other_sums = other_sums + old.rates.columns * kept
-    prior.pin_shapes(statistic, step * prior.shape)  # gamma_update adds step·a to every entry
+    prior.pin_shapes(total, step * prior.shape)  # gamma_update adds step·a to every entry
     factor, row_sums, sums = backend.gamma_update(
-        statistic,
+        total,
         step * prior.shape,
         RankOne(rows, prior.column_rates(other_sums)),
-        out=side.spare_exp_log,
+        side.spare_exp_log,
+        prior.temperature,
     )
     hyper_rate = prior.next_hyper_rate(row_sums, k)
     return replace(side, factor=factor, hyper_rate=hyper_rate, column_sums=sums, spare=old.matrices)

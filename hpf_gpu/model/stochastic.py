@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 
 from hpf_gpu.backends.protocol import Array, Backend, Counts, Factor, Full, Host, RankOne, SideName
 
-from .sides import Model, Side, update_side
+from .sides import Model, Side, Statistic, allocate, update_side
 
 #: Local updates per batch.  Held-out likelihoods after 5 to 20 epochs (bench/stochastic.py) improve from 1 to
 #: 2 and from 2 to 5 updates; with 10 they are better as often as worse.
@@ -90,22 +91,23 @@ def run_epoch(
         backend.assign_rows(shape, batch.rows, part.factor.shape)
         backend.assign_rows(rows, batch.rows, _rank_one(part).rows)
         moved = update_side(backend, other, statistic, part.column_sums, scale=batch.scale, step=step)
-        other = replace(moved, spare=None) if other is start else moved  # the argument is not overwritten
+        other = moved.without_spare() if other is start else moved  # the argument is not overwritten
     if side.fixed:
         return side, other
     # All rows share the column part of the rates: that of the last batch.
     k = shape.shape[1]
     rates = RankOne(rows, side.prior.column_rates(columns))
-    factor, row_sums, sums = backend.gamma_update(shape, 0.0, rates, out=side.spare_exp_log)
+    temperature = side.prior.temperature
+    factor, row_sums, sums = backend.gamma_update(shape, 0.0, rates, side.spare_exp_log, temperature)
     hyper_rate = side.prior.next_hyper_rate(row_sums, k)
     return replace(side, factor=factor, hyper_rate=hyper_rate, column_sums=sums, spare=old.matrices), other
 
 
 def update_local(
     backend: Backend, counts: Counts, part: Side, other: Side, local: LocalUpdates
-) -> tuple[Side, Array]:
+) -> tuple[Side, Statistic]:
     """Update the rows ``part`` (B, K) of a batch; returns them, and Σ yφ for the other side (M, K)."""
-    statistic = None
+    statistic: Statistic | None = None
     asked: list[SideName] = ["users"] * local.steps
     if part.fixed:
         asked = ["items"]
@@ -114,13 +116,10 @@ def update_local(
     else:
         asked[-1] = "both"
     for side in asked:
-        out = (part.spare_shape, other.spare_shape)
-        own, statistic = backend.allocate(
-            counts, part.factor, other.factor, side=side, exact=local.exact_phi, out=out
-        )
+        own, statistic = allocate(backend, counts, part, other, side=side, exact=local.exact_phi)
         if own is not None:
             part = update_side(backend, part, own, other.column_sums)
-    return part, statistic
+    return part, cast(Statistic, statistic)  # the last of those asked for has it
 
 
 def select_rows(backend: Backend, side: Side, rows: Host) -> Side:
@@ -129,10 +128,11 @@ def select_rows(backend: Backend, side: Side, rows: Host) -> Side:
     shape = backend.select_rows(old.shape, rows)
     rates = RankOne(backend.select_rows(_rank_one(side).rows, rows), _rank_one(side).columns)
     if side.fixed:  # no update will add up the means of these rows
-        factor, _, sums = backend.gamma_update(shape, 0.0, rates)
+        factor, _, sums = backend.gamma_update(shape, 0.0, rates, temperature=side.prior.temperature)
         return replace(side, factor=factor, hyper_rate=hyper_rate, column_sums=sums, spare=None)
     exp_log, log_scale = (backend.select_rows(array, rows) for array in (old.exp_log, old.log_scale))
-    return replace(side, factor=Factor(shape, rates, exp_log, log_scale), hyper_rate=hyper_rate, spare=None)
+    factor = Factor(shape, rates, exp_log, log_scale, old.temperature)
+    return replace(side, factor=factor, hyper_rate=hyper_rate, spare=None)
 
 
 def average_start_rates(backend: Backend, side: Side) -> Side:
@@ -180,7 +180,8 @@ def _joined(backend: Backend, sides: Sequence[Side]) -> Side:
         if isinstance(rates[0], RankOne)
         else Full(joined([one.matrix for one in rates if isinstance(one, Full)]))
     )
-    factor, _, sums = backend.gamma_update(joined([side.factor.shape for side in sides]), 0.0, whole)
+    shape = joined([side.factor.shape for side in sides])
+    factor, _, sums = backend.gamma_update(shape, 0.0, whole, temperature=first.prior.temperature)
     return Side(first.prior, factor, joined([side.hyper_rate for side in sides]), sums, fixed=first.fixed)
 
 
@@ -192,6 +193,7 @@ def _split(backend: Backend, side: Side, lengths: Sequence[int]) -> tuple[Side, 
     parts = []
     for end, length in zip(ends, lengths, strict=True):
         part = select_rows(backend, side, np.arange(end - length, end))
-        factor, _, sums = backend.gamma_update(_copy(backend, part.factor.shape), 0.0, part.factor.rates)
+        shape, temperature = _copy(backend, part.factor.shape), part.prior.temperature
+        factor, _, sums = backend.gamma_update(shape, 0.0, part.factor.rates, temperature=temperature)
         parts.append(replace(part, factor=factor, column_sums=sums))
     return tuple(parts)

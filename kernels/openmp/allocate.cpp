@@ -2,17 +2,13 @@
 //
 // φ is proportional to exp E[ln θ] · exp E[ln β], so a nonzero's weight is y/(u·v) with these as u and v.  Where that
 // product underflows, a second pass takes the log-sum-exp.
+#include "allocation.h"
 #include "log_sum_exp.h"
 #include "operations.h"
-#include "products.h"
-#include "rows.h"
-#include "scratch.h"
 
 namespace hpf {
 namespace HPF_ISA {
 namespace {
-
-constexpr int piece = 64;  // nonzeros of a row whose factors stay in L1 between two uses
 
 template <class T>
 struct Allocation {
@@ -24,71 +20,6 @@ struct Allocation {
   // Of all matrices here.
   int64_t stride() const { return users.exp_log.stride; }
 };
-
-// Adds w_z v_z to `row` and w_z u to the items' sums, NV vectors of each.
-template <class T, int NV, bool Users, bool Items>
-inline void spread(const T* u,  // (NV * lanes,)
-                   const T* v,  // (M, stride) from the same vector on
-                   int64_t stride,
-                   const int32_t* column,  // (count,)
-                   int count,
-                   const T* weight,  // (count,)
-                   T* row,           // (NV * lanes,), or null without Users
-                   T* item_sums) {   // (M, stride) from the same vector on, or null without Items
-  constexpr int lanes = Simd<T>::lanes;
-  Vector<T> own[NV], sum[NV];
-  for (int j = 0; j < NV; ++j) {
-    own[j] = load(u + j * lanes);
-    if (Users) sum[j] = load(row + j * lanes);
-  }
-  for (int z = 0; z < count; ++z) {
-    const T w = weight[z];
-    const T* other = v + column[z] * stride;
-    if (Users)
-      for (int j = 0; j < NV; ++j) sum[j] += w * load(other + j * lanes);
-    if (Items) {
-      T* target = item_sums + column[z] * stride;
-      for (int j = 0; j < NV; ++j) store(target + j * lanes, load(target + j * lanes) + w * own[j]);
-    }
-  }
-  if (Users)
-    for (int j = 0; j < NV; ++j) store(row + j * lanes, sum[j]);
-}
-
-// The same for rows (stride,) of any number of vectors.
-template <class T, bool Users, bool Items>
-inline void spread_any(const T* u,  // (stride,)
-                       const T* v,  // (M, stride)
-                       int64_t stride,
-                       const int32_t* column,  // (count,)
-                       int count,
-                       const T* weight,  // (count,)
-                       T* row,           // (stride,), or null without Users
-                       T* item_sums) {   // (M, stride), or null without Items
-  constexpr int lanes = Simd<T>::lanes;
-  const int vectors = static_cast<int>(stride / lanes);
-  int j = 0;
-  for (; j + most_vectors <= vectors; j += most_vectors)
-    spread<T, most_vectors, Users, Items>(u + j * lanes, v + j * lanes, stride, column, count, weight, row + j * lanes,
-                                          item_sums + j * lanes);
-  for (; j + 2 <= vectors; j += 2)
-    spread<T, 2, Users, Items>(u + j * lanes, v + j * lanes, stride, column, count, weight, row + j * lanes,
-                               item_sums + j * lanes);
-  if (j < vectors)
-    spread<T, 1, Users, Items>(u + j * lanes, v + j * lanes, stride, column, count, weight, row + j * lanes,
-                               item_sums + j * lanes);
-}
-
-// Asks for the rows of the segment that comes segments_ahead after this one.
-template <class T, bool Users>
-HPF_FN void prefetch_segment(const TilesView<T>& tiles, int64_t segment,
-                             const T* u,          // (N, stride)
-                             const T* user_sums,  // (N, stride), or null without Users
-                             int64_t stride, int vectors) {
-  const int64_t next = tiles.segment_row[segment + segments_ahead] * stride;
-  prefetch_row<T, false>(u + next, vectors);
-  if (Users) prefetch_row<T, true>(user_sums + next, vectors);
-}
 
 // Rows of up to so many vectors stay in registers, as far as there are any, while four nonzeros are worked on.
 constexpr int most_in_registers = 7;
@@ -251,74 +182,15 @@ void allocate_tile_exactly(const Allocation<T>& work, int64_t tile, bool all,
   }
 }
 
-// The column block that row block r meets in a step.
-template <class T>
-inline int64_t column_block(TilesView<T> tiles, int64_t r, int64_t step) {
-  return (r * (tiles.column_blocks / tiles.row_blocks) + step) % tiles.column_blocks;
-}
-
-// Runs `body(tile, column block, step)` over all tiles.  A step is a set of tiles that
-// share neither rows nor columns, and ends with a barrier.
-template <class T, class Body>
-inline void in_steps(TilesView<T> tiles, Body body) {
-  for (int64_t step = 0; step < tiles.column_blocks; ++step) {
-#pragma omp for schedule(static, 1)
-    for (int64_t r = 0; r < tiles.row_blocks; ++r) {
-      const int64_t c = column_block(tiles, r, step);
-      body(r * tiles.column_blocks + c, c, step);
-    }
-  }
-}
-
-// The step in which a row block meets a column block.
-template <class T>
-inline int64_t step_of(TilesView<T> tiles, int64_t r, int64_t c) {
-  const int64_t offset = column_block(tiles, r, 0);
-  return c >= offset ? c - offset : c - offset + tiles.column_blocks;
-}
-
 template <class T, int NV, bool Users, bool Items>
 void allocate_with(const Allocation<T>& work, bool exact, int threads) {
-  const TilesView<T> tiles = work.tiles;
-  const int64_t stride = work.stride();
-  const T* v = work.items.exp_log.data;
-  T *user_sums = work.user_sums.data, *item_sums = work.item_sums.data;
-  const int64_t tile_count = tiles.row_blocks * tiles.column_blocks;
-  const int team = threads_for_tiles(tiles, threads);
-  Scratch<int64_t> left(tile_count);
-  Scratch<T> weights(piece + 4, team), row_sums(stride, team);
+  const int team = threads_for_tiles(work.tiles, threads);
+  Scratch<T> weights(piece + 4, team), row_sums(work.stride(), team);
   Scratch<double> logs(exact_rows * whole_groups(work.users.shape.k), team);
-  int64_t total_left = 0;
-#pragma omp parallel num_threads(team)
-  {
-    if (Users) {
-#pragma omp for schedule(static, 1)
-      for (int64_t r = 0; r < tiles.row_blocks; ++r)
-        __builtin_memset(user_sums + tiles.row_start[r] * stride, 0,
-                         (tiles.row_start[r + 1] - tiles.row_start[r]) * stride * sizeof(T));
-    }
-    T *weight = weights.share(), *row_sum = row_sums.share();
-    in_steps(tiles, [&](int64_t tile, int64_t c, int64_t step) {
-      const int64_t begin = tiles.column_start[c] * stride, end = tiles.column_start[c + 1] * stride;
-      bool first = true, last = true;
-      for (int64_t other = 0; other < tiles.row_blocks; ++other) {
-        first &= step_of(tiles, other, c) >= step;
-        last &= step_of(tiles, other, c) <= step;
-      }
-      if (Items && first) __builtin_memset(item_sums + begin, 0, (end - begin) * sizeof(T));
-      left.data[tile] = 0;
-      if (!exact) left.data[tile] = allocate_tile<T, NV, Users, Items>(work, tile, weight, row_sum);
-      if (Items && last)  // while the block is in cache
-        for (int64_t j = begin; j < end; j += Simd<T>::lanes) store(item_sums + j, load(item_sums + j) * load(v + j));
-    });
-#pragma omp single
-    for (int64_t tile = 0; tile < tile_count; ++tile) total_left += left.data[tile];
-    if (exact || total_left) {
-      in_steps(tiles, [&](int64_t tile, int64_t, int64_t) {
-        if (exact || left.data[tile]) allocate_tile_exactly(work, tile, exact, logs.share(), weight);
-      });
-    }
-  }
+  in_two_passes(
+      work.tiles, work.user_sums, Matrix<T>{}, work.item_sums, work.items.exp_log, exact, team,
+      [&](int64_t tile) { return allocate_tile<T, NV, Users, Items>(work, tile, weights.share(), row_sums.share()); },
+      [&](int64_t tile) { allocate_tile_exactly(work, tile, exact, logs.share(), weights.share()); });
 }
 
 template <class T, int NV>

@@ -12,7 +12,7 @@ constexpr double next_to_nothing = 1e-290;
 // Where the largest exp E[ln θ] of a row is below this, others may have underflowed that count beside it.
 constexpr double tiny_row = 1e-150;
 
-// As gamma_update, in vectors of `Group` numbers.
+// As gamma_update at T = 1, in vectors of `Group` numbers.
 template <class T, int64_t Group>
 void gamma_update_by(Matrix<T> shape,  // (N, K) statistic, becomes the shape
                      double prior_shape, Rates<T> rates,
@@ -91,11 +91,60 @@ void gamma_update_by(Matrix<T> shape,  // (N, K) statistic, becomes the shape
     for (int64_t j = 0; j < k; ++j) column_sums[j] += partial.data[chunk * row + j];
 }
 
+// The same at any temperature, by way of the logarithm.
+template <class T>
+void gamma_update_at(double temperature,
+                     Matrix<T> shape,  // (N, K) statistic, becomes the shape
+                     double prior_shape, Rates<T> rates,
+                     Matrix<T> exp_log,    // (N, K)
+                     double* log_scale,    // (N,)
+                     double* row_sums,     // (N,)
+                     double* column_sums,  // (K,)
+                     int threads) {
+  const int64_t n = shape.rows, k = shape.k, row = whole_groups(k);
+  const int64_t chunks = (n + rows_in_chunk - 1) / rows_in_chunk;
+  const int team = threads_for(n, k, threads);
+  Scratch<double> partial(chunks * row), memory(4 * row, team);
+#pragma omp parallel num_threads(team)
+  {
+    double *wide = memory.share(), *rate = wide + row, *log_mean = rate + row, *exp_logs = log_mean + row;
+#pragma omp for schedule(static)
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      double* column_part = partial.data + chunk * row;
+      for (int64_t j = 0; j < row; ++j) column_part[j] = 0;
+      for (int64_t u = chunk * rows_in_chunk, end = minimum(n, u + rows_in_chunk); u < end; ++u) {
+        T *s = row_of(shape, u), *out = row_of(exp_log, u);
+        for (int64_t j = 0; j < k; ++j) s[j] += T(prior_shape);
+        row_as_double(s, k, wide);
+        row_rates(rates, u, k, rate);
+        double sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t j = 0; j < k; ++j) {
+          const double mean = wide[j] / rate[j];
+          column_part[j] += mean;
+          sum += mean;
+        }
+        row_sums[u] = sum;
+        row_expected_log(wide, rate, k, log_mean);
+        for (int64_t j = 0; j < row; ++j) log_mean[j] /= temperature;
+        log_scale[u] = maximum(log_mean, k);
+        row_exp(log_mean, log_scale[u], k, exp_logs);
+        for (int64_t j = 0; j < k; ++j) out[j] = T(exp_logs[j]);
+      }
+    }
+  }
+  for (int64_t j = 0; j < k; ++j) column_sums[j] = 0;
+  for (int64_t chunk = 0; chunk < chunks; ++chunk)
+    for (int64_t j = 0; j < k; ++j) column_sums[j] += partial.data[chunk * row + j];
+}
+
 }  // namespace
 
 template <class T>
 void gamma_update(Matrix<T> shape, double prior_shape, Rates<T> rates, Matrix<T> exp_log, double* log_scale,
-                  double* row_sums, double* column_sums, int threads) {
+                  double* row_sums, double* column_sums, double temperature, int threads) {
+  if (temperature != 1)
+    return gamma_update_at(temperature, shape, prior_shape, rates, exp_log, log_scale, row_sums, column_sums, threads);
   const auto update = sizeof(T) == 4 && shape.k > group ? gamma_update_by<T, 2 * group> : gamma_update_by<T, group>;
   update(shape, prior_shape, rates, exp_log, log_scale, row_sums, column_sums, threads);
 }
@@ -180,10 +229,10 @@ double distance(Matrix<const T> a, Matrix<const T> b, int threads) {
   return __builtin_sqrt(total);
 }
 
-#define HPF_INSTANTIATE(T)                                                                               \
-  template void gamma_update<T>(Matrix<T>, double, Rates<T>, Matrix<T>, double*, double*, double*, int); \
-  template void mean<T>(Matrix<const T>, Rates<T>, Matrix<T>, int);                                      \
-  template double gamma_entropy<T>(Matrix<const T>, Rates<T>, double, double*, int);                     \
+#define HPF_INSTANTIATE(T)                                                                                       \
+  template void gamma_update<T>(Matrix<T>, double, Rates<T>, Matrix<T>, double*, double*, double*, double, int); \
+  template void mean<T>(Matrix<const T>, Rates<T>, Matrix<T>, int);                                              \
+  template double gamma_entropy<T>(Matrix<const T>, Rates<T>, double, double*, int);                             \
   template double distance<T>(Matrix<const T>, Matrix<const T>, int);
 HPF_INSTANTIATE(float)
 HPF_INSTANTIATE(double)

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <fstream>
+#include <limits>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -159,6 +160,11 @@ void check_length(const char* name, size_t length, int64_t wanted) {
   if (int64_t(length) != wanted) refuse(name, " has the length ", length, " instead of ", wanted);
 }
 
+void check_temperature(double temperature) {
+  if (!(temperature > 0 && temperature <= std::numeric_limits<double>::max()))
+    refuse("the temperature must be positive and finite, not ", temperature);
+}
+
 // An array's numbers, which compilers take to lie at multiples of their size; those of NumPy need not.
 template <class Array>
 auto* numbers_of(const Array& array) {
@@ -203,7 +209,8 @@ class Side {  // a Factor with the arrays behind it
        std::optional<Padded<T>> rate_matrix,  // (N, K), or none
        Vector rate_columns,                   // (K,)
        Padded<T> exp_log,                     // (N, K)
-       Vector log_scale)                      // (N,)
+       Vector log_scale,                      // (N,)
+       double temperature)
       : shape_(shape),
         exp_log_(exp_log),
         rate_rows_(rate_rows),
@@ -212,8 +219,9 @@ class Side {  // a Factor with the arrays behind it
         log_scale_(log_scale) {
     checked_factors(k());
     check_length("log_scale", log_scale.shape(0), n());
+    check_temperature(temperature);
     factor_ = {aligned<const T>("shape", shape, n(), k()), rates_of(n(), k(), rate_rows, rate_matrix, rate_columns),
-               aligned<const T>("exp_log", exp_log, n(), k()), numbers_of(log_scale)};
+               aligned<const T>("exp_log", exp_log, n(), k()), numbers_of(log_scale), temperature};
   }
 
   int64_t n() const { return shape_.shape(0); }
@@ -230,9 +238,9 @@ class Side {  // a Factor with the arrays behind it
 
 // Whether these are sorted, distinct columns within the shape.  An index outside the matrix would read or
 // write outside memory, so nothing is taken on trust.
-template <class Index>
+template <class Start, class Index>
 bool is_csr(int64_t rows, int64_t columns, int64_t nonzeros,
-            const Index* indptr,     // (rows + 1,)
+            const Start* indptr,     // (rows + 1,)
             const Index* indices) {  // (nonzeros,)
   bool fits = indptr[0] == 0 && int64_t(indptr[rows]) == nonzeros;
   for (int64_t u = 0; fits && u < rows; ++u) fits = indptr[u] <= indptr[u + 1];
@@ -253,6 +261,17 @@ void check_counts(int64_t rows, int64_t columns, int64_t nonzeros,
     throw std::invalid_argument("counts are not a CSR matrix with sorted, distinct columns within its shape");
 }
 
+// Neighbours (M, L) of items, below `items`, with −1 behind the last.
+const int32_t* checked_sources(const Table<const int32_t>& sources, int64_t m, int64_t items) {
+  const int32_t* source = numbers_of(sources);
+  const int64_t l = checked_factors(sources.shape(1));
+  if (int64_t(sources.shape(0)) != m) refuse("neighbours of ", sources.shape(0), " items instead of ", m);
+  bool fits = true;
+  for (int64_t z = 0; z < m * l; ++z) fits &= source[z] >= -1 && source[z] < items;
+  if (!fits) refuse("neighbours are not numbers of items, nor −1");
+  return source;
+}
+
 template <class T>
 Matrix<const T> rows_of(const Rows<T>& m) {
   return {numbers_of(m), int64_t(m.shape(0)), int64_t(m.shape(1)), m.stride(0)};
@@ -266,12 +285,86 @@ void check_rows(const Rows<T>& theta, const Rows<T>& beta) {
     if (m->shape(1) > 1 && m->stride(1) != 1) refuse("the rows of a matrix are not contiguous");
 }
 
+// Whether the nonzeros of `tiles` are those of CSR rows with as many in all, which the columns of the tiles must be:
+// as many in each row and column block.
+template <class T, class Index>
+void check_transposed(const TilesView<T>& tiles,
+                      const Index* indptr,     // (columns + 1,)
+                      const Index* indices) {  // (nonzeros,)
+  std::vector<int64_t> size(tiles.rows);
+  bool fits = true;
+  for (int64_t c = 0; c < tiles.column_blocks; ++c) {
+    for (int64_t z = int64_t(indptr[tiles.column_start[c]]); z < int64_t(indptr[tiles.column_start[c + 1]]); ++z)
+      ++size[indices[z]];
+    for (int64_t r = 0; r < tiles.row_blocks; ++r) {
+      const Tile* tile = tiles.tiles + r * tiles.column_blocks + c;
+      for (int64_t s = tile->first_segment; s < (tile + 1)->first_segment; ++s) {
+        fits &= size[tiles.segment_row[s]] == tiles.segment_size[s];
+        size[tiles.segment_row[s]] = 0;
+      }
+    }
+  }
+  if (!fits) refuse("these are not the counts' own columns");
+}
+
+// Only what the users' items lead to is looked at: for one user the rest would take longer than her list.
+template <class T>
+void check_item_scores(const ItemScores<T>& added, int64_t n, int64_t m, int64_t items, int64_t had, int64_t targets) {
+  if (items < 0 || !is_csr(n, items, had, added.had_start, added.had))
+    refuse("items of users are not CSR rows of sorted, distinct items within the shape");
+  std::vector<bool> known(items);
+  bool fits = true;
+  for (int64_t z = 0; z < had && fits; ++z) {
+    const int64_t item = added.had[z], begin = added.start[item], end = added.start[item + 1];
+    if (known[item]) continue;
+    known[item] = true;
+    fits = begin >= 0 && begin <= end && end <= targets;
+    for (int64_t p = begin; fits && p < end; ++p) fits = added.targets[p] >= 0 && added.targets[p] < m;
+  }
+  if (!fits) refuse("scores of items are not CSR rows of items within the shape");
+}
+
+// Items and users of `tiles`, with weights of the items' neighbours.
+template <class T>
+void check_neighbours(const TilesView<T>& tiles, const Had& had, int64_t nonzeros, int64_t m, int64_t l) {
+  if (had.nonzeros() != nonzeros) refuse("neighbours of ", had.nonzeros(), " counts do not fit ", nonzeros, " counts");
+  if (m != tiles.rows || l != had.neighbours())
+    refuse("weights of the shape (", m, ", ", l, ") do not fit ", tiles.rows, " items with ", had.neighbours(),
+           " neighbours");
+}
+
 // Two sides of `tiles`, as rows and columns.
 template <class T>
 void check_sides(const TilesView<T>& tiles, int64_t n, int64_t m, int64_t k_users, int64_t k_items) {
   if (tiles.rows != n || tiles.columns != m)
     refuse("counts of the shape (", tiles.rows, ", ", tiles.columns, ") do not fit ", n, " users and ", m, " items");
   if (k_users != k_items) refuse("users have ", k_users, " factors and items have ", k_items);
+}
+
+template <class T>
+void check_temperatures(const Side<T>& items, const Side<T>& users, const Side<T>& weights) {
+  const double t = users.factor().temperature;
+  if (items.factor().temperature != t || weights.factor().temperature != t)
+    refuse("users, items and weights have different temperatures");
+}
+
+void choose_neighbours(const Line<const int64_t>& user_indptr,   // (N + 1,)
+                       const Line<const int32_t>& user_indices,  // (Z,)
+                       const Line<const int64_t>& item_indptr,   // (M + 1,)
+                       const Line<const int32_t>& item_indices,  // (Z,)
+                       int64_t begin,
+                       const Table<int32_t>& chosen,  // (items from `begin` on, n)
+                       int64_t threads) {
+  const int64_t n = int64_t(user_indptr.shape(0)) - 1, m = int64_t(item_indptr.shape(0)) - 1;
+  const int64_t z = user_indices.shape(0), end = begin + int64_t(chosen.shape(0));
+  if (n < 1 || m < 1 || m > INT32_MAX || int64_t(item_indices.shape(0)) != z ||
+      !is_csr(n, m, z, numbers_of(user_indptr), numbers_of(user_indices)) ||
+      !is_csr(m, n, z, numbers_of(item_indptr), numbers_of(item_indices)))
+    refuse("counts and their transpose are not CSR matrices with sorted, distinct columns within their shapes");
+  if (begin < 0 || begin > m || end > m) refuse("items ", begin, " to ", end, " of ", m);
+  const int64_t length = checked_factors(chosen.shape(1));
+  const Incidence users{n, user_indptr.data(), user_indices.data()}, items{m, item_indptr.data(), item_indices.data()};
+  kernels<float>().choose_neighbours(users, items, begin, end, length, numbers_of(chosen), checked_threads(threads));
 }
 
 template <class T>
@@ -306,10 +399,32 @@ void define(nb::module_& m, const char* counts_name, const char* side_name) {
   define_init(int64_t{});
   counts.def_prop_ro("nnz", &Counts::nonzeros);
 
+  const auto define_had = [&](auto index) {
+    using Index = decltype(index);
+    m.def(
+        "had_neighbours",
+        [](const Counts& counts,                 // (M, N)
+           const Line<Index>& indptr,            // (N + 1,)
+           const Line<Index>& indices,           // (Z,)
+           const Table<const int32_t>& sources,  // (M, L)
+           int64_t threads) {
+          const TilesView<T> tiles = counts.view();
+          check_length("indptr", indptr.shape(0), tiles.columns + 1);
+          check_length("indices", indices.shape(0), counts.nonzeros());
+          check_counts(tiles.columns, tiles.rows, counts.nonzeros(), numbers_of(indptr), numbers_of(indices));
+          const int32_t* source = checked_sources(sources, tiles.rows, tiles.rows);
+          check_transposed(tiles, indptr.data(), indices.data());
+          return Had(tiles, indptr.data(), indices.data(), source, sources.shape(1), checked_threads(threads));
+        },
+        "counts"_a, "indptr"_a.noconvert(), "indices"_a.noconvert(), "sources"_a.noconvert(), "threads"_a, release);
+  };
+  define_had(int32_t{});
+  define_had(int64_t{});
+
   nb::class_<Side<T>>(m, side_name)
-      .def(nb::init<Padded<T>, std::optional<Vector>, std::optional<Padded<T>>, Vector, Padded<T>, Vector>(),
+      .def(nb::init<Padded<T>, std::optional<Vector>, std::optional<Padded<T>>, Vector, Padded<T>, Vector, double>(),
            "shape"_a.noconvert(), "rate_rows"_a.noconvert().none(), "rate_matrix"_a.noconvert().none(),
-           "rate_columns"_a.noconvert(), "exp_log"_a.noconvert(), "log_scale"_a.noconvert());
+           "rate_columns"_a.noconvert(), "exp_log"_a.noconvert(), "log_scale"_a.noconvert(), "temperature"_a);
 
   m.def(
       "gamma_update",
@@ -322,19 +437,20 @@ void define(nb::module_& m, const char* counts_name, const char* side_name) {
          const Vector& log_scale,                      // (N,)
          const Vector& row_sums,                       // (N,)
          const Vector& column_sums,                    // (K,)
-         int64_t threads) {
+         double temperature, int64_t threads) {
         const int64_t n = shape.shape(0), k = checked_factors(shape.shape(1));
         check_length("log_scale", log_scale.shape(0), n);
         check_length("row_sums", row_sums.shape(0), n);
         check_length("column_sums", column_sums.shape(0), k);
+        check_temperature(temperature);
         kernels<T>().gamma_update(aligned<T>("shape", shape, n, k), prior_shape,
                                   rates_of(n, k, rate_rows, rate_matrix, rate_columns),
                                   aligned<T>("exp_log", exp_log, n, k), numbers_of(log_scale), numbers_of(row_sums),
-                                  numbers_of(column_sums), checked_threads(threads));
+                                  numbers_of(column_sums), temperature, checked_threads(threads));
       },
       "shape"_a.noconvert(), "prior_shape"_a, "rate_rows"_a.noconvert().none(), "rate_matrix"_a.noconvert().none(),
       "rate_columns"_a.noconvert(), "exp_log"_a.noconvert(), "log_scale"_a.noconvert(), "row_sums"_a.noconvert(),
-      "column_sums"_a.noconvert(), "threads"_a, release);
+      "column_sums"_a.noconvert(), "temperature"_a, "threads"_a, release);
 
   m.def(
       "mean",
@@ -376,6 +492,95 @@ void define(nb::module_& m, const char* counts_name, const char* side_name) {
       },
       "counts"_a, "users"_a, "items"_a, "user_sums"_a.noconvert().none(), "item_sums"_a.noconvert().none(), "exact"_a,
       "threads"_a, release);
+
+  m.def(
+      "allocate_with_neighbours",
+      [](const Counts& counts,  // (M, N)
+         const Had& had, const Side<T>& items, const Side<T>& users, const Side<T>& weights,
+         const std::optional<Padded<T>>& item_sums,    // (M, K), or none
+         const std::optional<Padded<T>>& weight_sums,  // (M, L), or none
+         const std::optional<Padded<T>>& user_sums,    // (N, K), or none
+         bool exact, int64_t threads) {
+        const TilesView<T> tiles = counts.view();
+        const int64_t k = users.k();
+        check_sides(tiles, items.n(), users.n(), items.k(), k);
+        check_neighbours(tiles, had, counts.nonzeros(), weights.n(), weights.k());
+        check_temperatures(items, users, weights);
+        if (item_sums.has_value() != weight_sums.has_value()) refuse("item_sums and weight_sums need one another");
+        if (!user_sums && !item_sums) refuse("allocate needs user_sums, item_sums or both");
+        kernels<T>().allocate_with_neighbours(
+            tiles, had.view(), items.factor(), users.factor(), weights.factor(),
+            item_sums ? aligned<T>("item_sums", *item_sums, items.n(), k) : Matrix<T>{},
+            weight_sums ? aligned<T>("weight_sums", *weight_sums, items.n(), weights.k()) : Matrix<T>{},
+            user_sums ? aligned<T>("user_sums", *user_sums, users.n(), k) : Matrix<T>{}, exact,
+            checked_threads(threads));
+      },
+      "counts"_a, "had"_a, "items"_a, "users"_a, "weights"_a, "item_sums"_a.noconvert().none(),
+      "weight_sums"_a.noconvert().none(), "user_sums"_a.noconvert().none(), "exact"_a, "threads"_a, release);
+
+  m.def(
+      "log_rate_sum_with_neighbours",
+      [](const Counts& counts,  // (M, N)
+         const Had& had,
+         const Padded<T>& beta,     // (M, K)
+         const Padded<T>& theta,    // (N, K)
+         const Padded<T>& weights,  // (M, L)
+         int64_t threads) {
+        const TilesView<T> tiles = counts.view();
+        const int64_t m_ = beta.shape(0), n = theta.shape(0), k = checked_factors(theta.shape(1));
+        const int64_t l = weights.shape(1);
+        check_sides(tiles, m_, n, int64_t(beta.shape(1)), k);
+        check_neighbours(tiles, had, counts.nonzeros(), int64_t(weights.shape(0)), l);
+        return kernels<T>().log_rate_sum_with_neighbours(
+            tiles, had.view(), aligned<const T>("beta", beta, m_, k), aligned<const T>("theta", theta, n, k),
+            aligned<const T>("weights", weights, m_, l), nullptr, nullptr, nullptr, checked_threads(threads));
+      },
+      "counts"_a, "had"_a, "beta"_a.noconvert(), "theta"_a.noconvert(), "weights"_a.noconvert(), "threads"_a, release);
+
+  m.def(
+      "log_normalizer_sum_with_neighbours",
+      [](const Counts& counts,  // (M, N)
+         const Had& had, const Side<T>& items, const Side<T>& users, const Side<T>& weights, int64_t threads) {
+        const TilesView<T> tiles = counts.view();
+        check_sides(tiles, items.n(), users.n(), items.k(), users.k());
+        check_neighbours(tiles, had, counts.nonzeros(), weights.n(), weights.k());
+        check_temperatures(items, users, weights);
+        const Factor<T>&item = items.factor(), &user = users.factor(), &weight = weights.factor();
+        return kernels<T>().log_rate_sum_with_neighbours(tiles, had.view(), item.exp_log, user.exp_log, weight.exp_log,
+                                                         &item, &user, &weight, checked_threads(threads));
+      },
+      "counts"_a, "had"_a, "items"_a, "users"_a, "weights"_a, "threads"_a, release);
+
+  m.def(
+      "neighbour_rates",
+      [](const Line<const int64_t>& indptr,    // (N + 1,)
+         const Line<const int64_t>& indices,   // (Z',)
+         int64_t items,                        // J
+         const Table<const int32_t>& sources,  // (M, L)
+         const Padded<T>& weights,             // (M, L)
+         const Line<const int64_t>& rows,      // (pairs,)
+         const Line<const int64_t>& columns,   // (pairs,)
+         const Line<T>& out,                   // (pairs,)
+         int64_t threads) {
+        const int64_t pairs = rows.shape(0), m_ = weights.shape(0), l = checked_factors(weights.shape(1));
+        const int64_t n = int64_t(indptr.shape(0)) - 1;
+        check_length("columns", columns.shape(0), pairs);
+        check_length("out", out.shape(0), pairs);
+        check_length("a row of sources", sources.shape(1), l);
+        if (n < 0 || items < 0 || items > INT32_MAX ||
+            !is_csr(n, items, int64_t(indices.shape(0)), numbers_of(indptr), numbers_of(indices)))
+          refuse("items of users are not CSR rows of sorted, distinct items within the shape");
+        const int32_t* source = checked_sources(sources, m_, items);
+        const int64_t *row = numbers_of(rows), *column = numbers_of(columns);
+        for (int64_t z = 0; z < pairs; ++z)
+          if (row[z] < 0 || row[z] >= n || column[z] < 0 || column[z] >= m_)
+            throw nb::index_error("a pair lies outside the matrices");
+        kernels<T>().neighbour_rates(indptr.data(), indices.data(), items, source,
+                                     aligned<const T>("weights", weights, m_, l), pairs, row, column, numbers_of(out),
+                                     checked_threads(threads));
+      },
+      "indptr"_a.noconvert(), "indices"_a.noconvert(), "items"_a, "sources"_a.noconvert(), "weights"_a.noconvert(),
+      "rows"_a.noconvert(), "columns"_a.noconvert(), "out"_a.noconvert(), "threads"_a, release);
 
   m.def(
       "log_rate_sum",
@@ -433,12 +638,17 @@ void define(nb::module_& m, const char* counts_name, const char* side_name) {
 
   m.def(
       "top_items",
-      [](const Rows<T>& theta,                               // (N, K)
-         const Rows<T>& beta,                                // (M, K)
-         const std::optional<Line<const int64_t>>& indptr,   // (N + 1,), or none
-         const std::optional<Line<const int64_t>>& indices,  // (excluded,), or none
-         const Table<int64_t>& columns,                      // (N, length)
-         const Table<T>& scores,                             // (N, length)
+      [](const Rows<T>& theta,                                  // (N, K)
+         const Rows<T>& beta,                                   // (M, K)
+         const std::optional<Line<const int64_t>>& indptr,      // (N + 1,), or none
+         const std::optional<Line<const int64_t>>& indices,     // (excluded,), or none
+         const std::optional<Line<const int64_t>>& had_indptr,  // (N + 1,), or none
+         const std::optional<Line<const int64_t>>& had,         // (Z',), or none
+         const std::optional<Line<const int64_t>>& starts,      // (J + 1,), or none
+         const std::optional<Line<const int32_t>>& targets,     // (P,), or none
+         const std::optional<Line<const T>>& weights,           // (P,), or none
+         const Table<int64_t>& columns,                         // (N, length)
+         const Table<T>& scores,                                // (N, length)
          int64_t threads) {
         const int64_t n = theta.shape(0), m_ = beta.shape(0), length = scores.shape(1);
         const int team = checked_threads(threads);
@@ -452,12 +662,26 @@ void define(nb::module_& m, const char* counts_name, const char* side_name) {
                         !is_csr(n, m_, int64_t(indices->shape(0)), numbers_of(*indptr), numbers_of(*indices)))))
           refuse("excluded items are not CSR rows of sorted, distinct items within the shape");
         const Excluded excluded{indptr ? indptr->data() : nullptr, indptr ? indices->data() : nullptr};
+        if (had_indptr.has_value() != had.has_value() || had.has_value() != starts.has_value() ||
+            had.has_value() != targets.has_value() || had.has_value() != weights.has_value())
+          refuse("scores of items need all five arrays, or none");
+        ItemScores<T> added{};
+        if (had) {
+          check_length("had_indptr", had_indptr->shape(0), n + 1);
+          check_length("weights", weights->shape(0), targets->shape(0));
+          added = {numbers_of(*had_indptr), numbers_of(*had), numbers_of(*starts), numbers_of(*targets),
+                   numbers_of(*weights)};
+          check_item_scores(added, n, m_, int64_t(starts->shape(0)) - 1, int64_t(had->shape(0)),
+                            int64_t(targets->shape(0)));
+        }
         if (n == 0) return;
-        kernels<T>().top_items(rows_of(theta), rows_of(beta), excluded, length, numbers_of(columns), numbers_of(scores),
-                               team);
+        kernels<T>().top_items(rows_of(theta), rows_of(beta), excluded, added, length, numbers_of(columns),
+                               numbers_of(scores), team);
       },
       "theta"_a.noconvert(), "beta"_a.noconvert(), "indptr"_a.noconvert().none(), "indices"_a.noconvert().none(),
-      "columns"_a.noconvert(), "scores"_a.noconvert(), "threads"_a, release);
+      "had_indptr"_a.noconvert().none(), "had"_a.noconvert().none(), "starts"_a.noconvert().none(),
+      "targets"_a.noconvert().none(), "weights"_a.noconvert().none(), "columns"_a.noconvert(), "scores"_a.noconvert(),
+      "threads"_a, release);
 
   m.def(
       "distance",
@@ -475,8 +699,12 @@ void define(nb::module_& m, const char* counts_name, const char* side_name) {
 }  // namespace hpf
 
 NB_MODULE(_openmp, m) {
+  nb::class_<hpf::Had>(m, "Had");
   hpf::define<float>(m, "Counts32", "Side32");
   hpf::define<double>(m, "Counts64", "Side64");
+  m.def("choose_neighbours", &hpf::choose_neighbours, "user_indptr"_a.noconvert(), "user_indices"_a.noconvert(),
+        "item_indptr"_a.noconvert(), "item_indices"_a.noconvert(), "begin"_a, "chosen"_a.noconvert(), "threads"_a,
+        nb::call_guard<nb::gil_scoped_release>());
   m.def("levels", &hpf::levels, "Instruction sets that this processor has, the best first.");
   m.def("level", [] { return std::string(hpf::active.name); }, "The instruction set in use.");
   m.def("use_level", &hpf::use_level, "level"_a, "Use another instruction set, for tests and comparisons.");

@@ -10,7 +10,7 @@ namespace HPF_ISA {
 // gamma.cpp
 template <class T>
 void gamma_update(Matrix<T> shape, double prior_shape, Rates<T> rates, Matrix<T> exp_log, double* log_scale,
-                  double* row_sums, double* column_sums, int threads);
+                  double* row_sums, double* column_sums, double temperature, int threads);
 template <class T>
 void mean(Matrix<const T> shape, Rates<T> rates, Matrix<T> out, int threads);
 template <class T>
@@ -22,6 +22,23 @@ double distance(Matrix<const T> a, Matrix<const T> b, int threads);
 template <class T>
 void allocate(TilesView<T> tiles, Factor<T> users, Factor<T> items, Matrix<T> user_sums, Matrix<T> item_sums,
               bool exact, int threads);
+
+// neighbours.cpp
+template <class T>
+void allocate_with_neighbours(TilesView<T> tiles, HadView had, Factor<T> items, Factor<T> users, Factor<T> weights,
+                              Matrix<T> item_sums, Matrix<T> weight_sums, Matrix<T> user_sums, bool exact, int threads);
+template <class T>
+double log_rate_sum_with_neighbours(TilesView<T> tiles, HadView had, Matrix<const T> b, Matrix<const T> a,
+                                    Matrix<const T> w, const Factor<T>* items, const Factor<T>* users,
+                                    const Factor<T>* weights, int threads);
+template <class T>
+void neighbour_rates(const int64_t* indptr, const int64_t* indices, int64_t items, const int32_t* sources,
+                     Matrix<const T> w, int64_t pairs, const int64_t* rows, const int64_t* columns, T* out,
+                     int threads);
+
+// choose.cpp
+void choose_neighbours(Incidence users, Incidence items, int64_t begin, int64_t end, int64_t n, int32_t* chosen,
+                       int threads);
 
 // log_rates.cpp
 template <class T>
@@ -37,8 +54,8 @@ void predict_pairs(Matrix<const T> theta, Matrix<const T> beta, int64_t pairs, c
 
 // top_items.cpp
 template <class T>
-void top_items(Matrix<const T> theta, Matrix<const T> beta, Excluded excluded, int64_t length, int64_t* columns,
-               T* scores, int threads);
+void top_items(Matrix<const T> theta, Matrix<const T> beta, Excluded excluded, ItemScores<T> added, int64_t length,
+               int64_t* columns, T* scores, int threads);
 
 }  // namespace HPF_ISA
 }  // namespace hpf

@@ -67,7 +67,7 @@ static inline void row_exp(const double* __restrict x, double shift, int64_t k, 
     for (int64_t j = first; j < first + group; ++j) out[j] = exp_nonpositive(x[j] - shift);
 }
 
-// E[ln θ] of row u of a factor to `out` (whole groups,), with a `buffer` of two more such rows.
+// E[ln θ]/T of row u of a factor to `out` (whole groups,), with a `buffer` of two more such rows.
 template <class T>
 static inline void expected_log_of(const Factor<T>& factor, int64_t u, double* buffer, double* out) {
   const int64_t k = factor.shape.k;
@@ -75,6 +75,7 @@ static inline void expected_log_of(const Factor<T>& factor, int64_t u, double* b
   row_as_double(row_of(factor.shape, u), k, shape);
   row_rates(factor.rates, u, k, rate);
   row_expected_log(shape, rate, k, out);
+  for (int64_t j = 0; j < k; ++j) out[j] /= factor.temperature;
 }
 
 // The largest of v (k,).

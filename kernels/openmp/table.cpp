@@ -6,8 +6,19 @@ namespace HPF_ISA {
 namespace {
 
 template <class T>
-constexpr Kernels<T> table = {gamma_update<T>,      mean<T>,          gamma_entropy<T>, allocate<T>, log_rate_sum<T>,
-                              log_factorial_sum<T>, predict_pairs<T>, top_items<T>,     distance<T>};
+constexpr Kernels<T> table = {gamma_update<T>,
+                              mean<T>,
+                              gamma_entropy<T>,
+                              allocate<T>,
+                              allocate_with_neighbours<T>,
+                              log_rate_sum<T>,
+                              log_rate_sum_with_neighbours<T>,
+                              log_factorial_sum<T>,
+                              predict_pairs<T>,
+                              neighbour_rates<T>,
+                              choose_neighbours,
+                              top_items<T>,
+                              distance<T>};
 
 }  // namespace
 

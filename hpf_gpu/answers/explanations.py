@@ -1,0 +1,86 @@
+"""Why a count is expected, and which items go with an item: answers from the weights of neighbours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from hpf_gpu.data.seen import items_of
+from hpf_gpu.model.fitted import Fitted
+from hpf_gpu.model.neighbours import Neighbours
+
+from .predictions import backend_for
+
+
+def explain(fitted: Fitted, threads: int | None, user: Any, item: Any, n: int) -> pd.DataFrame:
+    """The shares of expected counts; see :meth:`hpf_gpu.HPF.explain`."""
+    neighbours, users, items = _neighbours(fitted), fitted.user_ids, fitted.item_ids
+    rows, columns = users.require(user), items.require(item)
+    if len(rows) != len(columns) and 1 not in (len(rows), len(columns)):
+        raise ValueError(f"{len(rows)} users and {len(columns)} items cannot be paired")
+    rows, columns = np.broadcast_arrays(rows, columns)
+    backend = backend_for(fitted, threads)
+    of_factors = backend.predict_pairs(fitted.theta, fitted.beta, rows, columns).astype(np.float64)
+
+    sources = neighbours.sources[columns]
+    had = _has_items(fitted, rows, sources)
+    parts = np.where(had, neighbours.mean[columns], 0.0).astype(np.float64)
+    n = min(n, parts.shape[1])
+    order = np.argsort(-parts, axis=1, kind="stable")[:, :n]
+    shown = np.take_along_axis(parts, order, axis=1)
+    others = parts.sum(axis=1) - shown.sum(axis=1)
+    # A row for each of the n items, one for her other items and one for the factors.
+    rates = np.concatenate([shown, others[:, None], of_factors[:, None]], axis=1)
+    numbers = np.concatenate(
+        [np.take_along_axis(sources, order, axis=1), np.full((len(rows), 2), -1)], axis=1
+    )
+    terms = np.array(["item"] * n + ["other items", "factors"], dtype=object)
+    shares = rates / rates.sum(axis=1, keepdims=True)
+    kept = rates > 0
+    pair, term = np.nonzero(kept)
+    table = pd.DataFrame(
+        {
+            "UserId": users.labels(rows[pair]),
+            "ItemId": items.labels(columns[pair]),
+            "Term": terms[term],
+            "Because": items.labels(numbers[kept]),
+            "Rate": rates[kept],
+            "Share": shares[kept],
+        }
+    )
+    place = pd.Series(pair, index=table.index)
+    return table.iloc[np.lexsort((-table["Share"], place))].reset_index(drop=True)
+
+
+def related_items(fitted: Fitted, item: Any, n: int) -> pd.DataFrame:
+    """The items that go with an item; see :meth:`hpf_gpu.HPF.related_items`."""
+    by_source, items = _neighbours(fitted).by_source, fitted.item_ids
+    rows: list[pd.DataFrame] = []
+    for number in items.require(item):
+        part = slice(by_source.indptr[number], by_source.indptr[number + 1])
+        targets, weights = by_source.indices[part], by_source.data[part]
+        best = np.argsort(-weights, kind="stable")[:n]
+        ids = items.labels(np.full(len(best), number)), items.labels(targets[best])
+        rows.append(pd.DataFrame({"ItemId": ids[0], "RelatedId": ids[1], "Weight": weights[best]}))
+    return pd.concat(rows, ignore_index=True)
+
+
+def _has_items(fitted: Fitted, rows: NDArray[Any], items: NDArray[Any]) -> NDArray[np.bool_]:
+    """Whether each user (Z,) has each of some items (Z, L); no user has −1."""
+    if fitted.seen is None:
+        raise ValueError("explanations need the items of each user: fit with keep_data=True")
+    indptr, indices = items_of(rows, fitted.seen)
+    width = len(fitted.beta)
+    own = np.repeat(np.arange(len(rows)), np.diff(indptr)) * width + indices  # ascending
+    asked = np.arange(len(rows))[:, None] * width + items
+    found = np.minimum(np.searchsorted(own, asked), max(len(own) - 1, 0))
+    return (items >= 0) & (len(own) > 0) & (own[found] == asked if len(own) else False)
+
+
+def _neighbours(fitted: Fitted) -> Neighbours:
+    if fitted.neighbours is None:
+        raise ValueError("this model has no neighbours: fit with, for example, neighbours=200")
+    return fitted.neighbours
