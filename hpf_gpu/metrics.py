@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from .backends.numpy_backend import top_columns
+from .data.seen import items_of
+from .estimator import HPF
 
 #: Function from row numbers of users (B,) to the scores of all items for each of them (B, M).
 ScoreBlock = Callable[[NDArray[np.intp]], NDArray[Any]]
@@ -142,6 +144,40 @@ def factor_scores(theta: NDArray[Any], beta: NDArray[Any]) -> ScoreBlock:
     return lambda users: theta[users] @ beta.T
 
 
+def model_scores(model: HPF) -> ScoreBlock:
+    """Expected counts of a fitted model, with what neighbours add to them if it has neighbours.
+
+    Parameters
+    ----------
+    model : HPF
+        Rows of ``Theta`` are the users, rows of ``Beta`` the items.
+
+    Returns
+    -------
+    callable
+        For :func:`evaluate_ranking`.
+
+    Raises
+    ------
+    ValueError
+        If the model is not fitted.
+    """
+    fitted = model._require_fitted()
+    of_factors, neighbours, seen = factor_scores(fitted.theta, fitted.beta), fitted.neighbours, fitted.seen
+    if neighbours is None or seen is None:
+        return of_factors
+    weights = neighbours.by_source
+
+    def scores(users: NDArray[np.intp]) -> NDArray[Any]:
+        indptr, indices = items_of(users, seen)
+        ones = np.ones(len(indices), weights.dtype)
+        has = sparse.csr_array((ones, indices, indptr), shape=(len(users), weights.shape[0]))
+        total: NDArray[Any] = of_factors(users) + (has @ weights).toarray()
+        return total
+
+    return scores
+
+
 def popularity_scores(train: Any) -> ScoreBlock:
     """Scores of the baseline "most popular": the number of users of each item in ``train`` (U, M).
 
@@ -171,8 +207,8 @@ def evaluate_ranking(scores: ScoreBlock, train: Any, held_out: Any, n: int = 20)
     ----------
     scores : callable
         Takes row numbers of users (B,) and returns the scores (B, M) of all items for them, higher being
-        better; see :func:`factor_scores` and :func:`popularity_scores`.  Items with a score of −inf are
-        not recommended; of equal scores the item with the lower number comes first.
+        better; see :func:`model_scores`, :func:`factor_scores` and :func:`popularity_scores`.  Items with a
+        score of −inf are not recommended; of equal scores the item with the lower number comes first.
     train, held_out : scipy sparse matrix, (U, M)
         Training and held-out counts.  Every entry above zero is an item of the user.
     n : int

@@ -36,19 +36,20 @@ ORDER = {
     "version": ("__init__",),
     "backends": (
         "protocol", "openmp_diagnosis", "cuda_diagnosis", "cuda_source", "cuda_layout", "cuda_launch",
-        "cuda_input", "cuda_counts", "cuda_neighbours", "cuda_graph", "cuda_stream", "numpy_backend",
+        "cuda_input", "cuda_counts", "cuda_neighbours", "cuda_graph", "cuda_stream", "numpy_neighbours",
+        "numpy_backend",
         "openmp_backend", "cuda_backend",
         "__init__",
     ),
     "data": ("__init__", "ids", "seen", "blocks", "triplets", "factors", "counts"),
     "model": (
-        "__init__", "priors", "start", "posterior", "sides", "biases", "convergence", "settings", "fitted",
-        "likelihood", "inference", "stochastic",
+        "__init__", "neighbours", "priors", "start", "posterior", "sides", "biases", "convergence",
+        "settings", "fitted", "likelihood", "inference", "stochastic",
     ),
     "files": ("__init__", "schema", "whole_file", "tensor_file", "csv_folder", "model_file", "checkpoint"),
-    "answers": ("__init__", "predictions", "recommendations"),
+    "answers": ("__init__", "predictions", "recommendations", "explanations"),
     "fitting": ("__init__", "progress", "training", "partial", "folding"),
-    "top": ("__init__", "metrics", "plot", "datasets", "estimator"),
+    "top": ("__init__", "estimator", "metrics", "plot", "datasets"),
     "app": ("__init__", "demo", "doctor", "cli"),
 }  # fmt: skip
 

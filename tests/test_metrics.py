@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import sparse
+from small_data import COUNTS, quick
 
-from hpf_gpu import metrics
+from hpf_gpu import HPF, metrics
 from hpf_gpu.datasets import load_online_retail, split_by_user
-from hpf_gpu.metrics import evaluate_ranking, factor_scores, popularity_scores
+from hpf_gpu.metrics import evaluate_ranking, factor_scores, model_scores, popularity_scores
 
 # -- by hand -------------------------------------------------------------------------------------
 
@@ -115,6 +116,22 @@ def test_factor_scores_are_the_product_of_the_factors():
     rng = np.random.default_rng(2)
     theta, beta = rng.random((6, 3)), rng.random((8, 3))
     np.testing.assert_allclose(factor_scores(theta, beta)(np.array([4, 1])), (theta @ beta.T)[[4, 1]])
+
+
+@pytest.mark.parametrize("extra", [{}, {"neighbours": 4}, {"k": 0, "neighbours": 4}])
+def test_model_scores_are_the_expected_counts(extra):
+    model = quick(backend="numpy", use_float=False, **extra).fit(COUNTS)
+    users = np.array([7, 0, 7, 31])  # not ascending, one of them twice
+    expected = [model.predict(user, model.item_mapping_) for user in model.user_mapping_[users]]
+    scores = model_scores(model)(users)
+    np.testing.assert_allclose(scores, expected, rtol=1e-12)  # sums of at most 3 + 4 terms in float64
+    of_factors = model.Theta[users] @ model.Beta.T
+    assert np.allclose(scores, of_factors) == ("neighbours" not in extra)
+
+
+def test_a_model_without_a_fit_has_no_scores():
+    with pytest.raises(ValueError, match="has not been fitted"):
+        model_scores(HPF())
 
 
 def test_popularity_counts_users_and_not_their_counts():
