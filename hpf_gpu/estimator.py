@@ -15,7 +15,7 @@ from scipy import sparse
 
 from .answers.explanations import explain, related_items
 from .answers.predictions import eval_llk, predict
-from .answers.recommendations import recommend, recommend_new, top_n
+from .answers.recommendations import recommend, recommend_for, top_n
 from .data.triplets import Triplets, on_host, read, read_one_user
 from .files.csv_folder import write_csv_folder
 from .files.model_file import load_model, save_model
@@ -797,7 +797,7 @@ class HPF:
             fitted, threads = self._require_fitted(), thread_count(self.ncores)
             return recommend(fitted, threads, users, n, exclude_seen=exclude_seen, items_pool=items_pool)
         folded = self._fold(USERS, counts, 10, 1e-3, None)
-        return recommend_new(
+        return recommend_for(
             folded.fitted,
             thread_count(self.ncores),
             folded.new.ids.labels(np.arange(folded.new.ids.size)),

@@ -296,9 +296,7 @@ def test_a_step_of_weights(step, scale, backend, tolerance):
     assert start.w.shape.shape == (3, 2)
     statistic = rng.gamma(1.0, 1.0, (3, 2)).astype(np.float32) * (sources >= 0)
     old = backend.asnumpy(weights.factor.shape).astype(np.float64)
-    moved = neighbours.update_weights(
-        backend, weights, backend.asarray(statistic), scale=scale, step=step
-    )
+    moved = neighbours.update_weights(backend, weights, backend.asarray(statistic), scale=scale, step=step)
     shape = (1 - step) * old + step * (0.5 + scale * statistic)
     rate = 2.0 + np.array([[3.0, 2.0], [4.0, 0.0], [0.0, 0.0]])
     assert relative_error(backend.asnumpy(moved.factor.shape), shape) < tolerance.mean
@@ -621,6 +619,4 @@ def test_forms_of_data_are_equal(form, backend_name):
     if form == "frame":
         shuffled = model_of(backend=backend_name, reindex=True).fit(FRAME.iloc[order])
         names = [shuffled.item_dict_[item] for item in want.item_mapping_]
-        assert np.array_equal(
-            weights_of(shuffled).users_with[names], weights_of(want).users_with
-        )
+        assert np.array_equal(weights_of(shuffled).users_with[names], weights_of(want).users_with)

@@ -29,17 +29,15 @@ def explain(fitted: Fitted, threads: int | None, user: Any, item: Any, n: int) -
     had = _has_items(fitted, rows, sources)
     parts = np.where(had, neighbours.mean[columns], 0.0).astype(np.float64)
     n = min(n, parts.shape[1])
-    order = np.argsort(-parts, axis=1, kind="stable")[:, :n]
-    shown = np.take_along_axis(parts, order, axis=1)
-    others = parts.sum(axis=1) - shown.sum(axis=1)
+    order = np.argsort(-parts, axis=1, kind="stable")
+    parts, sources = (np.take_along_axis(array, order, axis=1) for array in (parts, sources))
+    others = parts[:, n:].sum(axis=1)
     # A row for each of the n items, one for her other items and one for the factors.
-    rates = np.concatenate([shown, others[:, None], of_factors[:, None]], axis=1)
-    numbers = np.concatenate(
-        [np.take_along_axis(sources, order, axis=1), np.full((len(rows), 2), -1)], axis=1
-    )
+    rates = np.concatenate([parts[:, :n], others[:, None], of_factors[:, None]], axis=1)
+    numbers = np.concatenate([sources[:, :n], np.full((len(rows), 2), -1)], axis=1)
     terms = np.array(["item"] * n + ["other items", "factors"], dtype=object)
-    shares = rates / rates.sum(axis=1, keepdims=True)
     kept = rates > 0
+    shares = np.divide(rates, rates.sum(axis=1, keepdims=True), where=kept, out=np.zeros_like(rates))
     pair, term = np.nonzero(kept)
     table = pd.DataFrame(
         {
