@@ -628,12 +628,9 @@ def fit_with_neighbours(
 
         log_p, _ = log_phi_with_neighbours(y, *log_means(), weights.sources, weights.temperature)
         z_of_all = y[u, i][:, None] * np.exp(log_p)  # (Z, K + L)
-        log_rate = np.concatenate(
-            [(users.expected_log[u] + items.expected_log[i]), log_means()[2][i]], axis=1
-        )
-        entropy = np.where(
-            z_of_all > 0, -weights.temperature * z_of_all * np.where(z_of_all > 0, log_p, 0), 0
-        )
+        of_factors = users.expected_log[u] + items.expected_log[i]
+        log_rate = np.concatenate([of_factors, weights.w.expected_log[i]], axis=1)
+        entropy = -weights.temperature * z_of_all * np.where(z_of_all > 0, log_p, 0)
         rates = rates_with_neighbours(y, users.mean, items.mean, weights.mean, weights.sources)
         terms = [
             float((z_of_all[:, :k] * log_rate[:, :k]).sum()),
