@@ -56,14 +56,19 @@ def explain(fitted: Fitted, threads: int | None, user: Any, item: Any, n: int) -
 def related_items(fitted: Fitted, item: Any, n: int) -> pd.DataFrame:
     """The items that go with an item; see :meth:`hpf_gpu.HPF.related_items`."""
     by_source, items = _neighbours(fitted).by_source, fitted.item_ids
-    rows: list[pd.DataFrame] = []
-    for number in items.require(item):
-        part = slice(by_source.indptr[number], by_source.indptr[number + 1])
-        targets, weights = by_source.indices[part], by_source.data[part]
-        best = np.argsort(-weights, kind="stable")[:n]
-        ids = items.labels(np.full(len(best), number)), items.labels(targets[best])
-        rows.append(pd.DataFrame({"ItemId": ids[0], "RelatedId": ids[1], "Weight": weights[best]}))
-    return pd.concat(rows, ignore_index=True)
+    indptr, rows = by_source.indptr, items.require(item)
+    best = [
+        indptr[row] + np.argsort(-by_source.data[indptr[row] : indptr[row + 1]], kind="stable")[:n]
+        for row in rows
+    ]
+    sizes, places = [len(one) for one in best], np.concatenate([np.empty(0, np.int64), *best])
+    return pd.DataFrame(
+        {
+            "ItemId": items.labels(np.repeat(rows, sizes)),
+            "RelatedId": items.labels(by_source.indices[places]),
+            "Weight": by_source.data[places],
+        }
+    )
 
 
 def _has_items(fitted: Fitted, rows: NDArray[Any], items: NDArray[Any]) -> NDArray[np.bool_]:
