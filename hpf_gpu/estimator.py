@@ -15,7 +15,7 @@ from scipy import sparse
 
 from .answers.explanations import explain, related_items
 from .answers.predictions import eval_llk, predict
-from .answers.recommendations import recommend, recommend_new, top_n
+from .answers.recommendations import recommend, recommend_for, top_n
 from .data.triplets import Triplets, on_host, read, read_one_user
 from .files.csv_folder import write_csv_folder
 from .files.model_file import load_model, save_model
@@ -434,14 +434,16 @@ class HPF:
         ------
         ValueError, TypeError
             If the data are not counts, if there are more new ids than the model has room for, if the step is
-            outside [0, 1], or if shapes and rates were not kept (``keep_all_objs=False``).  The model is
-            then unchanged.
+            outside [0, 1], if a batch of items is passed to a model with neighbours, or if shapes and rates
+            were not kept (``keep_all_objs=False``).  The model is then unchanged.
 
         Notes
         -----
         A call takes time and memory for the whole model, in addition to those for the batch.  The items of
         each batch are added to those that ``topN`` excludes.  ``train_llk`` is None after a call, because
-        the full data are not available, and ``history_`` is that of the last fit.
+        the full data are not available, and ``history_`` is that of the last fit.  With ``neighbours``
+        batches are of users; the neighbours are those of the fit, or of the first batch if there was none,
+        and items that later batches bring have none.
 
         Examples
         --------
@@ -566,7 +568,8 @@ class HPF:
         -------
         array (k,), or tuple of arrays (k,), (k,), (k,) and (n, k)
             E[θ_u]; or E[θ_u], shapes and rates of q(θ_u), and φ, the shares of the factors in the count of
-            each row of ``counts_df``, NaN in rows that were left out.
+            each row of ``counts_df``, NaN in rows that were left out.  With ``neighbours`` the shares are
+            those in the part of the count that all factors get.
 
         Raises
         ------
@@ -797,7 +800,7 @@ class HPF:
             fitted, threads = self._require_fitted(), thread_count(self.ncores)
             return recommend(fitted, threads, users, n, exclude_seen=exclude_seen, items_pool=items_pool)
         folded = self._fold(USERS, counts, 10, 1e-3, None)
-        return recommend_new(
+        return recommend_for(
             folded.fitted,
             thread_count(self.ncores),
             folded.new.ids.labels(np.arange(folded.new.ids.size)),
@@ -900,7 +903,8 @@ class HPF:
         Raises
         ------
         ValueError
-            If the model is not fitted, or if ``k``, ``use_float`` or ``bias`` were changed after the fit.
+            If the model is not fitted, or if ``k``, ``use_float``, ``bias``, ``neighbours``, ``w_shape``,
+            ``w_rate`` or ``temperature`` were changed after the fit.
         TypeError
             If ids are not numbers, strings, booleans, bytes, datetime64, timedelta64 or tuples of these.
         OSError

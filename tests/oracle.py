@@ -458,6 +458,46 @@ class Part:
         return [float(log_p.sum()), self.x.entropy]
 
 
+def family_start(
+    shape: tuple[int, int],
+    k: int,
+    priors: Priors,
+    seed: int,
+    dtype: DTypeLike,
+    *,
+    hierarchical: bool = True,
+    bias: bool = False,
+    known_users: Matrix | None = None,
+    known_items: Matrix | None = None,
+) -> tuple[Part, Part]:
+    """Both sides at hpfrec's start values; without factors (``k`` = 0) users are a column of ones."""
+    n, m = shape
+    width = max(1, k + 2 * bias)
+    rng = np.random.Generator(np.random.MT19937(seed))
+    levels = (priors.a_prime, priors.c_prime, priors.a_prime, priors.c_prime)
+    drawn = [
+        (level + 0.01 * rng.random(size=(rows, width), dtype=dtype)).astype(np.float64)
+        for level, rows in zip(levels, (n, m, n, m), strict=True)
+    ]
+    waits = bias and known_users is None and known_items is None
+
+    def part(
+        shape: Matrix, rate: Matrix, ones: int | None, prior: tuple[float, ...], known: Matrix | None
+    ) -> Part:
+        free = np.delete(np.arange(width), [] if ones is None else ones)
+        start = np.full(len(shape), prior[2])
+        shape, rate = shape[:, free], rate[:, free]
+        if waits:
+            shape[:, -1], rate[:, -1] = prior[0], 2.0**80
+        return Part(Gamma(shape, rate), ones, start, *prior, hierarchical, known, waits, start)
+
+    p = priors
+    of_users, of_items = (k + 1, k) if bias else (None if k else 0, None)
+    users = part(drawn[2], drawn[0], of_users, (p.a, p.a_prime, p.b_prime), known_users)
+    items = part(drawn[3], drawn[1], of_items, (p.c, p.c_prime, p.d_prime), known_items)
+    return users, items
+
+
 def fit_family(
     y: Matrix,  # (N, M)
     k: int,
@@ -476,29 +516,18 @@ def fit_family(
 
     Eleven updates for which biases wait are not among them.
     """
-    n, m = y.shape
-    width = k + 2 * bias
-    rng = np.random.Generator(np.random.MT19937(seed))
-    levels = (priors.a_prime, priors.c_prime, priors.a_prime, priors.c_prime)
-    drawn = [
-        (level + 0.01 * rng.random(size=(rows, width), dtype=dtype)).astype(np.float64)
-        for level, rows in zip(levels, (n, m, n, m), strict=True)
-    ]
-
-    waits = bias and known_users is None and known_items is None
-
-    def part(shape: Matrix, rate: Matrix, ones: int, prior: tuple[float, ...], known: Matrix | None) -> Part:
-        free = np.delete(np.arange(width), ones if bias else [])
-        start = np.full(len(shape), prior[2])
-        shape, rate = shape[:, free], rate[:, free]
-        if waits:
-            shape[:, -1], rate[:, -1] = prior[0], 2.0**80
-        column = ones if bias else None
-        return Part(Gamma(shape, rate), column, start, *prior, hierarchical, known, waits, start)
-
-    p = priors
-    users = part(drawn[2], drawn[0], k + 1, (p.a, p.a_prime, p.b_prime), known_users)
-    items = part(drawn[3], drawn[1], k, (p.c, p.c_prime, p.d_prime), known_items)
+    users, items = family_start(
+        y.shape,
+        k,
+        priors,
+        seed,
+        dtype,
+        hierarchical=hierarchical,
+        bias=bias,
+        known_users=known_users,
+        known_items=known_items,
+    )
+    waits = users.wait
     states = []
     waiting = 11 * waits
     for iteration in range(waiting + iterations):
@@ -519,6 +548,123 @@ def fit_family(
         ]
         states.append((users, items, sum(terms), sum(map(abs, terms))))
     return states[waiting:]
+
+
+# -- whole fits with neighbours --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Weights:
+    """q(w) over the neighbours of each item; what is beyond an item's last neighbour is not part of it."""
+
+    w: Gamma  # (M, L)
+    sources: NDArray[np.integer[Any]]  # (M, L)
+    shape: float
+    rate: float
+    temperature: float
+
+    @property
+    def mean(self) -> Matrix:
+        return np.where(self.sources >= 0, self.w.mean, 0.0)
+
+    def updated(self, y: Matrix, z: Matrix) -> Weights:
+        """Given Σ y φ (M, L): the rate counts the users that have the neighbour."""
+        return replace(self, w=Gamma(self.shape + z, self.rate + users_with(y, self.sources)))
+
+    @property
+    def elbo_terms(self) -> list[float]:
+        real = self.sources >= 0
+        w = Gamma(self.w.shape[real], self.w.rate[real])
+        log_p = self.shape * np.log(self.rate) - gammaln(self.shape)
+        log_p = log_p + (self.shape - 1) * w.expected_log - self.rate * w.mean
+        return [float(log_p.sum()), w.entropy]
+
+
+def users_with(y: Matrix, sources: NDArray[np.integer[Any]]) -> Matrix:
+    """Number of users with a count of each neighbour (M, L); zero beyond the last."""
+    return np.where(sources >= 0, (y > 0).sum(axis=0)[sources], 0).astype(np.float64)
+
+
+def start_weights(
+    y: Matrix, sources: NDArray[np.integer[Any]], shape: float, rate: float, temperature: float
+) -> Weights:
+    """Equal weights within an item, so that over all users they sum up to half of its counts."""
+    each = 0.5 * y.sum(axis=0) / np.maximum(users_with(y, sources).sum(axis=1), 1)  # (M,)
+    level = np.broadcast_to(1 / np.maximum(each, np.finfo(np.float32).tiny)[:, None], sources.shape)
+    return Weights(Gamma(np.ones(sources.shape), level), sources, shape, rate, temperature)
+
+
+def fit_with_neighbours(
+    y: Matrix,  # (N, M)
+    users: Part,
+    items: Part,
+    weights: Weights,
+    iterations: int,
+    schedule: Literal["joint", "alternating"] = "joint",
+) -> list[tuple[Part, Part, Weights, float, float]]:
+    """Both sides, the weights, the ELBO and its magnitude after each iteration from these start values.
+
+    The ELBO has T times the entropy of φ.  Eleven updates for which biases wait are not among the iterations.
+    """
+    (u, i), states, k = y.nonzero(), [], users.mean.shape[1]
+    waiting = 11 * users.wait
+
+    def log_means() -> tuple[Matrix, Matrix, Matrix]:
+        return users.expected_log, items.expected_log, weights.w.expected_log
+
+    def allocated() -> tuple[Matrix, Matrix, Matrix]:
+        return allocate_with_neighbours(y, *log_means(), weights.sources, weights.temperature)
+
+    for iteration in range(waiting + iterations):
+        if users.wait and iteration == waiting:
+            item_sums, user_sums = items.mean.sum(axis=0), users.mean.sum(axis=0)
+            users, items = users.freed(item_sums), items.freed(user_sums)
+        z = allocated()
+        users = users.updated(z[0], items.mean.sum(axis=0))
+        if schedule == "alternating":
+            z = allocated()
+        items = items.updated(z[1], users.mean.sum(axis=0))
+        weights = weights.updated(y, z[2])
+
+        log_p, _ = log_phi_with_neighbours(y, *log_means(), weights.sources, weights.temperature)
+        z_of_all = y[u, i][:, None] * np.exp(log_p)  # (Z, K + L)
+        of_factors = users.expected_log[u] + items.expected_log[i]
+        log_rate = np.concatenate([of_factors, weights.w.expected_log[i]], axis=1)
+        entropy = -weights.temperature * z_of_all * np.where(z_of_all > 0, log_p, 0)
+        rates = rates_with_neighbours(y, users.mean, items.mean, weights.mean, weights.sources)
+        terms = [
+            float((z_of_all[:, :k] * log_rate[:, :k]).sum()),
+            float((z_of_all[:, k:] * log_rate[:, k:]).sum()),
+            float(entropy.sum()),
+            -float(rates.sum()),
+            -log_factorial_sum(y),
+            *users.elbo_terms,
+            *items.elbo_terms,
+            *weights.elbo_terms,
+        ]
+        states.append((users, items, weights, sum(terms), sum(map(abs, terms))))
+    return states[waiting:]
+
+
+def fold_in_with_neighbours(
+    y: Matrix,  # (N, M)
+    beta: Gamma,  # (M, K)
+    weights: Weights,
+    a: float,
+    a_prime: float,
+    b_prime: float,
+    iterations: int,
+) -> Gamma:
+    """θ (N, K) of new rows after some iterations with q(β) and q(w) frozen."""
+    n, k = y.shape[0], beta.shape.shape[1]
+    theta = Gamma(np.full((n, k), a_prime), np.full((n, k), a_prime))
+    xi = Gamma(np.full(n, a_prime + k * a), np.full(n, b_prime))
+    for _ in range(iterations):
+        log_means = theta.expected_log, beta.expected_log, weights.w.expected_log
+        z, *_ = allocate_with_neighbours(y, *log_means, weights.sources, weights.temperature)
+        theta = Gamma(a + z, xi.mean[:, None] + beta.column_sums)
+        xi = Gamma(xi.shape, a_prime / b_prime + theta.row_sums)
+    return theta
 
 
 # -- stochastic updates ------------------------------------------------------------------------

@@ -29,17 +29,15 @@ def explain(fitted: Fitted, threads: int | None, user: Any, item: Any, n: int) -
     had = _has_items(fitted, rows, sources)
     parts = np.where(had, neighbours.mean[columns], 0.0).astype(np.float64)
     n = min(n, parts.shape[1])
-    order = np.argsort(-parts, axis=1, kind="stable")[:, :n]
-    shown = np.take_along_axis(parts, order, axis=1)
-    others = parts.sum(axis=1) - shown.sum(axis=1)
+    order = np.argsort(-parts, axis=1, kind="stable")
+    parts, sources = (np.take_along_axis(array, order, axis=1) for array in (parts, sources))
+    others = parts[:, n:].sum(axis=1)
     # A row for each of the n items, one for her other items and one for the factors.
-    rates = np.concatenate([shown, others[:, None], of_factors[:, None]], axis=1)
-    numbers = np.concatenate(
-        [np.take_along_axis(sources, order, axis=1), np.full((len(rows), 2), -1)], axis=1
-    )
+    rates = np.concatenate([parts[:, :n], others[:, None], of_factors[:, None]], axis=1)
+    numbers = np.concatenate([sources[:, :n], np.full((len(rows), 2), -1)], axis=1)
     terms = np.array(["item"] * n + ["other items", "factors"], dtype=object)
-    shares = rates / rates.sum(axis=1, keepdims=True)
     kept = rates > 0
+    shares = np.divide(rates, rates.sum(axis=1, keepdims=True), where=kept, out=np.zeros_like(rates))
     pair, term = np.nonzero(kept)
     table = pd.DataFrame(
         {
@@ -58,14 +56,19 @@ def explain(fitted: Fitted, threads: int | None, user: Any, item: Any, n: int) -
 def related_items(fitted: Fitted, item: Any, n: int) -> pd.DataFrame:
     """The items that go with an item; see :meth:`hpf_gpu.HPF.related_items`."""
     by_source, items = _neighbours(fitted).by_source, fitted.item_ids
-    rows: list[pd.DataFrame] = []
-    for number in items.require(item):
-        part = slice(by_source.indptr[number], by_source.indptr[number + 1])
-        targets, weights = by_source.indices[part], by_source.data[part]
-        best = np.argsort(-weights, kind="stable")[:n]
-        ids = items.labels(np.full(len(best), number)), items.labels(targets[best])
-        rows.append(pd.DataFrame({"ItemId": ids[0], "RelatedId": ids[1], "Weight": weights[best]}))
-    return pd.concat(rows, ignore_index=True)
+    indptr, rows = by_source.indptr, items.require(item)
+    best = [
+        indptr[row] + np.argsort(-by_source.data[indptr[row] : indptr[row + 1]], kind="stable")[:n]
+        for row in rows
+    ]
+    sizes, places = [len(one) for one in best], np.concatenate([np.empty(0, np.int64), *best])
+    return pd.DataFrame(
+        {
+            "ItemId": items.labels(np.repeat(rows, sizes)),
+            "RelatedId": items.labels(by_source.indices[places]),
+            "Weight": by_source.data[places],
+        }
+    )
 
 
 def _has_items(fitted: Fitted, rows: NDArray[Any], items: NDArray[Any]) -> NDArray[np.bool_]:

@@ -24,8 +24,8 @@ def top_n(
 ) -> NDArray[Any]:
     """Ids of the items with the highest expected counts; see :meth:`hpf_gpu.HPF.topN`."""
     rows = fitted.user_ids.require(user)
-    exclude = _seen_by(fitted, rows) if exclude_seen else None
-    had = _seen_by(fitted, rows) if fitted.neighbours is not None else None
+    had = _seen_by(fitted, rows) if exclude_seen or fitted.neighbours is not None else None
+    exclude = had if exclude_seen else None
     pool = None if items_pool is None else _pool(fitted, items_pool)
     on_gpu = not backends.entry_of(fitted.backend).on_host and len(rows) >= _MIN_USERS_FOR_GPU
     among = tuple(dict.fromkeys((fitted.backend, *backends.NAMES))) if on_gpu else backends.ON_HOST
@@ -39,37 +39,25 @@ def recommend(
 ) -> pd.DataFrame:
     """A table of the best items of known users; see :meth:`hpf_gpu.HPF.recommend`."""
     rows = fitted.user_ids.require(user)
-    seen = _seen_by(fitted, rows) if exclude_seen or fitted.neighbours is not None else None
-    return _table(
-        fitted, threads, fitted.user_ids.labels(rows), fitted.theta[rows], seen, n, exclude_seen, items_pool
+    ids, theta = fitted.user_ids.labels(rows), fitted.theta[rows]
+    had = _seen_by(fitted, rows) if exclude_seen or fitted.neighbours is not None else None
+    return recommend_for(
+        fitted, threads, ids, theta, had, n, exclude_seen=exclude_seen, items_pool=items_pool
     )
 
 
-def recommend_new(
+def recommend_for(
     fitted: Fitted,
     threads: int | None,
     ids: NDArray[Any],  # (B,)
     theta: NDArray[Any],  # (B, K)
-    had: UserItems,
+    had: UserItems | None,  # of the B users; None if neither neighbours nor exclude_seen need them
     n: int,
     *,
     exclude_seen: bool,
     items_pool: Any,
 ) -> pd.DataFrame:
-    """A table of the best items of users who are not in the model, from their factors and items."""
-    return _table(fitted, threads, ids, theta, had, n, exclude_seen, items_pool)
-
-
-def _table(
-    fitted: Fitted,
-    threads: int | None,
-    ids: NDArray[Any],
-    theta: NDArray[Any],
-    had: UserItems | None,
-    n: int,
-    exclude_seen: bool,
-    items_pool: Any,
-) -> pd.DataFrame:
+    """The same table from the factors and items of users, who need not be in the model."""
     pool = None if items_pool is None else _pool(fitted, items_pool)
     exclude = had if exclude_seen else None
     best, scores = rank(backend_for(fitted, threads), fitted, theta, n, had=had, exclude=exclude, pool=pool)

@@ -186,9 +186,9 @@ class Saved:
         """Copy the state of the fit to the backend; call once, because it frees the host's arrays."""
         of_users, of_items = decode_posteriors(self.header["priors"], self.settings, self.tensors)
         users = tuple(side_from_posterior(backend, of_users.rows(rows)) for rows in blocks.slices)
-        items, prior = side_from_posterior(backend, of_items), self.settings.weight_prior
-        if prior is not None and having is not None:
-            shape = self.tensors["weights.shape"]
+        items = side_from_posterior(backend, of_items)
+        if having is not None:
+            prior, shape = self.settings.weight_prior, self.tensors["weights.shape"]
             neighbours = Neighbours(prior, having.sources, shape, having.users_with)
             items = replace(items, weights=neighbours.start(backend))
         del of_users, of_items

@@ -1,7 +1,8 @@
 """A fitted model in one file: arrays as safetensors, everything else as JSON in the file's metadata.
 
 Arrays: ``Theta``, ``Beta``; ``user.*`` and ``item.*``, ids, and shapes and rates if they were kept;
-``seen.*``, the items of each user; ``history.*``, one array per column.
+``seen.*``, the items of each user; ``weights.*``, neighbours and their weights, if the model has them;
+``history.*``, one array per column.
 """
 
 from __future__ import annotations
@@ -70,8 +71,6 @@ _COLUMNS = [field.name for field in fields(Check) if field.name != "diff_norm"]
 _FREE_RATES = ((POSITIVE, LARGEST), (0.0, LARGEST), (POSITIVE, LARGEST))
 _MAYBE_UNKNOWN = ("elbo", "val_llk", "diff_norm")
 _DATES = re.compile(r"<[mM]8\[(s|ms|us|ns)\]")
-
-
 #: Arrays of a model with neighbours.
 _WEIGHTS = ("sources", "shape", "users_with")
 
@@ -114,7 +113,7 @@ def save_model(path: str | bytes | os.PathLike[str], fitted: Fitted, values: Map
     header["history"] = list(fitted.history.columns)
     try:
         settings = Settings.of(values)
-        _check_pins(fitted, settings)
+        _check_unchanged(fitted, settings)
         header["parameters"] = plain_settings(settings)
         check_model(json.loads(json.dumps(header)), tensors)
     except (TypeError, ValueError, OverflowError) as error:
@@ -122,12 +121,17 @@ def save_model(path: str | bytes | os.PathLike[str], fitted: Fitted, values: Map
     MODEL.write(target, header, tensors)
 
 
-def _check_pins(fitted: Fitted, settings: Settings) -> None:
-    """Raise ValueError unless the pinned columns of the model match the settings."""
-    for posterior in fitted.posteriors or ():
+def _check_unchanged(fitted: Fitted, settings: Settings) -> None:
+    """Raise ValueError unless what a file has in its settings alone is that of the fit: pins, prior of w."""
+    for side, posterior in enumerate(fitted.posteriors or ()):
         priors = settings.priors(biases_wait=posterior.prior.biases_wait)
-        if posterior.prior.pins not in [prior.pins for prior in priors]:
+        if posterior.prior.pins != priors[side].pins:
             raise ValueError(f"bias={settings.bias} and k={settings.k} are not those of the fit")
+    of_weights = None if fitted.neighbours is None else fitted.neighbours.prior
+    if of_weights != (settings.weight_prior if settings.neighbours else None):
+        names = ("neighbours", "w_shape", "w_rate", "temperature")
+        given = ", ".join(f"{name}={getattr(settings, name)}" for name in names)
+        raise ValueError(f"{given} are not those of the fit")
 
 
 def encode_posteriors(posteriors: tuple[Posterior, Posterior], tensors: Tensors) -> dict[str, Any]:
@@ -386,7 +390,7 @@ def _layout(header: Mapping[str, Any], settings: Settings, tensors: Tensors) -> 
         if "priors" in header:  # rates are full if rows were folded in
             fixed, full = header["priors"][side]["fixed"], f"{side}.rates" in tensors
             layout |= posterior_arrays(side, rows, number, fixed=fixed, full_rates=full and not fixed)
-    if {"seen.indptr", "seen.indices"} & tensors.keys():
+    if settings.neighbours or {"seen.indptr", "seen.indices"} & tensors.keys():
         layout["seen.indptr"] = Array(_INDICES, ("N + 1",), 0)
         layout["seen.indices"] = Array(_INDICES, ("seen",), 0)
     if settings.neighbours:
@@ -507,7 +511,7 @@ def _fitted(header: Mapping[str, Any], settings: Settings, tensors: Tensors) -> 
         posteriors=_posteriors(header, settings, tensors) if "priors" in header else None,
         seen=(tensors["seen.indptr"], tensors["seen.indices"]) if "seen.indptr" in tensors else None,
         neighbours=None
-        if settings.weight_prior is None
+        if not settings.neighbours
         else Neighbours(settings.weight_prior, *(tensors[f"weights.{name}"] for name in _WEIGHTS)),
         history=pd.DataFrame(columns, columns=header["history"]),
         **{field: header[name] for name, field in _SCALARS.items()},

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from hpf_gpu.backends.protocol import Backend
+from hpf_gpu.backends.protocol import Backend, Host
 from hpf_gpu.data.counts import BatchSide, batch_sides
 from hpf_gpu.data.ids import Ids
 from hpf_gpu.data.seen import UserItems, with_items, with_more_items
@@ -17,7 +17,7 @@ from hpf_gpu.data.triplets import Triplets
 from hpf_gpu.model.biases import WARM_UP, with_free_biases
 from hpf_gpu.model.convergence import history_frame
 from hpf_gpu.model.fitted import Fitted
-from hpf_gpu.model.neighbours import Neighbours, choose_sources, start_weights
+from hpf_gpu.model.neighbours import Neighbours, Weights, choose_sources, neighbours_of, start_weights
 from hpf_gpu.model.settings import Settings, checked_step, seed_or_fresh, step_at, whole_number
 from hpf_gpu.model.sides import Model, Side, posterior_of, side_from_posterior
 from hpf_gpu.model.stochastic import Batch, average_start_rates, run_epoch
@@ -107,12 +107,11 @@ def take_step(settings: Settings, fitted: Fitted | None, step: Step, threads: in
     members = step.places[step.side].members
     own, scale = rows[members], step.places[step.side].total / len(members)
     seen = _seen_after(fitted, step) if settings.keep_data else None
-    neighbours = _neighbours_for(settings, backend, fitted, step, own, seen)
-    batch = Batch(members, backend.counts(own, k, None if neighbours is None else neighbours.sources), scale)
     with backend.in_use():
+        neighbours = _neighbours_for(settings, backend, fitted, step, own, scale, seen)
+        sources = None if neighbours is None else neighbours.sources
+        batch = Batch(members, backend.counts(own, k, sources), scale)
         users, items = _moved(settings, backend, fitted, step, batch, neighbours)
-        if neighbours is not None and items.weights is not None:
-            neighbours = replace(neighbours, shape=backend.asnumpy(items.weights.factor.shape))
     theta, beta = (backend.asnumpy(backend.mean(side.factor)) for side in (users, items))
     of_users, of_items = step.places
     return Fitted(
@@ -129,8 +128,22 @@ def take_step(settings: Settings, fitted: Fitted | None, step: Step, threads: in
         history=history_frame([], settings.stop_crit) if fitted is None else fitted.history,
         seed=step.seed if fitted is None else fitted.seed,
         backend=backend.name,
-        neighbours=neighbours,
+        neighbours=None if neighbours is None else neighbours.after(backend, items),
     )
+
+
+@dataclass(frozen=True)
+class _Neighbours:
+    """The neighbours of a step, with the weights before it."""
+
+    sources: Host  # (M, L)
+    weights: Weights
+    users_with: Host  # (M,) after the step
+
+    def after(self, backend: Backend, items: Side) -> Neighbours | None:
+        """The neighbours with the weights of the items after the step."""
+        weights = items.weights
+        return None if weights is None else neighbours_of(backend, weights, self.sources, self.users_with)
 
 
 def _neighbours_for(
@@ -139,30 +152,34 @@ def _neighbours_for(
     fitted: Fitted | None,
     step: Step,
     batch: sparse.csr_array,  # (B, M)
+    scale: float,
     seen: UserItems | None,  # after the step
-) -> Neighbours | None:
+) -> _Neighbours | None:
     """The neighbours and weights before a step; None without them.
 
-    Those of the first batch are kept.  The number of users that have an item is that among all users with
-    any item so far, times what is missing in the total number of users.
+    Neighbours are those of the first batch, and items that come later have none.  The numbers of users that
+    have each item move by the step, like all that the rates of q(w) depend on, towards those among all users
+    who have any, times what is missing in the total number of users.
     """
-    known, prior = None if fitted is None else fitted.neighbours, settings.weight_prior
-    if (fitted is None and prior is None) or (fitted is not None and known is None):
+    known = None if fitted is None else fitted.neighbours
+    if known is None and (fitted is not None or not settings.neighbours):
         return None
-    if step.side == ITEMS or seen is None:
+    if step.side == ITEMS:
         raise ValueError(
-            "a model with neighbours needs keep_data=True, and batches of users with all their items, for "
-            "partial_fit: batch_type='items' is not possible"
+            "batch_type='items' brings no users with all their items, which neighbours need: pass users"
         )
+    if seen is None:
+        raise ValueError("partial_fit of a model with neighbours needs the users' items: set keep_data=True")
     users, items = step.places
     having = int((np.diff(seen[0]) > 0).sum())
     users_with = np.bincount(seen[1], minlength=items.ids.size) * max(1.0, users.total / max(1, having))
     if known is not None:
-        return known.with_items(items.ids.size, users_with)
-    if prior is None:
-        return None
-    sources = choose_sources(backend, batch, settings.neighbours)
-    return Neighbours(prior, sources, np.ones(sources.shape, settings.dtype), users_with)
+        known = known.with_items(items.ids.size)
+        users_with = (1 - step.size) * known.users_with + step.size * users_with
+        return _Neighbours(known.sources, known.start(backend, users_with), users_with)
+    sources, totals = choose_sources(backend, batch, settings.neighbours), batch.sum(axis=0) * scale
+    weights = start_weights(backend, settings.weight_prior, sources, users_with, totals)
+    return _Neighbours(sources, weights, users_with)
 
 
 def _moved(
@@ -171,7 +188,7 @@ def _moved(
     fitted: Fitted | None,
     step: Step,
     batch: Batch,
-    neighbours: Neighbours | None,
+    neighbours: _Neighbours | None,
 ) -> tuple[Side, Side]:
     """Users and items after the step; new rows have start values before it."""
 
@@ -197,12 +214,7 @@ def _moved(
         )
         model = Model((side_from_posterior(backend, users),), side_from_posterior(backend, items))
     if neighbours is not None:
-        weights = neighbours.start(backend)
-        if fitted is None:
-            totals = step.csr.sum(axis=0) * batch.scale
-            sources, users_with = neighbours.sources, neighbours.users_with
-            weights = start_weights(backend, neighbours.prior, sources, users_with, totals)
-        model = Model(model.users, replace(model.items, weights=weights))
+        model = replace(model, items=replace(model.items, weights=neighbours.weights))
     model = update(model)
     if model.items.prior.biases_wait and fitted is not None and fitted.niter + 1 == WARM_UP:
         model = with_free_biases(backend, model, (fitted.k - 2, fitted.k - 1))

@@ -231,7 +231,7 @@ def _start(
     """The state before the first iteration; ``totals`` (M,) are the sums of the counts of each item."""
     started = time.perf_counter()
     model = start_sides(settings, backend, blocks.shape, seed, blocks.slices, fixed)
-    if settings.weight_prior is not None and having is not None and totals is not None:
+    if having is not None and totals is not None:
         weights = start_weights(backend, settings.weight_prior, having.sources, having.users_with, totals)
         model = replace(model, items=replace(model.items, weights=weights))
     if settings.bias_columns is None or fixed:

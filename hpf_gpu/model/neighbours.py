@@ -23,7 +23,7 @@ from functools import cached_property
 import numpy as np
 from scipy import sparse
 
-from hpf_gpu.backends.protocol import Array, Backend, Factor, Full, Host, RankOne
+from hpf_gpu.backends.protocol import Array, Backend, Factor, Full, Host, RankOne, Rates
 
 #: Items of a user that count for the choice of neighbours; of users with more, so many are drawn.
 MOST_ITEMS = 1000
@@ -44,7 +44,7 @@ class Weights:
 
     prior: WeightPrior
     factor: Factor  # (M, L)
-    rates: Full  # (M, L) of q(w) after every update
+    rates: Rates  # (M, L) of q(w) after every update
     spare: tuple[Array, Array] | None = None  # shape and exp_log, (M, L) each
 
     @property
@@ -90,17 +90,15 @@ def start_weights(
     n = users_with_sources(sources, users_with)
     expected = 0.5 * totals / np.maximum(n.sum(axis=1), 1.0)
     rows = 1.0 / np.maximum(expected, np.finfo(np.float32).tiny)
+    shape = np.where(sources >= 0, 1.0, prior.shape)  # no update changes those beyond the last neighbour
     rates = RankOne(backend.asarray(rows), backend.asarray(np.zeros(sources.shape[1])))
-    return _weights(backend, prior, np.ones(sources.shape), Full(backend.asarray(prior.rate + n)), rates)
+    return _weights(backend, prior, shape, rates, prior.rate + n)
 
 
-def _weights(
-    backend: Backend, prior: WeightPrior, shape: Host, rates: Full, start_rates: RankOne | None = None
-) -> Weights:
-    factor, *_ = backend.gamma_update(
-        backend.asarray(shape), 0.0, start_rates or rates, temperature=prior.temperature
-    )
-    return Weights(prior, factor, rates)
+def _weights(backend: Backend, prior: WeightPrior, shape: Host, rates: Rates, later: Host) -> Weights:
+    """The weights with these shapes and rates (M, L), and with the rates ``later`` after every update."""
+    factor, *_ = backend.gamma_update(backend.asarray(shape), 0.0, rates, temperature=prior.temperature)
+    return Weights(prior, factor, Full(backend.asarray(later)))
 
 
 def update_weights(
@@ -138,11 +136,16 @@ class Neighbours:
         """Number of neighbours L."""
         return int(self.sources.shape[1])
 
+    @property
+    def rate(self) -> Host:
+        """Rates of q(w), (M, L) float64."""
+        rate: Host = self.prior.rate + users_with_sources(self.sources, self.users_with)
+        return rate
+
     @cached_property
     def mean(self) -> Host:
         """E[w], (M, L); zero where an item has fewer neighbours."""
-        rate = self.prior.rate + users_with_sources(self.sources, self.users_with)
-        mean: Host = np.where(self.sources >= 0, self.shape / rate, 0.0).astype(self.shape.dtype)
+        mean: Host = np.where(self.sources >= 0, self.shape / self.rate, 0.0).astype(self.shape.dtype)
         return mean
 
     @cached_property
@@ -169,20 +172,23 @@ class Neighbours:
             self.users_with[numbers],
         )
 
-    def with_items(self, size: int, users_with: Host) -> Neighbours:
+    def with_items(self, size: int) -> Neighbours:
         """The same for more items, ``size`` in all, of which the new ones have no neighbours."""
         more = size - len(self.sources)
         return Neighbours(
             self.prior,
             np.pad(self.sources, ((0, more), (0, 0)), constant_values=-1),
             np.pad(self.shape, ((0, more), (0, 0)), constant_values=self.prior.shape),
-            users_with,
+            np.pad(self.users_with, (0, more)),
         )
 
-    def start(self, backend: Backend) -> Weights:
-        """The weights in the backend's memory, ready to be updated."""
-        rates = self.prior.rate + users_with_sources(self.sources, self.users_with)
-        return _weights(backend, self.prior, self.shape, Full(backend.asarray(rates)))
+    def start(self, backend: Backend, users_with: Host | None = None) -> Weights:
+        """The weights in the backend's memory, ready to be updated.
+
+        ``users_with`` (M,) are the numbers of users after the update, if they change.
+        """
+        later = self if users_with is None else replace(self, users_with=users_with)
+        return _weights(backend, self.prior, self.shape, Full(backend.asarray(self.rate)), later.rate)
 
 
 def neighbours_of(backend: Backend, weights: Weights, sources: Host, users_with: Host) -> Neighbours:

@@ -276,9 +276,9 @@ class Settings:
         return {name: value for name, value in values.items() if value != _DEFAULTS[name]}
 
     @property
-    def weight_prior(self) -> WeightPrior | None:
-        """Prior of the weights of neighbours; None without them."""
-        return WeightPrior(self.w_shape, self.w_rate, self.temperature) if self.neighbours else None
+    def weight_prior(self) -> WeightPrior:
+        """Prior of the weights of neighbours."""
+        return WeightPrior(self.w_shape, self.w_rate, self.temperature)
 
     def priors(self, *, biases_wait: bool = False) -> tuple[Prior, Prior]:
         """Priors of users and of items; with ``biases_wait`` their biases, if any, are pinned near zero."""
@@ -313,6 +313,8 @@ class Settings:
             raise ValueError("k=0 leaves the factors out: set neighbours, for example to 200, or a larger k")
         if self.k == 0 and self.bias:
             raise ValueError("k=0 has a base rate for each item in place of biases: set bias=False")
+        if self.k == 0 and self.stop_crit == "diff-norm":
+            raise ValueError("stop_crit='diff-norm' monitors Theta, which k=0 keeps constant")
         if not self.neighbours:
             return
         if not self.keep_data:
@@ -344,8 +346,9 @@ class Settings:
             share = self.k * getattr(self, shape) / getattr(self, hyper_shape)
             largest = getattr(self, mean) * (1 + share)
             if largest > _MAX_RATE_BESIDE_ONES:
+                cause = "bias=True" if self.bias else "k=0"
                 raise ValueError(
-                    f"bias=True needs {mean}·(1 + k·{shape}/{hyper_shape}) up to {_MAX_RATE_BESIDE_ONES:g}, "
+                    f"{cause} needs {mean}·(1 + k·{shape}/{hyper_shape}) up to {_MAX_RATE_BESIDE_ONES:g}, "
                     f"not {largest:.3g}"
                 )
 

@@ -144,7 +144,7 @@ def average_start_rates(backend: Backend, side: Side) -> Side:
     if isinstance(rates, RankOne):
         return side
     free = np.delete(backend.asnumpy(rates.matrix), [pin.column for pin in side.prior.pins], axis=1)
-    mean = free.mean(axis=1, dtype=np.float64)
+    mean = free.mean(axis=1, dtype=np.float64) if free.shape[1] else np.zeros(len(free))
     columns = side.prior.column_rates(np.zeros(rates.matrix.shape[1]))
     averaged = RankOne(backend.asarray(mean), backend.asarray(columns))
     return replace(side, factor=replace(side.factor, rates=averaged))
