@@ -106,11 +106,11 @@ class Method(NamedTuple):
     """Function that fits, and the values of each parameter that are tried, beginning with the first ones."""
 
     fit: Callable[..., ScoreBlock]
-    values: dict[str, Sequence[Any]] = {}  # noqa: RUF012
+    values: dict[str, Sequence[Any]]
 
 
 METHODS = {
-    "most popular": Method(most_popular),
+    "most popular": Method(most_popular, {}),
     "ALS": Method(
         als,
         {
@@ -201,15 +201,15 @@ def table(results: pd.DataFrame) -> str:
     recalls = results.pivot(index="split", columns="method", values="recall")
     measured = [name for name in REFERENCES if name in recalls]
     best = max(measured, key=lambda name: recalls[name].mean(), default=None)
-    lines = [f"{'recall@' + str(LENGTH):>44}{f'less that of {best}' if best else '':>28}{'fit, s':>18}"]
+    lines = [f"{'recall@' + str(LENGTH):>44}{f'difference to {best}' if best else '':>28}{'fit, s':>17}"]
     for name, of_method in results.groupby("method", sort=False):
         mean, half = interval(recalls[name].dropna())
         line = f"{name:<28}{mean:.4f} ± {half:.4f}"
         if best:
             difference, half = interval((recalls[name] - recalls[best]).dropna())
             line += f"{difference:+12.4f} ± {half:.4f}  {difference / recalls[best].mean():+7.1%}"
-        lines.append(f"{line}{of_method['s'].median():10.1f}  {of_method['parameters'].mode()[0]}")
-    return "\n".join(lines) + "\n"
+        lines.append(f"{line}{of_method['s'].median():10.1f}  {of_method['parameters'].mode()[0]}".rstrip())
+    return "\n".join(lines)
 
 
 def say(line: str) -> None:
@@ -226,7 +226,7 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=SPLITS)
     parser.add_argument("--out", type=Path, metavar="FILE")
     arguments = parser.parse_args()
-    methods = {name: METHODS[name] for name in arguments.only}
+    methods, out = {name: METHODS[name] for name in arguments.only}, arguments.out
     facts = machine("hpf_gpu", "implicit", "numpy", "scipy")
     lines = []
     for given in arguments.data:
@@ -235,12 +235,10 @@ def main() -> None:
         for result in measure(counts, methods, arguments.splits):
             say("  {method:28}split {split}  {recall:.4f}  {s:7.1f} s  {parameters}".format(**result))
             lines.append({"data": name} | result | facts)
-            if arguments.out:
-                new = not arguments.out.exists()
-                pd.DataFrame(lines[-1:]).to_csv(arguments.out, sep="\t", mode="a", header=new, index=False)
-    results = pd.DataFrame(lines)
-    if arguments.out:
-        results = pd.read_csv(arguments.out, sep="\t", keep_default_na=False)
+            if out:
+                new = not out.exists()
+                pd.DataFrame(lines[-1:]).to_csv(out, sep="\t", mode="a", header=new, index=False)
+    results = pd.read_csv(out, sep="\t", keep_default_na=False) if out else pd.DataFrame(lines)
     results = results.drop_duplicates(["data", "method", "split"], keep="last")
     for name, of_data in results.groupby("data", sort=False):
         say(f"\n{name}\n{table(of_data)}")
