@@ -120,7 +120,7 @@ METHODS = {
             "counts": ("one", "log1p"),
         },
     ),
-    "EASE": Method(ease, {"penalty": (100.0, 20.0, 50.0, 200.0, 400.0)}),
+    "EASE": Method(ease, {"penalty": (100.0, 20.0, 50.0, 200.0, 400.0, 800.0)}),
     "HPF": Method(hpf, {"counts": ("log1p", "one"), "k": (30, 60, 100)}),
     "HPF, 8 fits": Method(hpf, {"fits": (8,), "counts": ("log1p", "one"), "k": (30, 60, 100)}),
 }
