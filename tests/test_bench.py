@@ -241,10 +241,8 @@ def test_ease_is_its_definition(penalty: float) -> None:
     np.testing.assert_allclose(scores, X[users] @ B, atol=1e-10)
 
 
-def test_parameters_are_searched_one_after_the_other_until_none_changes(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    reached = {(1, 1): 0.1, (2, 1): 0.2, (2, 2): 0.3, (1, 2): 0.4}  # a=1 is better, but only with b=2
+def test_parameters_are_searched_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    reached = {(1, 1): 0.1, (2, 1): 0.2, (2, 2): 0.3, (1, 2): 0.4}
     tried = []
 
     def fit(train: sparse.csr_array, seed: int, a: int, b: int) -> float:
@@ -253,8 +251,11 @@ def test_parameters_are_searched_one_after_the_other_until_none_changes(
 
     monkeypatch.setattr(recommending, "recall", lambda scores, *_: scores)
     method = recommending.Method(fit, {"a": (1, 2), "b": (1, 2)})
-    assert recommending.tuned(method, TINY.csr, 0) == {"a": 1, "b": 2}
-    assert tried == list(reached)
+    assert recommending.tuned(method, TINY.csr, 0) == {"a": 2, "b": 2}
+    assert tried == [(1, 1), (2, 1), (2, 2)]
+    once = list(recommending.measure(TINY.csr, {"x": method}, 3, tune_once=True))
+    assert tried[3:] == [(1, 1), (2, 1), (2, 2), *[(2, 2)] * 3]
+    assert [(found["split"], found["tuned_on"]) for found in once] == [(0, 0), (1, 0), (2, 0)]
 
 
 def test_a_mixture_is_between_its_parts() -> None:
