@@ -20,14 +20,16 @@ import measures
 import numpy as np
 import pandas as pd
 import pytest
+import recommending
 import record
 import report
 import run
+from scipy import sparse, stats
 
 from hpf_gpu import HPF
 
 BENCH = Path(run.__file__).parent
-SMALL = cases.Input(cases.DATA["small"].frame())
+SMALL, TINY = (cases.Input(cases.DATA[name].frame()) for name in ("small", "tiny"))
 
 # -- cases -----------------------------------------------------------------------------------------
 
@@ -207,6 +209,85 @@ def test_the_exit_status_is_the_verdict(
         compare.main()
     assert ended.value.code == status
     assert capsys.readouterr().out.endswith(f"1 figures compared, {status} worse\n")
+
+
+# -- recommending ----------------------------------------------------------------------------------
+
+
+def test_a_split_keeps_every_pair_on_one_side() -> None:
+    kept, held_out = recommending.split(TINY.csr, 0.2, 3)
+    assert kept.multiply(held_out).nnz == 0
+    assert (kept + held_out != TINY.csr).nnz == 0
+    assert held_out.nnz == pytest.approx(0.2 * TINY.csr.nnz, abs=100)  # four standard deviations
+
+
+def test_recall_is_of_users_with_training_and_held_out_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recommending, "LENGTH", 2)
+    train = sparse.csr_array([[1, 0, 0, 0, 0], [0, 0, 0, 0, 0], [0, 1, 0, 0, 0]])
+    held_out = sparse.csr_array([[0, 1, 1, 0, 1], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]])
+    order = np.array([5.0, 4.0, 1.0, 3.0, 2.0])  # the first user is shown the items 1 and 3
+    found = recommending.recall(lambda users: np.tile(order, (len(users), 1)), train, held_out)
+    assert found == 1 / 2
+
+
+@pytest.mark.parametrize("penalty", [1.0, 30.0])
+def test_ease_is_its_definition(penalty: float) -> None:
+    X = (TINY.csr.toarray() > 0).astype(float)
+    P = np.linalg.inv(X.T @ X + penalty * np.eye(X.shape[1]))
+    B = -P / np.diag(P)
+    np.fill_diagonal(B, 0)
+    users = np.array([5, 2])
+    scores = recommending.ease(TINY.csr, 0, penalty)(users)
+    np.testing.assert_allclose(scores, X[users] @ B, atol=1e-10)
+
+
+def test_parameters_are_searched_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    reached = {(1, 1): 0.1, (2, 1): 0.2, (2, 2): 0.3, (1, 2): 0.4}
+    tried = []
+
+    def fit(train: sparse.csr_array, seed: int, a: int, b: int) -> float:
+        tried.append((a, b))
+        return reached[a, b]
+
+    monkeypatch.setattr(recommending, "recall", lambda scores, *_: scores)
+    method = recommending.Method(fit, {"a": (1, 2), "b": (1, 2)})
+    assert recommending.tuned(method, TINY.csr, 0) == {"a": 2, "b": 2}
+    assert tried == [(1, 1), (2, 1), (2, 2)]
+    once = list(recommending.measure(TINY.csr, {"x": method}, 3, tune_once=True))
+    assert tried[3:] == [(1, 1), (2, 1), (2, 2), *[(2, 2)] * 3]
+    assert [(found["split"], found["tuned_on"]) for found in once] == [(0, 0), (1, 0), (2, 0)]
+
+
+def test_a_mixture_is_between_its_parts() -> None:
+    one, other = ({"counts": "one", "k": k, "maxiter": 2} for k in (2, 3))
+    users = np.array([7, 1])
+    parts = [recommending.hpf(TINY.csr, 1, **options)(users) for options in (one, other)]
+    mixture = recommending.mixed(TINY.csr, 1, 0.25, one, other)(users)
+    np.testing.assert_allclose(mixture, 0.75 * parts[0] + 0.25 * parts[1], rtol=1e-6)
+    several = recommending.hpf(TINY.csr, 1, **one, fits=2)(users)
+    singles = [recommending.hpf(TINY.csr, seed, **one)(users) for seed in (2, 3)]
+    np.testing.assert_allclose(several, np.mean(singles, axis=0), rtol=1e-6)
+
+
+def test_everything_is_recommended_and_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = tmp_path / "some.tsv", tmp_path / "results.tsv"
+    TINY.frame.to_csv(data, sep="\t", index=False)
+    small = {"HPF": {"counts": ("one",), "k": (2,), "maxiter": (3,)}, "EASE": {"penalty": (30.0, 300.0)}}
+    methods = {name: recommending.METHODS[name]._replace(values=values) for name, values in small.items()}
+    monkeypatch.setattr(recommending, "METHODS", methods)
+    for name in methods:  # one after the other, into one file
+        command = ["recommending.py", str(data), "--only", name, "--splits", "3", "--out", str(out)]
+        monkeypatch.setattr(sys, "argv", command)
+        recommending.main()
+    results = pd.read_csv(out, sep="\t").pivot(index="split", columns="method", values="recall")
+    assert results.shape == (3, 2)
+    difference = results["HPF"] - results["EASE"]
+    half = stats.t.interval(0.95, 2, difference.mean(), difference.sem())[1] - difference.mean()
+    printed = capsys.readouterr().out.rpartition("some\n")[2]
+    assert f"{difference.mean():+.4f} ± {half:.4f}" in printed
+    assert "counts=one, k=2, maxiter=3" in printed
 
 
 # -- the report ------------------------------------------------------------------------------------

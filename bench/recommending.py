@@ -1,0 +1,249 @@
+"""Recommendation quality: how many held-out items are among the first 20, hpf_gpu beside other methods.
+
+    python bench/recommending.py online-retail FILE...       all methods on these data sets
+    python bench/recommending.py FILE --only HPF --out FILE.tsv
+
+A file is a table of user, item and count with a header, separated by tabs; the counts of Online Retail are
+orders.  Five times a random fifth of the pairs is held out.  Each time (``--tune-once``: the first time) a
+method's parameters are chosen by the recall on a tenth of the other pairs; then it is fitted to all of them.
+Recall is hits / min(20, held-out items) of a user, whose training items are not listed, averaged over users
+with training and held-out items.  Means have 95 % intervals (Student's t over the splits).  Differences are
+from the better of ALS and EASE, paired by split.
+
+``--out`` adds a line for each split.  The tables are then those of all lines in the file, of repeated ones
+the last: what others reach need not be measured again for a new method.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from cases import Input
+from record import machine
+from scipy import sparse, stats
+
+from hpf_gpu import HPF
+from hpf_gpu.datasets import load_online_retail
+from hpf_gpu.metrics import ScoreBlock, evaluate_ranking, factor_scores, popularity_scores
+
+Parameters = dict[str, Any]
+
+LENGTH = 20
+HELD_OUT, VALIDATION = 0.2, 0.1
+REFERENCES = ["ALS", "EASE"]
+
+#: What a method may take for a count.
+COUNTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"one": np.ones_like, "log1p": np.log1p}
+
+
+# -- methods: functions of a matrix of counts (N, M), a seed and parameters --------------------------------
+
+
+def weighted(train: sparse.csr_array, counts: str) -> sparse.csr_array:
+    return sparse.csr_array((COUNTS[counts](train.data), train.indices, train.indptr), train.shape)
+
+
+def most_popular(train: sparse.csr_array, seed: int) -> ScoreBlock:
+    return popularity_scores(train)
+
+
+def als(train: sparse.csr_array, seed: int, counts: str, **options: Any) -> ScoreBlock:
+    """Alternating least squares on confidences (Hu, Koren and Volinsky 2008), as implicit has it."""
+    from implicit.cpu.als import AlternatingLeastSquares
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, "blas"):  # implicit asks for it
+        model = AlternatingLeastSquares(**options, dtype=np.float32, random_state=seed)
+        model.fit(sparse.csr_matrix(weighted(train, counts)), show_progress=False)
+    return factor_scores(model.user_factors, model.item_factors)
+
+
+def ease(train: sparse.csr_array, seed: int, penalty: float) -> ScoreBlock:
+    """Ridge regression of every item on all others, whether a user has them (Steck 2019).
+
+    The solution has P = (XᵀX + λI)⁻¹ (M, M).  With A = (XXᵀ + λI)⁻¹ (N, N), P = (I − XᵀAX) / λ and XP = AX:
+    exact for any number of items, at the cost of N³.
+    """
+    X = weighted(train, "one").astype(np.float64)
+    AX = X.T @ np.linalg.inv((X @ X.T).toarray() + penalty * np.eye(X.shape[0]))  # (M, N), transposed
+    P = (1 - X.T.multiply(AX).sum(axis=1)) / penalty  # (M,), the diagonal
+    return lambda users: X[users].toarray() - (AX[:, users].T / P)
+
+
+def hpf(train: sparse.csr_array, seed: int, counts: str, fits: int = 1, **options: Any) -> ScoreBlock:
+    """The expected counts of one fit, or the mean of several with other start values."""
+    given = weighted(train, counts)
+    models = [
+        HPF(**options, random_seed=fits * seed + number, verbose=False).fit(given) for number in range(fits)
+    ]
+    items = np.arange(train.shape[1])
+
+    def scores(users: np.ndarray) -> np.ndarray:
+        pairs = np.repeat(users, len(items)), np.tile(items, len(users))
+        return np.mean([model.predict(*pairs) for model in models], axis=0).reshape(len(users), -1)
+
+    return scores
+
+
+def mixed(
+    train: sparse.csr_array, seed: int, weight: float, first: Parameters, second: Parameters
+) -> ScoreBlock:
+    """The expected counts of two models that are fitted separately, each by :func:`hpf`."""
+    one, other = hpf(train, seed, **first), hpf(train, seed, **second)
+    return lambda users: (1 - weight) * one(users) + weight * other(users)
+
+
+class Method(NamedTuple):
+    """Function that fits, and the values of each parameter that are tried, beginning with the first ones."""
+
+    fit: Callable[..., ScoreBlock]
+    values: dict[str, Sequence[Any]]
+
+
+METHODS = {
+    "most popular": Method(most_popular, {}),
+    "ALS": Method(
+        als,
+        {
+            "regularization": (30.0, 10.0, 1.0),
+            "alpha": (10.0, 5.0, 20.0, 40.0, 80.0),
+            "counts": ("one", "log1p"),
+            "factors": (128, 32, 64, 256, 512),
+        },
+    ),
+    "EASE": Method(ease, {"penalty": (100.0, 20.0, 50.0, 200.0, 400.0, 800.0)}),
+    "HPF": Method(hpf, {"counts": ("log1p", "one"), "k": (30, 60, 100)}),
+    "HPF, 8 fits": Method(hpf, {"fits": (8,), "counts": ("log1p", "one"), "k": (30, 60, 100)}),
+}
+
+
+# -- measuring -----------------------------------------------------------------------------------------
+
+
+def read(name: str) -> sparse.csr_array:
+    """Counts (N, M) of Online Retail or of a file."""
+    if name == "online-retail":
+        frame = load_online_retail().purchases[["UserId", "ItemId", "Orders"]]
+    else:
+        frame = pd.read_csv(name, sep="\t").iloc[:, :3]
+    return Input(frame.set_axis(["UserId", "ItemId", "Count"], axis=1)).csr
+
+
+def split(counts: sparse.csr_array, share: float, seed: Any) -> list[sparse.csr_array]:
+    """The pairs that are kept, and a random share of them that are held out."""
+    coo = counts.tocoo()
+    out = np.random.default_rng(seed).random(coo.nnz) < share
+    return [
+        sparse.csr_array((coo.data[part], (coo.row[part], coo.col[part])), counts.shape)
+        for part in (~out, out)
+    ]
+
+
+def recall(scores: ScoreBlock, train: sparse.csr_array, held_out: sparse.csr_array) -> float:
+    judged = held_out.multiply((np.diff(train.indptr) > 0)[:, None])
+    return evaluate_ranking(scores, train, judged, LENGTH).precision
+
+
+def described(parameters: Parameters) -> str:
+    return ", ".join(f"{name}={value}" for name, value in parameters.items())
+
+
+def tuned(method: Method, train: sparse.csr_array, seed: int) -> Parameters:
+    """One parameter after the other gets the value with the best recall."""
+    part, validation = split(train, VALIDATION, (seed, 1))
+    found: dict[str, float] = {}
+
+    def reached(parameters: Parameters) -> float:
+        if (key := described(parameters)) not in found:
+            found[key] = recall(method.fit(part, seed, **parameters), part, validation)
+        return found[key]
+
+    best = {name: values[0] for name, values in method.values.items()}
+    for name, values in method.values.items():
+        if len(values) > 1:
+            best = max((best | {name: value} for value in values), key=reached)
+    return best
+
+
+def measure(
+    counts: sparse.csr_array, methods: dict[str, Method], splits: int, tune_once: bool
+) -> Iterator[dict[str, Any]]:
+    chosen: dict[str, tuple[int, Parameters]] = {}
+    for seed in range(splits):
+        train, held_out = split(counts, HELD_OUT, seed)
+        for name, method in methods.items():
+            if not tune_once or name not in chosen:
+                chosen[name] = seed, tuned(method, train, seed)
+            tuned_on, parameters = chosen[name]
+            started = time.perf_counter()
+            scores, seconds = method.fit(train, seed, **parameters), time.perf_counter() - started
+            found = {"recall": recall(scores, train, held_out), "s": seconds, "tuned_on": tuned_on}
+            yield {"method": name, "split": seed} | found | {"parameters": described(parameters)}
+
+
+# -- tables --------------------------------------------------------------------------------------------
+
+
+def interval(values: pd.Series) -> tuple[float, float]:
+    """Mean, and half the width of its 95 % interval."""
+    return float(values.mean()), float(stats.t.ppf(0.975, len(values) - 1) * values.sem())
+
+
+def table(results: pd.DataFrame) -> str:
+    """Mean recalls of one data set, and what they differ from the better reference by."""
+    recalls = results.pivot(index="split", columns="method", values="recall")
+    measured = [name for name in REFERENCES if name in recalls]
+    best = max(measured, key=lambda name: recalls[name].mean(), default=None)
+    lines = [f"{'recall@' + str(LENGTH):>44}{f'difference to {best}' if best else '':>28}{'fit, s':>17}"]
+    for name, of_method in results.groupby("method", sort=False):
+        mean, half = interval(recalls[name].dropna())
+        line = f"{name:<28}{mean:.4f} ± {half:.4f}"
+        if best:
+            difference, half = interval((recalls[name] - recalls[best]).dropna())
+            line += f"{difference:+12.4f} ± {half:.4f}  {difference / recalls[best].mean():+7.1%}"
+        lines.append(f"{line}{of_method['s'].median():10.1f}  {of_method['parameters'].mode()[0]}".rstrip())
+    return "\n".join(lines)
+
+
+def say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", nargs="+", metavar="DATA", help="online-retail, or a file")
+    parser.add_argument("--only", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="METHOD")
+    parser.add_argument("--splits", type=int, default=5)
+    parser.add_argument("--tune-once", action="store_true", help="only on the first split")
+    parser.add_argument("--out", type=Path, metavar="FILE")
+    arguments = parser.parse_args()
+    methods, out = {name: METHODS[name] for name in arguments.only}, arguments.out
+    facts = machine("hpf_gpu", "implicit", "numpy", "scipy")
+    lines = []
+    for given in arguments.data:
+        name, counts = Path(given).name.partition(".")[0], read(given)
+        say(f"{name}: {counts.shape[0]:,} users, {counts.shape[1]:,} items, {counts.nnz:,} counts")
+        for result in measure(counts, methods, arguments.splits, arguments.tune_once):
+            say("  {method:28}split {split}  {recall:.4f}  {s:7.1f} s  {parameters}".format(**result))
+            lines.append({"data": name} | result | facts)
+            if out:
+                new = not out.exists()
+                pd.DataFrame(lines[-1:]).to_csv(out, sep="\t", mode="a", header=new, index=False)
+    results = pd.read_csv(out, sep="\t", keep_default_na=False) if out else pd.DataFrame(lines)
+    results = results.drop_duplicates(["data", "method", "split"], keep="last")
+    for name, of_data in results.groupby("data", sort=False):
+        say(f"\n{name}\n{table(of_data)}")
+
+
+if __name__ == "__main__":
+    main()
