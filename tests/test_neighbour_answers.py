@@ -340,7 +340,7 @@ def test_a_prior_that_was_changed_is_not_saved(given, message, backend_name, tmp
     with pytest.raises(ValueError, match=f"cannot be saved.*{message}"):
         model.save(tmp_path / "model")
     without = fitted(backend=backend_name, neighbours=0, maxiter=2).set_params(neighbours=5)
-    with pytest.raises(ValueError, match="neighbours=5, .* are not those of the fit"):
+    with pytest.raises(ValueError, match=r"neighbours=5, .* are not those of the fit"):
         without.save(tmp_path / "model")
 
 
@@ -478,6 +478,7 @@ def test_parameters():
     assert HPF(**model.get_params()).get_params() == model.get_params()
     base = pytest.importorskip("sklearn.base", reason="scikit-learn is not installed")
     assert base.clone(model).get_params() == model.get_params()
-    assert {name: HPF().get_params()[name] for name in ("neighbours", "w_shape", "w_rate", "temperature")} == {
+    defaults = HPF().get_params()
+    assert {name: defaults[name] for name in ("neighbours", "w_shape", "w_rate", "temperature")} == {
         "neighbours": 0, "w_shape": 0.3, "w_rate": 10.0, "temperature": 1.25,
     }  # fmt: skip

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from hpf_gpu import backends
 from hpf_gpu.backends.protocol import Backend
 from hpf_gpu.data.counts import held_out_pairs
+from hpf_gpu.data.seen import items_of
 from hpf_gpu.data.triplets import Triplets
 from hpf_gpu.model.fitted import Fitted
 from hpf_gpu.model.likelihood import pair_llk
@@ -44,8 +45,12 @@ def rates_of_pairs(
     """Expected counts of pairs of row and column numbers, (Z,) each."""
     rates = backend.predict_pairs(fitted.theta, fitted.beta, rows, columns)
     if fitted.neighbours is not None and fitted.seen is not None:
-        sources, w = fitted.neighbours.sources, fitted.neighbours.mean
-        rates += backend.neighbour_rates(fitted.seen, sources, backend.operand(w), rows, columns)
+        # Only the rows in question are copied: one pair must not cost as much as all.
+        users, row = np.unique(rows, return_inverse=True)
+        items, column = np.unique(columns, return_inverse=True)
+        sources, w = fitted.neighbours.sources[items], fitted.neighbours.mean[items]
+        had = items_of(users, fitted.seen)
+        rates += backend.neighbour_rates(had, sources, backend.asarray(w), row, column)
     return rates
 
 

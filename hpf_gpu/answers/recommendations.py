@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy import sparse
 
 from hpf_gpu import backends
 from hpf_gpu.backends.protocol import Backend, ItemScores
@@ -88,8 +89,7 @@ def rank(
     """
     beta, neighbours = fitted.beta, None
     if fitted.neighbours is not None and had is not None:
-        by_source = fitted.neighbours.by_source if pool is None else fitted.neighbours.by_source[:, pool]
-        neighbours = ItemScores(had, by_source.indptr, by_source.indices, by_source.data)
+        neighbours = _added(fitted.neighbours.by_source, had, pool)
     if pool is not None:
         exclude = None if exclude is None else places_in(pool, len(beta), exclude)
         beta = beta[pool]
@@ -97,6 +97,14 @@ def rank(
         backend.operand(theta), backend.operand(beta), min(n, len(beta)), exclude, neighbours
     )
     return best if pool is None else np.where(best < 0, -1, pool[best]), scores
+
+
+def _added(weights: sparse.csr_array, had: UserItems, pool: NDArray[Any] | None) -> ItemScores:
+    """What the items of some users add: of the weights (M, M) by source, only the rows of these items."""
+    indptr, indices = had
+    used = np.unique(indices)
+    rows = weights[used] if pool is None else weights[used][:, pool]
+    return ItemScores((indptr, np.searchsorted(used, indices)), rows.indptr, rows.indices, rows.data)
 
 
 def _seen_by(fitted: Fitted, rows: NDArray[Any]) -> UserItems:

@@ -276,7 +276,7 @@ class NumpyBackend:
         self, had: tuple[Host, Host], sources: Host, weights: Array, rows: Host, columns: Host
     ) -> Host:
         indptr, indices = had
-        shape = (len(indptr) - 1, len(weights))
+        shape = (len(indptr) - 1, 1 + max(int(sources.max(initial=0)), int(indices.max(initial=0))))
         has = sparse.csr_array((np.ones(len(indices), self.dtype), indices, indptr), shape=shape)
         order = np.argsort(rows, kind="stable")
         rates = np.empty(len(rows), self.dtype)

@@ -319,7 +319,8 @@ class OpenMPBackend:
         neighbours: ItemScores | None = None,
     ) -> tuple[Host, Host]:
         columns, scores = np.empty((len(theta), n), np.int64), np.empty((len(theta), n), self.dtype)
-        nothing, added = (None, None), (None, None, None)
+        nothing: tuple[Host | None, Host | None] = (None, None)
+        added: tuple[Host | None, Host | None, Host | None] = (None, None, None)
         products = beta.size + 1  # of a user
         if neighbours is not None:
             indptr, targets = _as_lists(neighbours.indptr, neighbours.targets)
