@@ -19,7 +19,7 @@ from .answers.recommendations import recommend, recommend_for, top_n
 from .data.triplets import Triplets, on_host, read, read_one_user
 from .files.csv_folder import write_csv_folder
 from .files.model_file import load_model, save_model
-from .fitting.folding import Folded, fold, phi_of_user, step_with_user, with_users
+from .fitting.folding import Folded, factors_of_new_users, fold, phi_of_user, step_with_user, with_users
 from .fitting.partial import ITEMS, USERS, Totals, partial_step
 from .fitting.training import Inputs, train
 from .model.convergence import Check
@@ -799,13 +799,15 @@ class HPF:
         if counts is None:
             fitted, threads = self._require_fitted(), thread_count(self.ncores)
             return recommend(fitted, threads, users, n, exclude_seen=exclude_seen, items_pool=items_pool)
-        folded = self._fold(USERS, counts, 10, 1e-3, None)
+        settings, fitted = self._settings(), self._require_fitted()
+        triplets = read(counts, dtype=fitted.dtype.type, name="counts", binary=settings.binary)
+        new, theta = factors_of_new_users(settings, fitted, triplets, maxiter=10, stop_thr=1e-3)
         return recommend_for(
-            folded.fitted,
-            thread_count(self.ncores),
-            folded.new.ids.labels(np.arange(folded.new.ids.size)),
-            folded.mean,
-            (folded.new.csr.indptr, folded.new.csr.indices),
+            fitted,
+            settings.threads,
+            new.ids.labels(np.arange(new.ids.size)),
+            theta,
+            (new.csr.indptr, new.csr.indices),
             n,
             exclude_seen=exclude_seen,
             items_pool=items_pool,

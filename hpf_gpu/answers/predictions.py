@@ -44,7 +44,7 @@ def rates_of_pairs(
 ) -> NDArray[Any]:
     """Expected counts of pairs of row and column numbers, (Z,) each."""
     rates = backend.predict_pairs(fitted.theta, fitted.beta, rows, columns)
-    if fitted.neighbours is not None and fitted.seen is not None:
+    if fitted.neighbours is not None and fitted.seen is not None and len(rows):
         # Only the rows in question are copied: one pair must not cost as much as all.
         users, row = np.unique(rows, return_inverse=True)
         items, column = np.unique(columns, return_inverse=True)

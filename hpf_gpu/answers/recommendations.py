@@ -11,7 +11,7 @@ from scipy import sparse
 
 from hpf_gpu import backends
 from hpf_gpu.backends.protocol import Backend, ItemScores
-from hpf_gpu.data.seen import UserItems, items_of, places_in
+from hpf_gpu.data.seen import UserItems, items_of, places_in, places_of
 from hpf_gpu.messages import shown, warn
 from hpf_gpu.model.fitted import Fitted
 
@@ -103,8 +103,13 @@ def _added(weights: sparse.csr_array, had: UserItems, pool: NDArray[Any] | None)
     """What the items of some users add: of the weights (M, M) by source, only the rows of these items."""
     indptr, indices = had
     used = np.unique(indices)
-    rows = weights[used] if pool is None else weights[used][:, pool]
-    return ItemScores((indptr, np.searchsorted(used, indices)), rows.indptr, rows.indices, rows.data)
+    had = indptr, np.searchsorted(used, indices)
+    if pool is not None:
+        rows = weights[used][:, pool]
+        return ItemScores(had, rows.indptr, rows.indices, rows.data)
+    # What weights[used] would be, ten times as fast for one user.
+    starts, places = places_of(used, weights.indptr)
+    return ItemScores(had, starts, weights.indices[places], weights.data[places])
 
 
 def _seen_by(fitted: Fitted, rows: NDArray[Any]) -> UserItems:

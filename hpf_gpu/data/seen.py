@@ -15,10 +15,16 @@ UserItems = tuple[NDArray[Any], NDArray[Any]]
 def items_of(users: NDArray[Any], items: UserItems) -> UserItems:
     """The items of some users (B,)."""
     indptr, indices = items
-    sizes = np.diff(indptr)[users]
-    starts = _indptr(sizes)
-    places = np.arange(starts[-1]) + np.repeat(indptr[users] - starts[:-1], sizes)
+    starts, places = places_of(users, indptr)
     return starts, indices[places]
+
+
+def places_of(rows: NDArray[Any], indptr: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Indptr (B + 1,) of some rows of a CSR matrix, and the places of their entries in it."""
+    first = indptr[rows].astype(np.int64)
+    sizes = indptr[rows + 1] - first
+    starts = _indptr(sizes)
+    return starts, np.arange(starts[-1]) + np.repeat(first - starts[:-1], sizes)
 
 
 def with_items(items: UserItems, rows: NDArray[Any], new: UserItems) -> UserItems:

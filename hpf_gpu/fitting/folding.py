@@ -90,6 +90,25 @@ def fold(
     return Folded(fitted, backend, new, rows, others, numbers)
 
 
+def factors_of_new_users(
+    settings: Settings, fitted: Fitted, triplets: Triplets, *, maxiter: int, stop_thr: float
+) -> tuple[NewRows, NDArray[Any]]:
+    """New users with their counts, and E[θ] (B, K); without factors (k=0) nothing has to be folded in."""
+    if settings.k == 0 and fitted.k == 1:
+        new = new_rows(triplets, "user", fitted.item_ids, name="counts")
+        return new, np.ones((new.csr.shape[0], 1), fitted.dtype)
+    folded = fold(
+        settings,
+        fitted,
+        triplets,
+        side=USERS,
+        maxiter=maxiter,
+        stop_thr=stop_thr,
+        threads=settings.threads,
+    )
+    return folded.new, folded.mean
+
+
 def with_users(folded: Folded, *, update_existing: bool) -> Fitted:
     """The model with the folded-in users, added or, with ``update_existing``, replaced."""
     fitted = folded.fitted
