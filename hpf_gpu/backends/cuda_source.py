@@ -142,14 +142,14 @@ class Variant:
 
     @property
     def slots(self) -> int:
-        """Slots of the table of an item's neighbours: a quarter is taken, or a half where there are many."""
-        return 1 << (self.neighbours * (4 if self.neighbours <= 512 else 2) - 1).bit_length()
+        """Slots of the table of an item's neighbours, of which half are free, and words of its bits."""
+        return 1 << (2 * self.neighbours - 1).bit_length()
 
     @property
     def table_warps(self) -> int:
         """Warps that share such a table: as many as leave room for several blocks on a multiprocessor."""
-        table = 6 * self.slots + self.real.itemsize * self.neighbours
-        of_warp = self.real.itemsize * (self.neighbours + self.width) + 2 * self.neighbours
+        table = 10 * self.slots + self.real.itemsize * self.neighbours
+        of_warp = self.real.itemsize * (self.neighbours + self.width) + 2 * self.neighbours + 256
         return next((warps for warps in (4, 2) if table + warps * of_warp <= _TABLE_BYTES), 1)
 
     @property

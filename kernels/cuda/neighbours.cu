@@ -32,6 +32,7 @@ extern "C" __global__ void __launch_bounds__(table_threads, 1)
   alignas(16) __shared__ Real sum_of_warp[table_warps][width];
   __shared__ Real share_of_warp[table_warps][neighbours];
   __shared__ unsigned short list_of_warp[table_warps][neighbours];
+  __shared__ Queue queue_of_warp[table_warps];
   __shared__ int any_left;
   const long long number = blockIdx.x;
   const Segment at(segments, number);
@@ -41,7 +42,7 @@ extern "C" __global__ void __launch_bounds__(table_threads, 1)
   unsigned short* list = list_of_warp[warp_number];
 
   if (threadIdx.x == 0) any_left = 0;
-  table.fill(int(at.row), source, weight);
+  table.fill(at.row, source, weight);
   for (int l = me.in_warp; l < neighbours; l += warp) share[l] = 0;
   __syncthreads();
   Slice<Store> mine, theirs, sum;
@@ -58,7 +59,8 @@ extern "C" __global__ void __launch_bounds__(table_threads, 1)
     for (int group = 0; group < Lanes::groups && first + group < at.size; ++group) {
       const int lane = group * Lanes::lanes;
       const Items items(had, __shfl_sync(whole_warp, user, lane));
-      const Found found(table, int(at.row), source + at.row * neighbours, items, items_asked ? list : nullptr);
+      const Found found(table, int(at.row), source + at.row * neighbours, items, queue_of_warp[warp_number],
+                        items_asked ? list : nullptr);
       const Real scale_of_weights = __shfl_sync(whole_warp, of_weights, lane);
       const Real total = multiply_add(scale_of_weights, found.sum, __shfl_sync(whole_warp, of_factors, lane));
       const bool tiny = !(total >= least_product<Store>);
@@ -181,6 +183,7 @@ extern "C" __global__ void __launch_bounds__(HPF_JOIN_STRANDS * 32, 1)
 // What a block that sums logarithms has in shared memory.
 struct LogSums {
   Table table;
+  Queue queue_of_warp[table_warps];
   double of_warp[table_warps];
   int any_left;
 };
@@ -201,7 +204,7 @@ __device__ __forceinline__ void sum_logs_with_neighbours(const Segments& segment
   const Lane<T> me;
   const int warp_number = threadIdx.x / warp;
   if (threadIdx.x == 0) sums.any_left = 0;
-  sums.table.fill(int(at.row), source, weight);
+  sums.table.fill(at.row, source, weight);
   __syncthreads();
   Slice<T> mine, theirs;
   mine.load(own, at.row, me.lane);
@@ -214,7 +217,8 @@ __device__ __forceinline__ void sum_logs_with_neighbours(const Segments& segment
     Real total = scale.factors * sum_lanes<Lanes::lanes>(mine.dot(theirs));
     for (int group = 0; group < Lanes::groups && first + group < at.size; ++group) {
       const Items items(had, __shfl_sync(whole_warp, user, group * Lanes::lanes));
-      const Found found(sums.table, int(at.row), source + at.row * neighbours, items, nullptr);
+      const Found found(sums.table, int(at.row), source + at.row * neighbours, items, sums.queue_of_warp[warp_number],
+                        nullptr);
       if (me.group == group) total = multiply_add(scale.weights, found.sum, total);
     }
     if (me.lane > 0 || !exists) continue;

@@ -48,10 +48,11 @@ struct Items {
   }
 };
 
-// The neighbours of one item, in shared memory: a hash table of their numbers, and their weights.  The item itself is
-// there as number L, so that the walk through a user's items finds its place among them.
+// The neighbours of one item, in shared memory: a hash table of their numbers, a bit for each by which nearly all other
+// items are told from them, and their weights.
 struct Table {
   int key[slots];
+  unsigned bits[slots];
   unsigned short number[slots];
   Real weight[neighbours];
 
@@ -61,19 +62,28 @@ struct Table {
 
   // By the whole block, which must meet before the table is used.
   template <class T>
-  __device__ __forceinline__ void fill(int item,
+  __device__ __forceinline__ void fill(long long item,
                                        const int* __restrict__ source,   // (M, L)
                                        const T* __restrict__ exp_log) {  // (M, weights_width)
-    for (int s = threadIdx.x; s < slots; s += table_threads) key[s] = -1;
+    for (int s = threadIdx.x; s < slots; s += table_threads) {
+      key[s] = -1;
+      bits[s] = 0;
+    }
     __syncthreads();
-    for (int l = threadIdx.x; l <= neighbours; l += table_threads) {
-      if (l < neighbours) weight[l] = as_real(exp_log[(long long)item * weights_width + l]);
-      const int wanted = l < neighbours ? source[(long long)item * neighbours + l] : item;
+    for (int l = threadIdx.x; l < neighbours; l += table_threads) {
+      weight[l] = as_real(exp_log[item * weights_width + l]);
+      const int wanted = source[item * neighbours + l];
       if (wanted < 0) continue;
+      atomicOr(bits + (wanted / warp & (slots - 1)), 1u << wanted % warp);
       int s = slot_of(wanted);
       while (atomicCAS(key + s, -1, wanted) != -1) s = (s + 1) & (slots - 1);
       number[s] = (unsigned short)l;
     }
+  }
+
+  // Whether an item may be a neighbour.
+  __device__ __forceinline__ bool may_have(unsigned item) const {
+    return bits[item / warp & (slots - 1)] >> item % warp & 1;
   }
 
   // The number of a neighbour, or −1.
@@ -85,6 +95,9 @@ struct Table {
   }
 };
 
+// Items that wait until a warp looks them up, in shared memory.
+using Queue = int[2 * warp];
+
 // What a warp finds among the neighbours of an item: those that a user has.
 struct Found {
   Real sum;  // of their weights, in all lanes
@@ -94,36 +107,68 @@ struct Found {
   // Their numbers go to `list` (L,), unless it is null.
   __device__ __forceinline__ Found(const Table& table, int item,
                                    const int* __restrict__ source,  // (L,)
-                                   const Items& items, unsigned short* list)
+                                   const Items& items, Queue& queue, unsigned short* list)
       : sum(0), count(0), own(-1) {
-    const int in_warp = threadIdx.x % warp;
-    if (items.size > search_from * (neighbours + 1)) {
-      for (int first = 0; first <= neighbours; first += warp) {
-        const int l = first + in_warp, wanted = l < neighbours ? source[l] : l == neighbours ? item : -1;
-        const int place = wanted < 0 ? -1 : items.find(wanted);
-        add(table, place < 0 ? -1 : l, place, list);
-      }
-    } else {
-      int next = in_warp < items.size ? __ldg(items.item + in_warp) : -1;
-      for (int first = 0; first < items.size; first += warp) {
-        const int place = first + in_warp, one = next;
-        next = place + warp < items.size ? __ldg(items.item + place + warp) : -1;
-        add(table, place < items.size ? table.find(one) : -1, place, list);
-      }
-    }
+    if (items.size > search_from * (neighbours + 1))
+      search(table, item, source, items, list);
+    else
+      walk(table, item, items, queue, list);
     sum = sum_lanes<warp>(sum);
   }
 
  private:
-  __device__ __forceinline__ void add(const Table& table, int number, int place, unsigned short* list) {
-    if (number == neighbours) own = place;
-    const bool is_one = number >= 0 && number < neighbours;
+  // Looks for each neighbour, and for the item itself, among the items of the user.
+  __device__ __forceinline__ void search(const Table& table, int item, const int* __restrict__ source,
+                                         const Items& items, unsigned short* list) {
+    for (int first = 0; first <= neighbours; first += warp) {
+      const int l = first + threadIdx.x % warp, wanted = l < neighbours ? source[l] : l == neighbours ? item : -1;
+      const int place = wanted < 0 ? -1 : items.find(wanted);
+      if (l == neighbours) own = place;
+      add(table, place >= 0 && l < neighbours, l, list);
+    }
+  }
+
+  // Goes through the items of the user.  Those that may be neighbours wait until there is one for each lane.
+  __device__ __forceinline__ void walk(const Table& table, int item, const Items& items, Queue& queue,
+                                       unsigned short* list) {
+    const int in_warp = threadIdx.x % warp;
+    const int* __restrict__ at = items.item + in_warp;
+    int waiting = 0, left = items.size - in_warp, next = left > 0 ? __ldg(at) : -1;
+    for (int first = 0; first < items.size; first += warp) {
+      const int one = next;
+      at += warp;
+      left -= warp;
+      next = left > 0 ? __ldg(at) : -1;
+      if (one == item) own = first + in_warp;
+      const bool waits = table.may_have(unsigned(one)) & (one >= 0);  // no branch
+      const unsigned all = __ballot_sync(whole_warp, waits);
+      if (waits) queue[waiting + before(all)] = one;
+      waiting += __popc(all);
+      if (waiting < warp) continue;
+      waiting -= warp;
+      look_up(table, queue + waiting, warp, list);
+    }
+    if (waiting > 0) look_up(table, queue, waiting, list);
+  }
+
+  __device__ __forceinline__ void look_up(const Table& table, const int* waiting, int size, unsigned short* list) {
+    const int in_warp = threadIdx.x % warp;
+    __syncwarp();
+    const int number = in_warp < size ? table.find(waiting[in_warp]) : -1;
+    __syncwarp();
+    add(table, number >= 0, number, list);
+  }
+
+  __device__ __forceinline__ void add(const Table& table, bool is_one, int number, unsigned short* list) {
     if (is_one) sum += table.weight[number];
     if (!list) return;
     const unsigned all = __ballot_sync(whole_warp, is_one);
-    if (is_one) list[count + __popc(all & ((1u << threadIdx.x % warp) - 1))] = (unsigned short)number;
+    if (is_one) list[count + before(all)] = (unsigned short)number;
     count += __popc(all);
   }
+
+  // Lanes of a set that precede this one.
+  static __device__ __forceinline__ int before(unsigned set) { return __popc(set & ((1u << threadIdx.x % warp) - 1)); }
 };
 
 // What sums over factors and over weights are multiplied with, before they are added: the larger of the two is 1, and
