@@ -803,7 +803,8 @@ class HPF:
         return recommend_for(
             folded.fitted,
             thread_count(self.ncores),
-            folded.new.ids.labels(np.arange(folded.new.ids.size)),
+            folded.new.ids,
+            np.arange(folded.new.ids.size),
             folded.mean,
             (folded.new.csr.indptr, folded.new.csr.indices),
             n,

@@ -204,9 +204,13 @@ def test_explanations_of_many_are_each_alone(model):
     assert model.explain([], []).empty
 
 
-@pytest.mark.parametrize("kind", ["strings", "tuples", "mixed", "dates"])
+#: Forty ids that pandas' own strings do not take.
+SURROGATES = [f"\ud800{j}" for j in range(40)]
+
+
+@pytest.mark.parametrize("kind", ["strings", "tuples", "mixed", "dates", "surrogates"])
 def test_ids_of_any_type(kind, backend_name):
-    names = IDS[kind]
+    names = (IDS | {"surrogates": SURROGATES})[kind]
     frame = pd.DataFrame({"UserId": pd.Series([names[u] for u in FRAME.UserId], dtype=object)})
     frame["ItemId"] = pd.Series([names[i] for i in FRAME.ItemId], dtype=object)
     frame["Count"] = FRAME.Count.to_numpy()
@@ -221,7 +225,7 @@ def test_ids_of_any_type(kind, backend_name):
         for column in ("UserId", "ItemId", "Because", "RelatedId"):
             if column in want:
                 wanted = [None if pd.isna(code) else names[int(code)] for code in want[column]]
-                assert got[column].where(got[column].notna(), None).tolist() == wanted
+                assert got[column].tolist() == wanted
 
 
 def test_related_items(model):
@@ -340,7 +344,7 @@ def test_a_prior_that_was_changed_is_not_saved(given, message, backend_name, tmp
     with pytest.raises(ValueError, match=f"cannot be saved.*{message}"):
         model.save(tmp_path / "model")
     without = fitted(backend=backend_name, neighbours=0, maxiter=2).set_params(neighbours=5)
-    with pytest.raises(ValueError, match="neighbours=5, .* are not those of the fit"):
+    with pytest.raises(ValueError, match=r"neighbours=5, .* are not those of the fit"):
         without.save(tmp_path / "model")
 
 
@@ -478,6 +482,4 @@ def test_parameters():
     assert HPF(**model.get_params()).get_params() == model.get_params()
     base = pytest.importorskip("sklearn.base", reason="scikit-learn is not installed")
     assert base.clone(model).get_params() == model.get_params()
-    assert {name: HPF().get_params()[name] for name in ("neighbours", "w_shape", "w_rate", "temperature")} == {
-        "neighbours": 0, "w_shape": 0.3, "w_rate": 10.0, "temperature": 1.25,
-    }  # fmt: skip
+    assert HPF().get_params().items() >= {"neighbours": 0, "temperature": 1.25}.items()
