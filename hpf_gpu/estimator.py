@@ -805,7 +805,8 @@ class HPF:
         return recommend_for(
             fitted,
             settings.threads,
-            new.ids.labels(np.arange(new.ids.size)),
+            new.ids,
+            np.arange(new.ids.size),
             theta,
             (new.csr.indptr, new.csr.indices),
             n,

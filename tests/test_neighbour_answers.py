@@ -150,8 +150,8 @@ def test_recommend_without_neighbours(backend_name):
         ({"users": 1, "n": 0}, ValueError, "n=0 must be at least 1"),
         ({"users": 1, "items_pool": [777]}, ValueError, "none of the items in items_pool"),
         ({"users": 1, "items_pool": 3}, TypeError, "items_pool is 3: pass a list"),
-        ({"counts": FRAME.assign(ItemId=777)}, ValueError, "counts_df has no item that was in the training"),
-        ({"counts": "all"}, TypeError, "counts_df"),
+        ({"counts": FRAME.assign(ItemId=777)}, ValueError, "counts has no item that was in the training"),
+        ({"counts": "all"}, TypeError, "counts must"),
     ],
 )
 def test_recommend_says_what_is_wrong(given, kind, message, model):
@@ -204,9 +204,13 @@ def test_explanations_of_many_are_each_alone(model):
     assert model.explain([], []).empty
 
 
-@pytest.mark.parametrize("kind", ["strings", "tuples", "mixed", "dates"])
+#: Forty ids that pandas' own strings do not take.
+SURROGATES = [f"\ud800{j}" for j in range(40)]
+
+
+@pytest.mark.parametrize("kind", ["strings", "tuples", "mixed", "dates", "surrogates"])
 def test_ids_of_any_type(kind, backend_name):
-    names = IDS[kind]
+    names = (IDS | {"surrogates": SURROGATES})[kind]
     frame = pd.DataFrame({"UserId": pd.Series([names[u] for u in FRAME.UserId], dtype=object)})
     frame["ItemId"] = pd.Series([names[i] for i in FRAME.ItemId], dtype=object)
     frame["Count"] = FRAME.Count.to_numpy()
@@ -221,7 +225,7 @@ def test_ids_of_any_type(kind, backend_name):
         for column in ("UserId", "ItemId", "Because", "RelatedId"):
             if column in want:
                 wanted = [None if pd.isna(code) else names[int(code)] for code in want[column]]
-                assert got[column].where(got[column].notna(), None).tolist() == wanted
+                assert got[column].tolist() == wanted
 
 
 def test_related_items(model):
@@ -478,7 +482,4 @@ def test_parameters():
     assert HPF(**model.get_params()).get_params() == model.get_params()
     base = pytest.importorskip("sklearn.base", reason="scikit-learn is not installed")
     assert base.clone(model).get_params() == model.get_params()
-    defaults = HPF().get_params()
-    assert {name: defaults[name] for name in ("neighbours", "w_shape", "w_rate", "temperature")} == {
-        "neighbours": 0, "w_shape": 0.3, "w_rate": 10.0, "temperature": 1.25,
-    }  # fmt: skip
+    assert HPF().get_params().items() >= {"neighbours": 0, "temperature": 1.25}.items()

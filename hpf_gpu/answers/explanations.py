@@ -41,10 +41,10 @@ def explain(fitted: Fitted, threads: int | None, user: Any, item: Any, n: int) -
     pair, term = np.nonzero(kept)
     table = pd.DataFrame(
         {
-            "UserId": users.labels(rows[pair]),
-            "ItemId": items.labels(columns[pair]),
+            "UserId": users.column(rows[pair]),
+            "ItemId": items.column(columns[pair]),
             "Term": terms[term],
-            "Because": items.labels(numbers[kept]),
+            "Because": items.column(numbers[kept]),
             "Rate": rates[kept],
             "Share": shares[kept],
         }
@@ -64,8 +64,8 @@ def related_items(fitted: Fitted, item: Any, n: int) -> pd.DataFrame:
     sizes, places = [len(one) for one in best], np.concatenate([np.empty(0, np.int64), *best])
     return pd.DataFrame(
         {
-            "ItemId": items.labels(np.repeat(rows, sizes)),
-            "RelatedId": items.labels(by_source.indices[places]),
+            "ItemId": items.column(np.repeat(rows, sizes)),
+            "RelatedId": items.column(by_source.indices[places]),
             "Weight": by_source.data[places],
         }
     )

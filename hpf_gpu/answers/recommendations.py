@@ -11,6 +11,7 @@ from scipy import sparse
 
 from hpf_gpu import backends
 from hpf_gpu.backends.protocol import Backend, ItemScores
+from hpf_gpu.data.ids import Ids
 from hpf_gpu.data.seen import UserItems, items_of, places_in, places_of
 from hpf_gpu.messages import shown, warn
 from hpf_gpu.model.fitted import Fitted
@@ -39,18 +40,20 @@ def recommend(
     fitted: Fitted, threads: int | None, user: Any, n: int, *, exclude_seen: bool, items_pool: Any
 ) -> pd.DataFrame:
     """A table of the best items of known users; see :meth:`hpf_gpu.HPF.recommend`."""
-    rows = fitted.user_ids.require(user)
-    ids, theta = fitted.user_ids.labels(rows), fitted.theta[rows]
+    users = fitted.user_ids
+    rows = users.require(user)
     had = _seen_by(fitted, rows) if exclude_seen or fitted.neighbours is not None else None
+    theta = fitted.theta[rows]
     return recommend_for(
-        fitted, threads, ids, theta, had, n, exclude_seen=exclude_seen, items_pool=items_pool
+        fitted, threads, users, rows, theta, had, n, exclude_seen=exclude_seen, items_pool=items_pool
     )
 
 
 def recommend_for(
     fitted: Fitted,
     threads: int | None,
-    ids: NDArray[Any],  # (B,)
+    users: Ids,
+    rows: NDArray[Any],  # (B,) numbers of the users in ``users``
     theta: NDArray[Any],  # (B, K)
     had: UserItems | None,  # of the B users; None if neither neighbours nor exclude_seen need them
     n: int,
@@ -65,8 +68,8 @@ def recommend_for(
     row, place = np.nonzero(best >= 0)
     return pd.DataFrame(
         {
-            "UserId": ids[row],
-            "ItemId": fitted.item_ids.labels(best[row, place]),
+            "UserId": users.column(rows[row]),
+            "ItemId": fitted.item_ids.column(best[row, place]),
             "Score": scores[row, place],
         }
     )

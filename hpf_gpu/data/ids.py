@@ -156,6 +156,11 @@ class Ids:
         labels[codes < 0] = None
         return labels
 
+    def column(self, codes: NDArray[Any]) -> pd.Series:
+        """The same (n,) as a column of a table, in the dtype that they have here."""
+        labels = self.labels(codes)
+        return pd.Series(labels, dtype=labels.dtype)  # pandas' own strings would have to be valid Unicode
+
 
 def encode(column: pd.Series, kind: str, reindex: bool, room: int = 0) -> tuple[NDArray[Any], Ids]:
     """Row numbers (Z,), assigned in order of first appearance, and the ids.
