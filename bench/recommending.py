@@ -31,7 +31,7 @@ from scipy import sparse, stats
 
 from hpf_gpu import HPF
 from hpf_gpu.datasets import load_online_retail
-from hpf_gpu.metrics import ScoreBlock, evaluate_ranking, factor_scores, popularity_scores
+from hpf_gpu.metrics import ScoreBlock, evaluate_ranking, factor_scores, model_scores, popularity_scores
 
 Parameters = dict[str, Any]
 
@@ -40,7 +40,11 @@ HELD_OUT, VALIDATION = 0.2, 0.1
 REFERENCES = ["ALS", "EASE"]
 
 #: What a method may take for a count.
-COUNTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"one": np.ones_like, "log1p": np.log1p}
+COUNTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "one": np.ones_like,
+    "log1p": np.log1p,
+    "as they are": np.array,
+}
 
 
 # -- methods: functions of a matrix of counts (N, M), a seed and parameters --------------------------------
@@ -83,13 +87,8 @@ def hpf(train: sparse.csr_array, seed: int, counts: str, fits: int = 1, **option
     models = [
         HPF(**options, random_seed=fits * seed + number, verbose=False).fit(given) for number in range(fits)
     ]
-    items = np.arange(train.shape[1])
-
-    def scores(users: np.ndarray) -> np.ndarray:
-        pairs = np.repeat(users, len(items)), np.tile(items, len(users))
-        return np.mean([model.predict(*pairs) for model in models], axis=0).reshape(len(users), -1)
-
-    return scores
+    members = [model_scores(model) for model in models]
+    return lambda users: np.mean([scores(users) for scores in members], axis=0)
 
 
 def mixed(
@@ -107,6 +106,14 @@ class Method(NamedTuple):
     values: dict[str, Sequence[Any]]
 
 
+SHORT: Parameters = {"neighbours": 200, "maxiter": 20, "stop_crit": "maxiter"}
+NEIGHBOURS: dict[str, Sequence[Any]] = {name: (value,) for name, value in SHORT.items()} | {
+    "counts": ("one", "as they are"),
+    "neighbours": (200, 500),
+    "w_rate": (10.0, 5.0, 20.0),
+    "temperature": (1.25, 1.1, 1.5),
+}
+
 METHODS = {
     "most popular": Method(most_popular, {}),
     "ALS": Method(
@@ -121,6 +128,16 @@ METHODS = {
     "EASE": Method(ease, {"penalty": (100.0, 20.0, 50.0, 200.0, 400.0, 800.0)}),
     "HPF": Method(hpf, {"counts": ("log1p", "one"), "k": (30, 60, 100)}),
     "HPF, 8 fits": Method(hpf, {"fits": (8,), "counts": ("log1p", "one"), "k": (30, 60, 100)}),
+    "neighbours": Method(hpf, {"k": (0,)} | NEIGHBOURS),
+    "HPF + neighbours": Method(hpf, {"k": (30, 100)} | NEIGHBOURS),
+    "HPF and neighbours, mixed": Method(
+        mixed,
+        {
+            "first": ({"k": 0, "counts": "one", **SHORT}, {"k": 0, "counts": "as they are", **SHORT}),
+            "second": ({"k": 30, "counts": "log1p"}, {"k": 100, "counts": "log1p"}),
+            "weight": (0.1, 0.02, 0.3),
+        },
+    ),
 }
 
 

@@ -64,12 +64,13 @@ def fold(
     maxiter: Any,
     stop_thr: Any,
     threads: int | None,
+    name: str = "counts_df",  # of the argument, in messages
 ) -> Folded:
     """Fold in new users (``side`` USERS) or new items (ITEMS); see :meth:`hpf_gpu.HPF.transform`."""
     posteriors, k = fitted.require_posteriors(), fitted.k
     maxiter, stop_thr = whole_number("maxiter", maxiter, 1), positive_number("stop_thr", stop_thr)
     kind, known = (("user", fitted.item_ids), ("item", fitted.user_ids))[side]
-    new = new_rows(triplets, kind, known, name="counts_df")
+    new = new_rows(triplets, kind, known, name=name)
     backend = working_backend(settings, fitted.dtype, k, threads)
     numbers, csr = _columns_in_use(new.csr)
     exact = settings.sum_exp_trick
@@ -105,6 +106,7 @@ def factors_of_new_users(
         maxiter=maxiter,
         stop_thr=stop_thr,
         threads=settings.threads,
+        name="counts",
     )
     return folded.new, folded.mean
 
