@@ -7,6 +7,7 @@ operation           multiply-adds        rows gathered        bytes streamed
 ==================  ===================  ===================  =========================================
 allocate, one side  2 K Z (dot, axpy)    Z of the other side  counts; own row read and its sum written
 allocate, both      3 K Z (dot, 2 axpy)  2 Z (row and sum)    counts; all rows read, all sums written
+with neighbours     (3 K + 2 L) Z        2 Z (row and sum)    counts with L bits each; all rows and sums
 log_..._sum         K Z                  Z                    counts; own rows
 gamma_update        not counted          0                    statistic read, shape and exp E[ln] written
 predict_pairs       K pairs              2 pairs              two numbers and a rate for each pair
@@ -15,7 +16,8 @@ counts              0                    0                    counts read, and w
 encode              0                    0                    ids read, codes written
 ==================  ===================  ===================  =========================================
 
-A count is its column number and its value.  Rows are gathered at the rate of a block in cache: tiling keeps
+"with neighbours" is allocate_with_neighbours of both sides with L neighbours an item, an addition under a mask
+charged as a multiply-add.  A count is its column number and its value.  Rows are gathered at the rate of a block in cache: tiling keeps
 one there.  Writing the sums back is not counted, nor ψ, exp and ln, nor what tiling costs: own rows that are
 read once for each column block.  The slowest of the three gives the floor: what an operation reaches of it
 is its share of the nearer ceiling.  Beside it stands the share of the time in which the same rows could be
@@ -34,10 +36,10 @@ from cases import Input
 from ceilings import Ceilings
 from gpu.state import PRIOR, Started
 
-from hpf_gpu.backends.protocol import Backend
+from hpf_gpu.backends.protocol import Backend, RankOne
 from hpf_gpu.data.ids import encode
 
-_MAX_PAIRS, _RANKED_USERS, _PLACES = 1 << 20, 2000, 10
+_MAX_PAIRS, _RANKED_USERS, _PLACES, _NEIGHBOURS = 1 << 20, 2000, 10, 200
 
 
 class Operation(NamedTuple):
@@ -74,6 +76,7 @@ def operations(backend: Backend, given: Input, k: int) -> Iterator[Operation]:
         work = partial(backend.allocate, counts, users.factor, items.factor, side=side, out=both)
         streamed = z * count + 2 * own * row
         yield Operation(f"allocate {side}", work, fma * k * z, rows * z * row, streamed)
+    yield _with_neighbours(backend, given, users.factor, items.factor)
     yield _gamma_update(backend, users.factor, n * row)
     theta, beta = backend.mean(users.factor), backend.mean(items.factor)
     sums = {"fma": k * z, "gathered": z * row, "streamed": z * count + n * row}
@@ -87,6 +90,19 @@ def operations(backend: Backend, given: Input, k: int) -> Iterator[Operation]:
     top = partial(backend.top_items, theta[:some], beta, min(_PLACES, m))
     yield Operation("top_items", top, k * some * m, streamed=(some + m) * row + some * _PLACES * (8 + real))
     yield Operation("counts", partial(backend.counts, given.csr, k), streamed=2 * z * count)
+
+
+def _with_neighbours(backend: Backend, given: Input, users: Any, items: Any) -> Operation:
+    (n, m), (_, k), real = given.csr.shape, users.shape.shape, backend.dtype.itemsize
+    z, width = given.csr.nnz, min(_NEIGHBOURS, m - 1)
+    counts = backend.counts(given.csr, k, backend.choose_neighbours(given.csr, width))
+    rates = RankOne(backend.asarray(np.ones(m)), backend.asarray(np.ones(width)))
+    statistic = backend.asarray(np.ones((m, width)))
+    weights, *_ = backend.gamma_update(statistic, PRIOR.shape, rates)
+    out = backend.allocate_with_neighbours(counts, users, items, weights)
+    work = partial(backend.allocate_with_neighbours, counts, users, items, weights, out=out)
+    streamed = z * (4 + real + width / 8) + 2 * real * ((n + m) * k + m * width)
+    return Operation("with neighbours", work, (3 * k + 2 * width) * z, 2 * z * k * real, streamed)
 
 
 def _gamma_update(backend: Backend, factor: Any, matrix_bytes: int) -> Operation:

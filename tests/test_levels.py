@@ -170,6 +170,27 @@ def test_neighbours_with_any_number_of_threads(level, threads, dtype):
 
 
 @DTYPES
+@LEVELS
+def test_small_rates_with_neighbours(level, dtype):
+    """Rates below what the dtype holds, to which factors, neighbours or both contribute."""
+    backend, (csr, sources, _) = create("openmp", dtype), many_neighbours()
+    rng, (n, m), least = np.random.default_rng(5), csr.shape, 1e-20 if dtype == np.float32 else 1e-160
+    theta, beta = (
+        rng.gamma(0.5, size=(n, 3)) * rng.choice([0, 1], (n, 1)),
+        rng.gamma(0.5, size=(m, 3)) * least,
+    )
+    weights = rng.gamma(0.5, size=sources.shape) * least
+    theta, beta, weights = (x.astype(dtype).astype(np.float64) for x in (theta, beta, weights))
+    y = csr.toarray()
+    rates = oracle.rates_with_neighbours(y, theta, beta, weights, sources)
+    least_log = np.log(np.finfo(np.float64).tiny) - 500 * np.log(2)
+    logs = np.where(rates[y > 0] > 0, np.log(np.where(rates[y > 0] > 0, rates[y > 0], 1)), least_log)
+    counts = backend.counts(csr.astype(dtype), 3, sources)
+    got = backend.log_rate_sum(counts, *map(backend.asarray, (theta, beta, weights)))
+    assert_near(got, float(y[y > 0] @ logs), TOLERANCE[dtype.name].log_sums, float(y[y > 0] @ np.abs(logs)))
+
+
+@DTYPES
 @pytest.mark.parametrize("k", [3, 30, 200])
 @LEVELS
 def test_every_level_finds_what_underflows(level, k, dtype):

@@ -122,7 +122,7 @@ def make_calls(dtype: type, n: int, m: int, k: int, threads: int, density: float
             openmp.neighbour_rates,
             owned
             | {
-                "items": m,
+                "j": m,
                 "sources": sources,
                 "weights": matrix(m, width),
                 "rows": np.sort(rows),
@@ -138,6 +138,7 @@ def make_calls(dtype: type, n: int, m: int, k: int, threads: int, density: float
                 "item_indptr": by_item.indptr.astype(np.int64),
                 "item_indices": by_item.indices.astype(np.int32),
                 "begin": 0,
+                "end": m,
                 "chosen": np.empty((m, width), np.int32),
             },
         ),
@@ -179,10 +180,20 @@ NUMBERS = {
     "threads": (-(2**63), -(2**31), -1, 0, openmp.most_threads + 1, 2**31 - 1, 2**31, 2**63 - 1, 2**63, None),
     "k": (-(2**63), -1, 0, 2**31, 2**32, 2**61, 2**62 - 1, 2**62, 2**63 - 1, 2**63, None),
     "columns": (-(2**63), -1, 0, 1, 2**31, 2**62, 2**63 - 1, None),
+    "j": (-(2**63), -1, 0, 1, 2**31, 2**62, 2**63 - 1, None),
+    "begin": (-(2**63), -1, 1, 2**31, 2**62, 2**63 - 1, None),
+    "end": (-(2**63), -1, 0, 1, 2**31, 2**62, 2**63 - 1, None),
+    "temperature": (-1.0, 0.0, float("nan"), float("inf"), None),
 }
 #: Rows of the caller's own, of which there may be more, at any distance.
-ROWS = {("predict_pairs", "theta"), ("predict_pairs", "beta"), ("top_items", "theta"), ("top_items", "beta")}
+ROWS = {
+    (operation, name)
+    for operation in ("predict_pairs", "top_items", "top_items with neighbours")
+    for name in ("theta", "beta")
+}
 OPTIONAL = {"rate_matrix", "user_sums", "item_sums"}
+#: Of any width.
+TABLES = {("had_neighbours", "sources"), ("choose_neighbours", "chosen")}
 
 
 def misaligned(array: Any) -> Any:
@@ -207,7 +218,8 @@ def spoiled_arrays(operation: str, name: str, array: Any) -> Iterator[Any]:
         yield None
     if array.ndim == 2:
         yield array[:, :0]
-        yield np.empty((len(array), array.shape[1] + 1), array.dtype)
+        if (operation, name) not in TABLES:
+            yield np.empty((len(array), array.shape[1] + 1), array.dtype)
         yield np.asfortranarray(array)
     if (operation, name) not in ROWS:
         yield np.concatenate([array, array[:1]])
@@ -226,10 +238,10 @@ def spoiled(operation: str, calls: dict[str, Call], others: tuple[dict[str, Call
             wrong += spoiled_arrays(operation, name, value)
         elif name in NUMBERS:
             wrong += NUMBERS[name]
-        elif name in ("counts", "side", "users", "items"):
+        elif name in ("counts", "had", "side", "users", "items", "weights"):
             wrong += [None, object(), type(value).__new__(type(value))]
             # Of another type or size, where anything else is there to fit.
-            alone = {"log_factorial_sum": 2, "gamma_entropy": 1}.get(operation, 0)
+            alone = {"log_factorial_sum": 2, "gamma_entropy": 1}.get(operation, int(name == "had"))
             wrong += [other[operation][1][name] for other in others[alone:]]
         for one in wrong:
             yield function, name, good | {name: one}
@@ -241,6 +253,23 @@ def spoiled(operation: str, calls: dict[str, Call], others: tuple[dict[str, Call
     if operation == "top_items":
         yield function, "no list", good | {name: good[name][:, :0] for name in ("columns", "scores")}
         yield function, "half of CSR", good | {"indptr": None}
+    if operation == "top_items with neighbours":
+        for wrong_item in (-1, good["beta"].shape[0]):
+            yield function, "targets", good | {"targets": np.full_like(good["targets"], wrong_item)}
+        yield function, "starts", good | {"starts": good["starts"][::-1].copy()}
+    if operation in ("had_neighbours", "neighbour_rates"):
+        for place, wrong_item in ((0, -2), (0, -1), (0, good["sources"][0, 1]), (-1, 7)):
+            wrong_sources = good["sources"].copy()
+            wrong_sources[1, place] = wrong_item
+            yield function, "sources", good | {"sources": wrong_sources}
+    if operation == "had_neighbours":  # of other counts, as many
+        moved = good["indices"].copy()
+        moved[: good["indptr"][1]] = np.arange(good["indptr"][1])
+        if (moved != good["indices"]).any():
+            yield function, "indices", good | {"indices": moved}
+    if operation == "allocate_with_neighbours":
+        yield function, "no sums", good | {"user_sums": None, "item_sums": None, "weight_sums": None}
+        yield function, "half of the items", good | {"weight_sums": None}
 
 
 def refuse_everything(operation: str) -> None:
@@ -378,5 +407,7 @@ def threads_begun(function: Callable[..., Any], arguments: dict[str, Any]) -> in
 @pytest.mark.parametrize("operation", [name for name in OPERATIONS if name != "Side"])
 def test_threads_are_used_where_they_are_earned(operation: str, dtype: type) -> None:
     assert threads_begun(*make_calls(dtype, 1200, 1100, 30, 3)[operation]) == 3
-    if operation not in ("predict_pairs", "top_items"):  # whose work is not in the factors' size
+    if not operation.startswith(
+        ("predict_pairs", "top_items", "neighbour_rates")
+    ):  # whose work is not in the factors' size
         assert threads_begun(*make_calls(dtype, 20, 30, 3, 3)[operation]) == 1

@@ -103,7 +103,7 @@ def test_sanitizers_find_nothing(environment: dict[str, str], files: tuple[str, 
 # -- races -------------------------------------------------------------------------------------
 
 KERNELS = TESTS.parent / "kernels"
-ALLOCATE = KERNELS / "openmp" / "allocate.cpp"
+ALLOCATION = KERNELS / "openmp" / "allocation.h"
 STEPS = "inline void in_steps"
 BARRIER = "#pragma omp for schedule(static, 1)"
 
@@ -123,13 +123,14 @@ def archer() -> str:
     return str(library)
 
 
-def races(folder: Path, archer: str, allocate: str) -> str:
-    """What ThreadSanitizer reports of the kernels with this text as allocate.cpp."""
-    (folder / "allocate.cpp").write_text(allocate)
-    others = set((KERNELS / "openmp").glob("*.cpp")) - {ALLOCATE, KERNELS / "openmp" / "module.cpp"}
-    sources = [*others, folder / "allocate.cpp", TESTS / "openmp_threads.cpp"]
+def races(folder: Path, archer: str, allocation: str) -> str:
+    """What ThreadSanitizer reports of the kernels with this text as allocation.h."""
+    kernels = folder / "openmp"
+    shutil.copytree(KERNELS / "openmp", kernels)
+    (kernels / ALLOCATION.name).write_text(allocation)
+    sources = [*set(kernels.glob("*.cpp")) - {kernels / "module.cpp"}, TESTS / "openmp_threads.cpp"]
     flags = ["-std=c++17", "-O1", "-g", "-w", "-fsanitize=thread", "-fopenmp", "-DHPF_ISA=baseline"]
-    flags += [f"-I{KERNELS / name}" for name in ("common", "openmp")]
+    flags += [f"-I{KERNELS / 'common'}", f"-I{kernels}"]
     program = folder / "threads"
     built = clang(*flags, *map(str, sources), "-o", str(program))
     if built.returncode:
@@ -156,11 +157,11 @@ def races(folder: Path, archer: str, allocate: str) -> str:
 
 
 def test_no_thread_races_another(archer: str, tmp_path: Path) -> None:
-    assert races(tmp_path, archer, ALLOCATE.read_text()) == ""
+    assert races(tmp_path, archer, ALLOCATION.read_text()) == ""
 
 
 def test_a_missing_barrier_is_a_race(archer: str, tmp_path: Path) -> None:
     """So that silence means something."""
-    before, after = ALLOCATE.read_text().split(STEPS)
+    before, after = ALLOCATION.read_text().split(STEPS)
     without = before + STEPS + after.replace(BARRIER, f"{BARRIER} nowait", 1)
     assert "data race" in races(tmp_path, archer, without)

@@ -165,7 +165,7 @@ class OpenMPBackend:
         work = np.concatenate([[0], np.cumsum(np.diff(users[0])[items[1]])])[items[0]]
         cuts = np.searchsorted(work, np.arange(_PAIRS, work[-1], _PAIRS))
         for start, stop in pairwise(np.unique([0, *cuts, m])):
-            _openmp.choose_neighbours(*users, *items, start, chosen[start:stop], self.threads)
+            _openmp.choose_neighbours(*users, *items, start, stop, chosen[start:stop], self.threads)
         return chosen
 
     def recorded(self, step: Callable[[ModelState], ModelState]) -> Callable[[ModelState], ModelState]:

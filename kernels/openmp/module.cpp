@@ -267,8 +267,10 @@ const int32_t* checked_sources(const Table<const int32_t>& sources, int64_t m, i
   const int64_t l = checked_factors(sources.shape(1));
   if (int64_t(sources.shape(0)) != m) refuse("neighbours of ", sources.shape(0), " items instead of ", m);
   bool fits = true;
-  for (int64_t z = 0; z < m * l; ++z) fits &= source[z] >= -1 && source[z] < items;
-  if (!fits) refuse("neighbours are not numbers of items, nor −1");
+  for (int64_t i = 0; i < m; ++i)
+    for (int64_t z = i * l, last = -1; z < (i + 1) * l; last = source[z++])
+      fits &= source[z] == -1 || (source[z] > last && source[z] < items && (last >= 0 || z == i * l));
+  if (!fits) refuse("neighbours are not ascending numbers of items with -1 behind the last");
   return source;
 }
 
@@ -291,7 +293,7 @@ template <class T, class Index>
 void check_transposed(const TilesView<T>& tiles,
                       const Index* indptr,     // (columns + 1,)
                       const Index* indices) {  // (nonzeros,)
-  std::vector<int64_t> size(tiles.rows);
+  Numbers<int64_t> size(tiles.rows, 0);
   bool fits = true;
   for (int64_t c = 0; c < tiles.column_blocks; ++c) {
     for (int64_t z = int64_t(indptr[tiles.column_start[c]]); z < int64_t(indptr[tiles.column_start[c + 1]]); ++z)
@@ -312,13 +314,13 @@ template <class T>
 void check_item_scores(const ItemScores<T>& added, int64_t n, int64_t m, int64_t items, int64_t had, int64_t targets) {
   if (items < 0 || !is_csr(n, items, had, added.had_start, added.had))
     refuse("items of users are not CSR rows of sorted, distinct items within the shape");
-  std::vector<bool> known(items);
-  bool fits = true;
+  bool fits = added.start[0] == 0 && added.start[items] == targets;
+  for (int64_t item = 0; item < items; ++item) fits &= added.start[item] <= added.start[item + 1];
+  Numbers<uint8_t> known(items, uint8_t(0));
   for (int64_t z = 0; z < had && fits; ++z) {
     const int64_t item = added.had[z], begin = added.start[item], end = added.start[item + 1];
     if (known[item]) continue;
-    known[item] = true;
-    fits = begin >= 0 && begin <= end && end <= targets;
+    known[item] = 1;
     for (int64_t p = begin; fits && p < end; ++p) fits = added.targets[p] >= 0 && added.targets[p] < m;
   }
   if (!fits) refuse("scores of items are not CSR rows of items within the shape");
@@ -352,16 +354,17 @@ void choose_neighbours(const Line<const int64_t>& user_indptr,   // (N + 1,)
                        const Line<const int32_t>& user_indices,  // (Z,)
                        const Line<const int64_t>& item_indptr,   // (M + 1,)
                        const Line<const int32_t>& item_indices,  // (Z,)
-                       int64_t begin,
-                       const Table<int32_t>& chosen,  // (items from `begin` on, n)
+                       int64_t begin, int64_t end,
+                       const Table<int32_t>& chosen,  // (end - begin, n)
                        int64_t threads) {
   const int64_t n = int64_t(user_indptr.shape(0)) - 1, m = int64_t(item_indptr.shape(0)) - 1;
-  const int64_t z = user_indices.shape(0), end = begin + int64_t(chosen.shape(0));
+  const int64_t z = user_indices.shape(0);
   if (n < 1 || m < 1 || m > INT32_MAX || int64_t(item_indices.shape(0)) != z ||
       !is_csr(n, m, z, numbers_of(user_indptr), numbers_of(user_indices)) ||
       !is_csr(m, n, z, numbers_of(item_indptr), numbers_of(item_indices)))
     refuse("counts and their transpose are not CSR matrices with sorted, distinct columns within their shapes");
-  if (begin < 0 || begin > m || end > m) refuse("items ", begin, " to ", end, " of ", m);
+  if (begin < 0 || begin > end || end > m) refuse("there are no items ", begin, " to ", end, " of ", m);
+  check_length("chosen", chosen.shape(0), end - begin);
   const int64_t length = checked_factors(chosen.shape(1));
   const Incidence users{n, user_indptr.data(), user_indices.data()}, items{m, item_indptr.data(), item_indices.data()};
   kernels<float>().choose_neighbours(users, items, begin, end, length, numbers_of(chosen), checked_threads(threads));
@@ -555,7 +558,7 @@ void define(nb::module_& m, const char* counts_name, const char* side_name) {
       "neighbour_rates",
       [](const Line<const int64_t>& indptr,    // (N + 1,)
          const Line<const int64_t>& indices,   // (Z',)
-         int64_t items,                        // J
+         int64_t j,                            // J
          const Table<const int32_t>& sources,  // (M, L)
          const Padded<T>& weights,             // (M, L)
          const Line<const int64_t>& rows,      // (pairs,)
@@ -567,19 +570,19 @@ void define(nb::module_& m, const char* counts_name, const char* side_name) {
         check_length("columns", columns.shape(0), pairs);
         check_length("out", out.shape(0), pairs);
         check_length("a row of sources", sources.shape(1), l);
-        if (n < 0 || items < 0 || items > INT32_MAX ||
-            !is_csr(n, items, int64_t(indices.shape(0)), numbers_of(indptr), numbers_of(indices)))
+        if (n < 0 || j < 0 || j > INT32_MAX ||
+            !is_csr(n, j, int64_t(indices.shape(0)), numbers_of(indptr), numbers_of(indices)))
           refuse("items of users are not CSR rows of sorted, distinct items within the shape");
-        const int32_t* source = checked_sources(sources, m_, items);
+        const int32_t* source = checked_sources(sources, m_, j);
         const int64_t *row = numbers_of(rows), *column = numbers_of(columns);
         for (int64_t z = 0; z < pairs; ++z)
           if (row[z] < 0 || row[z] >= n || column[z] < 0 || column[z] >= m_)
             throw nb::index_error("a pair lies outside the matrices");
-        kernels<T>().neighbour_rates(indptr.data(), indices.data(), items, source,
+        kernels<T>().neighbour_rates(indptr.data(), indices.data(), j, source,
                                      aligned<const T>("weights", weights, m_, l), pairs, row, column, numbers_of(out),
                                      checked_threads(threads));
       },
-      "indptr"_a.noconvert(), "indices"_a.noconvert(), "items"_a, "sources"_a.noconvert(), "weights"_a.noconvert(),
+      "indptr"_a.noconvert(), "indices"_a.noconvert(), "j"_a, "sources"_a.noconvert(), "weights"_a.noconvert(),
       "rows"_a.noconvert(), "columns"_a.noconvert(), "out"_a.noconvert(), "threads"_a, release);
 
   m.def(
@@ -703,8 +706,8 @@ NB_MODULE(_openmp, m) {
   hpf::define<float>(m, "Counts32", "Side32");
   hpf::define<double>(m, "Counts64", "Side64");
   m.def("choose_neighbours", &hpf::choose_neighbours, "user_indptr"_a.noconvert(), "user_indices"_a.noconvert(),
-        "item_indptr"_a.noconvert(), "item_indices"_a.noconvert(), "begin"_a, "chosen"_a.noconvert(), "threads"_a,
-        nb::call_guard<nb::gil_scoped_release>());
+        "item_indptr"_a.noconvert(), "item_indices"_a.noconvert(), "begin"_a, "end"_a, "chosen"_a.noconvert(),
+        "threads"_a, nb::call_guard<nb::gil_scoped_release>());
   m.def("levels", &hpf::levels, "Instruction sets that this processor has, the best first.");
   m.def("level", [] { return std::string(hpf::active.name); }, "The instruction set in use.");
   m.def("use_level", &hpf::use_level, "level"_a, "Use another instruction set, for tests and comparisons.");
