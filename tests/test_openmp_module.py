@@ -238,10 +238,12 @@ def spoiled(operation: str, calls: dict[str, Call], others: tuple[dict[str, Call
             wrong += spoiled_arrays(operation, name, value)
         elif name in NUMBERS:
             wrong += NUMBERS[name]
-        elif name in ("counts", "had", "side", "users", "items", "weights"):
+        elif value is not None and name in ("counts", "had", "side", "users", "items", "weights"):
             wrong += [None, object(), type(value).__new__(type(value))]
             # Of another type or size, where anything else is there to fit.
-            alone = {"log_factorial_sum": 2, "gamma_entropy": 1}.get(operation, int(name == "had"))
+            alone = {"log_factorial_sum": 2, "gamma_entropy": 1, "had_neighbours": 1}.get(
+                operation, int(name == "had")
+            )
             wrong += [other[operation][1][name] for other in others[alone:]]
         for one in wrong:
             yield function, name, good | {name: one}
@@ -315,7 +317,7 @@ def test_rows_of_the_callers_own_at_any_distance(dtype: type) -> None:
         openmp.predict_pairs(users, items, rows, columns, out, 1)
         np.testing.assert_array_equal(out, rates.ravel())
         best, scores = np.empty((len(users), 4), np.int64), np.empty((len(users), 4), dtype)
-        openmp.top_items(users, items, None, None, best, scores, 1)
+        openmp.top_items(users, items, *[None] * 7, best, scores, 1)
         np.testing.assert_array_equal(scores, -np.sort(-rates, axis=1)[:, :4])
 
 
