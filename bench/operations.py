@@ -18,10 +18,10 @@ encode              0                    0                    ids read, codes wr
 
 "with neighbours" is allocate_with_neighbours of both sides with L neighbours an item; an addition under a
 mask is charged as a multiply-add.  A count is its column number and its value.  Rows are gathered at the rate
-of a block in cache: tiling keeps one there.  Writing the sums back is not counted, nor ψ, exp and ln, nor what
-tiling costs: own rows that are read once for each column block.  The slowest of the three gives the floor:
-what an operation reaches of it is its share of the nearer ceiling.  Beside it stands the share of the time in
-which the same rows could be gathered from all over the memory: beyond 100 % where tiling pays.
+of a block in cache: tiling keeps one there.  Writing the sums back is not counted, nor ψ, exp and ln, nor
+what tiling costs: own rows that are read once for each column block.  The slowest of the three gives the
+floor: what an operation reaches of it is its share of the nearer ceiling.  Beside it stands the share of the
+time in which the same rows could be gathered from all over the memory: beyond 100 % where tiling pays.
 """
 
 from __future__ import annotations
