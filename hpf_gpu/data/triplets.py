@@ -110,7 +110,8 @@ def _columns(data: Any, columns: Sequence[str], name: str) -> list[Any]:
             raise ValueError(
                 f"{name} has no column {missing[0]!r}; it needs {', '.join(columns)} and has {have}"
             )
-        doubled = [column for column in columns if (data.columns == column).sum() > 1]
+        names = data.columns.tolist()  # comparing the index itself takes a millisecond
+        doubled = [column for column in columns if names.count(column) > 1]
         if doubled:
             raise ValueError(f"{name} has several columns {doubled[0]!r}")
         series = [data[column] for column in columns]
