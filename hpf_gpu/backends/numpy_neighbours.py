@@ -43,22 +43,31 @@ def sums_over_had(has: Any, sources: Host, weights: Host, rows: Host, columns: H
 def sums_over_users(has: Any, values: Any, sources: Host) -> Host:
     """Σ_u values_ui over the users of item i who have its neighbour l, (M, L), for CSR values (N, M)."""
     sums, by_item = np.zeros(sources.shape, has.dtype), values.T.tocsr()
-    for items in _blocks(len(sources), has.shape[1]):
-        together = (by_item[items] @ has).toarray()
-        some = sources[items]
-        sums[items] = np.where(some >= 0, np.take_along_axis(together, np.maximum(some, 0), axis=1), 0)
+    pairs = int((np.diff(has.indptr).astype(np.int64) ** 2).sum())  # of items that users have together
+    for items in _blocks(len(sources), 1 + pairs // len(sources)):
+        together = (by_item[items] @ has).tocsr()
+        together.sort_indices()
+        found, places = _entries(together, np.arange(together.shape[0])[:, None], sources[items])
+        sums[items][found] = together.data[places]
     return sums
 
 
 def had_among(csr: Any, sources: Host, rows: Host, columns: Host) -> Host:
     """Whether user u has neighbour l of item i, for pairs: (Z, L).  ``csr`` (N, J) is canonical."""
+    found, _ = _entries(csr, rows[:, None], sources[columns])
+    return found
+
+
+def _entries(csr: Any, rows: Host, columns: Host) -> tuple[Host, Host]:
+    """Which entries a canonical matrix has, in the common shape of both, and the places of those it has."""
     width = csr.shape[1]
-    had = np.repeat(np.arange(csr.shape[0]), np.diff(csr.indptr)) * width + csr.indices  # ascending
-    some = sources[columns]
-    asked = rows[:, None].astype(np.int64) * width + some
-    found = had[np.minimum(np.searchsorted(had, asked), max(len(had) - 1, 0))]
-    is_had: Host = (found == asked) & (some >= 0)
-    return is_had
+    has = np.repeat(np.arange(csr.shape[0]), np.diff(csr.indptr)) * width + csr.indices  # ascending
+    if len(has) == 0:
+        return np.zeros(np.broadcast_shapes(rows.shape, columns.shape), bool), np.empty(0, np.intp)
+    asked = rows.astype(np.int64) * width + columns
+    places = np.minimum(np.searchsorted(has, asked), len(has) - 1)
+    found: Host = (has[places] == asked) & (columns >= 0)
+    return found, places[found]
 
 
 def choose(csr: Any, n: int) -> Host:
