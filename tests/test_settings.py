@@ -65,7 +65,7 @@ def test_set_params() -> None:
 @pytest.mark.parametrize(
     ("wrong", "kind", "message"),
     [
-        ({"k": 0}, ValueError, "k=0 must be at least 1"),
+        ({"k": 0}, ValueError, "k=0 leaves the factors out: set neighbours"),
         ({"factors": 5}, ValueError, "HPF has no parameter 'factors'; it has k, a, "),
         ({"a": "much"}, TypeError, "a must be a number, not 'much'"),
         (
