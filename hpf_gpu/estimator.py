@@ -143,7 +143,7 @@ class HPF:
     neighbours : int
         If above zero, counts may also come from the other items of the user: the expected count is
         ``θ_u·β_i + Σ_j w_ji`` over those items j of the user that are neighbours of i, with
-        ``w_ji ~ Gamma(w_shape, w_rate)``.  Each item has at most this many neighbours, up to 2048: the items
+        ``w_ji ~ Gamma(w_shape, w_rate)``.  Each item has at most this many neighbours, up to 1024: the items
         j with the largest n_ij ln(n_ij N / (n_i n_j)), where n_ij users have both (of users with more than
         1000 items, 1000 drawn ones count for this choice).  Users are those of the training data with their
         items there, or new ones with the counts that are passed.  Needs ``keep_data=True``.

@@ -64,6 +64,15 @@ class Problem:
         return Objective(backend, blocks, total, full_llk, elbo_at_checks=True)
 
 
+def planted_counts(n: int = 25, m: int = 18) -> Host:
+    """Counts (N, M) with activity, popularity and four tastes; nobody and nothing is empty."""
+    rng = np.random.default_rng(8)
+    theta, beta = rng.gamma(0.4, 1.0, (n, 4)), rng.gamma(0.4, 1.0, (m, 4))
+    y = rng.poisson(theta @ beta.T + rng.gamma(0.5, 0.5, (n, 1)) + rng.gamma(0.5, 0.5, m)).astype(float)
+    y[np.arange(n), np.arange(n) % m] += 1
+    return y
+
+
 def _small_problem() -> Problem:
     rng = np.random.default_rng(7)
     theta, beta = rng.gamma(0.4, 2.0, (24, 4)), rng.gamma(0.4, 2.0, (33, 4))

@@ -7,6 +7,7 @@ import oracle
 import pandas as pd
 import pytest
 from parity import relative_error
+from problems import planted_counts
 from scipy import sparse
 
 from hpf_gpu import HPF
@@ -21,16 +22,7 @@ K, SEED = 3, 2
 SCHEDULES = ("joint", "alternating")
 
 
-def planted(n=25, m=18):
-    """Counts (N, M) with activity, popularity and four tastes; nobody and nothing is empty."""
-    rng = np.random.default_rng(8)
-    theta, beta = rng.gamma(0.4, 1.0, (n, 4)), rng.gamma(0.4, 1.0, (m, 4))
-    y = rng.poisson(theta @ beta.T + rng.gamma(0.5, 0.5, (n, 1)) + rng.gamma(0.5, 0.5, m)).astype(float)
-    y[np.arange(n), np.arange(n) % m] += 1
-    return y
-
-
-Y = planted()
+Y = planted_counts()
 GIVEN = np.random.default_rng(9).gamma(0.5, 1.0, (max(Y.shape), K + 2))
 GIVEN[::3, 1] = 0.0  # zeros, as other factorizations have them
 

@@ -8,89 +8,36 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from neighbour_models import (
+    FRAME,
+    GIVEN,
+    PRIORS,
+    SEED,
+    WAYS,
+    M,
+    N,
+    Y,
+    dense_rates,
+    dense_weights,
+    fit,
+    model_of,
+    rows_of,
+    weights_of,
+)
 from parity import relative_error
 from scipy import sparse
-from test_family import planted
 
 from hpf_gpu import HPF
 from hpf_gpu.backends import create
 from hpf_gpu.fitting import training
 from hpf_gpu.model import neighbours, stochastic
 
-PRIORS = oracle.Priors(0.4, 0.5, 1.3, 0.2, 0.7, 0.6)
-SEED, W_SHAPE, W_RATE = 2, 0.35, 3.0
-
-
-def counts():
-    """Counts (N, M) in which every third item comes with the one before it; a user and an item are empty."""
-    y, rng = planted(40, 24), np.random.default_rng(3)
-    y[:, 1::3] += rng.poisson(1.5 * (y[:, ::3] > 0))
-    y[7] = y[:, 5] = 0
-    return y
-
-
-Y = counts()
-N, M = Y.shape
-GIVEN = np.random.default_rng(9).gamma(0.5, 1.0, (max(Y.shape), 3)) + 0.01
-
-WAYS = {
-    "both": {},
-    "T = 1": {"temperature": 1.0},
-    "no factors": {"k": 0},
-    "no factors, T = 1": {"k": 0, "temperature": 1.0},
-    "no hierarchy": {"hierarchical": False, "temperature": 2.0},
-    "no factors, no hierarchy": {"k": 0, "hierarchical": False},
-    "biases": {"bias": True},
-    "items fixed": {"known_items": GIVEN[:M]},
-    "users fixed": {"known_users": GIVEN[:N], "temperature": 1.0},
-    "many neighbours": {"neighbours": 40},
-}
 SCHEDULES = ("joint", "alternating")
 
 #: Largest relative errors of means and shapes, and of sums relative to the magnitude of the ELBO's terms; the
 #: largest measured with numpy stand beside them.
 LIMITS = {"float64": 1e-13, "float32": 2e-5}  # 7.4e-15, 2.9e-6
 SUM_LIMITS = {"float64": 2e-15, "float32": 1e-7}  # 1.9e-16, 4.6e-9
-
-
-def model_of(way="both", *, backend="auto", **others):
-    parameters = {name: value for name, value in WAYS[way].items() if "known" not in name}
-    arguments = {
-        **vars(PRIORS), "k": 3, "neighbours": 6, "w_shape": W_SHAPE, "w_rate": W_RATE, "random_seed": SEED,
-        "stop_crit": "maxiter", "maxiter": 12, "check_every": 1, "verbose": False, "backend": backend,
-        "compute_elbo": True, "use_float": False,
-    }  # fmt: skip
-    return HPF(**arguments | parameters | others)
-
-
-def fit(model, way="both", y=Y, **options):
-    """Fit with a check after every iteration."""
-    fixed = {
-        name.replace("known", "fixed"): value for name, value in WAYS[way].items() if name.startswith("known")
-    }
-    model.verbose = True
-    try:
-        return model.fit(sparse.csr_array(y), **fixed, **options)
-    finally:
-        model.verbose = False
-
-
-def weights_of(model):
-    return model._fitted.neighbours
-
-
-def dense_weights(model, y=Y):
-    """q(w) of a fitted model, for the oracle."""
-    found = weights_of(model)
-    rate = model.w_rate + oracle.users_with(y, found.sources)
-    gamma = oracle.Gamma(found.shape.astype(np.float64), rate)
-    return oracle.Weights(gamma, found.sources, model.w_shape, model.w_rate, model.temperature)
-
-
-def dense_rates(model, y=Y):
-    """Expected counts of all pairs (N, M), for the items that users have in ``y``."""
-    found = weights_of(model)
-    return oracle.rates_with_neighbours(y, model.Theta, model.Beta, found.mean, found.sources)
 
 
 def reference(model, way, iterations, dtype, y=Y):
@@ -306,12 +253,6 @@ def test_a_step_of_weights(step, scale, backend, tolerance):
 # -- fold-in -----------------------------------------------------------------------------------
 
 
-def rows_of(y, first=0):
-    """Counts (n, M) as a frame of users with the numbers from ``first`` on."""
-    users, items = y.nonzero()
-    return pd.DataFrame({"UserId": users + first, "ItemId": items, "Count": y[users, items]})
-
-
 @pytest.mark.parametrize("way", ["both", "T = 1", "no hierarchy"])
 def test_fold_in_is_the_dense_formulas(way, backend_name):
     """Of users of the training data, and of others whose items are nobody's neighbours."""
@@ -385,8 +326,6 @@ def test_added_users_are_answered_by_their_items(way, backend_name):
 
 
 # -- partial_fit -------------------------------------------------------------------------------
-
-FRAME = rows_of(Y)
 
 
 def grown(**arguments):

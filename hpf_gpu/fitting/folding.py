@@ -95,7 +95,9 @@ def factors_of_new_users(
     settings: Settings, fitted: Fitted, triplets: Triplets, *, maxiter: int, stop_thr: float
 ) -> tuple[NewRows, NDArray[Any]]:
     """New users with their counts, and E[θ] (B, K); without factors (k=0) nothing has to be folded in."""
-    if settings.k == 0 and fitted.k == 1:
+    of_users = None if fitted.posteriors is None else fitted.posteriors[0]
+    pinned = settings.k == 0 if of_users is None else len(of_users.prior.pins) == fitted.k
+    if pinned:
         new = new_rows(triplets, "user", fitted.item_ids, name="counts")
         return new, np.ones((new.csr.shape[0], 1), fitted.dtype)
     folded = fold(

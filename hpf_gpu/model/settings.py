@@ -21,7 +21,7 @@ MIN_PRIOR, MAX_PRIOR = 1e-30, 1e30  # what float32 can hold, and the update can 
 _MAX_RATE_BESIDE_ONES = 1e19
 _MAX_WHOLE = 2**63 - 1
 _MAX_FACTORS = 2**31 - 1
-_MAX_NEIGHBOURS = 2048
+_MAX_NEIGHBOURS = 1024  # what a block of a GPU has shared memory for
 
 
 def default_step_size(iteration: int) -> float:
