@@ -434,7 +434,7 @@ def test_a_user_who_moves_all_items(backend_name):
         ({"items_per_batch": 9}, ValueError, "items_per_batch=9 .*: use users_per_batch"),
         ({"backend": "cuda", "allocate": "cusparse"}, ValueError, "allocate='cusparse' .*'fused'"),
         ({"neighbours": -1}, ValueError, "neighbours=-1 must be at least 0"),
-        ({"neighbours": 5000}, ValueError, "neighbours=5000 must be at most 2048"),
+        ({"neighbours": 5000}, ValueError, "neighbours=5000 must be at most 1024"),
         ({"neighbours": 2.5}, ValueError, "neighbours=2.5 must be an integer"),
         ({"neighbours": "all"}, TypeError, "neighbours must be an integer, not 'all'"),
         ({"temperature": 0.5}, ValueError, "temperature=0.5 must lie between 1 and 10"),
