@@ -240,8 +240,8 @@ def make_neighbours(name: str) -> Neighbours:
         sources[i, :size] = np.sort(rng.choice(others, size, replace=False))
     low = case.items.shape.min(axis=1, keepdims=True)  # as small as the case's shapes are
     shape = low * np.exp(rng.normal(0.0, 1.2, (m, width)))
-    full = Parameters(float32_exact(shape), float32_exact(rng.gamma(2.0, 1.0, (m, width))), np.zeros(width))
-    return Neighbours(sources, full)
+    rates = float32_exact(rng.gamma(2.0, 1.0, (m, width)))
+    return Neighbours(sources, Parameters(float32_exact(shape), rates, np.zeros(width)))
 
 
 #: Cases for operations with neighbours: those with K = 1, 5, 30, 64 and 200 stand for all K.  A simulator takes
