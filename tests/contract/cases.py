@@ -244,8 +244,8 @@ def make_neighbours(name: str) -> Neighbours:
     return Neighbours(sources, Parameters(float32_exact(shape), rates, np.zeros(width)))
 
 
-#: Cases for operations with neighbours: those with K = 1, 5, 30, 64 and 200 stand for all K.  A simulator takes
-#: minutes for all of them.
+#: Cases for operations with neighbours: those with K = 1, 5, 30, 64 and 200 stand for all K.  A simulator
+#: takes minutes for all of them.
 _OF_ALL_K = ("K=1", "K=5", "K=30") if conftest.SIMULATED else ("K=1", "K=5", "K=30", "K=64", "K=200")
 _ELSEWHERE = ("fractional counts", "start values", "start values, K=20", "small shapes", "disjoint")
 NEIGHBOUR_CASES = tuple(
