@@ -8,7 +8,7 @@ import sys
 import pytest
 
 RUN = "import sys; from hpf_gpu.app.cli import main; sys.exit(main(sys.argv[1:]))"
-COMMANDS = (["doctor"], ["demo", "--k", "2", "--backend", "numpy"])
+COMMANDS = (["doctor"], ["demo", "--k", "2"])
 
 
 def shell(command, redirection, folder):

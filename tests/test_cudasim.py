@@ -229,7 +229,10 @@ constexpr Width width;
 
 def test_the_kernels_find_rows_by_products_of_64_bits():
     """In every kernel; test_cuda.py runs those that can do with a few rows of a matrix so large."""
-    variant, declaration = Variant(30, np.dtype("f4")), "constexpr int K = HPF_K, width = HPF_WIDTH;"
+    variant, declaration = (
+        Variant(30, np.dtype("f4"), neighbours=200),
+        "constexpr int K = HPF_K, width = HPF_WIDTH;",
+    )
     code = source()
     assert code.count(declaration) == 1
     cudasim.build(code.replace(declaration, WIDTH), variant.options)

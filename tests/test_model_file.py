@@ -514,7 +514,8 @@ def is_another_model(path, value, header):
         except (TypeError, ValueError, OverflowError):
             return False
         settled = all(bool(given[name]) == bool(parameters[name]) for name in ("use_float", "bias"))
-        return settled and parameters["k"] == given["k"] and parameters["save_folder"] is None
+        same = all(parameters[name] == given[name] for name in ("k", "neighbours"))
+        return settled and same and parameters["save_folder"] is None
     number = type(value) is int and value in (0, 3)
     return {
         ("version",): value == "zz",
@@ -586,7 +587,7 @@ def test_every_field_and_array_is_checked(kind, tmp_path):
             assert error is not None, (place, value)
             assert str(path) in error
             # Some fields say what arrays are like.
-            places = (place[-1], "header.priors", "user.rate", "item.rate", *tensors)
+            places = (place[-1], "header.priors", "user.rate", "item.rate", "weights.", *tensors)
             assert any(name in error for name in places), (place, value, error)
     for (name, change), others in altered.arrays(tensors):
         error = attempt(path, header, others)

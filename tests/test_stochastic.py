@@ -230,7 +230,9 @@ def test_a_small_last_batch_counts_for_more(kind: str) -> None:
     problem = Problem(y if kind == "users" else y.T, 3, SMALL.priors)
     backend = create("numpy", np.dtype(np.float64))
     data = training_data(sparse.csr_array(problem.y), backend=backend, reindex=False)
-    epochs = _epochs(model_of(k=3, **{f"{kind}_per_batch": 4})._settings(), backend, data, seed=3)
+    epochs = _epochs(
+        model_of(k=3, **{f"{kind}_per_batch": 4})._settings(), backend, data, seed=3, sources=None
+    )
     assert sorted(len(batch.rows) for batch in (*epochs.user_batches, *epochs.item_batches)) == [2, 4, 4]
     epochs = replace(epochs, rng=np.random.default_rng(11))  # the order that assert_epochs draws
     blocks = problem.blocks(backend)
