@@ -12,16 +12,13 @@ from hpf_gpu.data.seen import items_of
 from hpf_gpu.model.fitted import Fitted
 from hpf_gpu.model.neighbours import Neighbours
 
-from .predictions import backend_for
+from .predictions import backend_for, paired
 
 
 def explain(fitted: Fitted, threads: int | None, user: Any, item: Any, n: int) -> pd.DataFrame:
     """The shares of expected counts; see :meth:`hpf_gpu.HPF.explain`."""
     neighbours, users, items = _neighbours(fitted), fitted.user_ids, fitted.item_ids
-    rows, columns = users.require(user), items.require(item)
-    if len(rows) != len(columns) and 1 not in (len(rows), len(columns)):
-        raise ValueError(f"{len(rows)} users and {len(columns)} items cannot be paired")
-    rows, columns = np.broadcast_arrays(rows, columns)
+    rows, columns = paired(users.require(user), items.require(item))
     backend = backend_for(fitted, threads)
     of_factors = backend.predict_pairs(fitted.theta, fitted.beta, rows, columns).astype(np.float64)
 

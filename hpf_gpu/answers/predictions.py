@@ -20,10 +20,7 @@ from hpf_gpu.model.likelihood import pair_llk
 def predict(fitted: Fitted, threads: int | None, user: Any, item: Any) -> Any:
     """Expected counts of pairs; see :meth:`hpf_gpu.HPF.predict`."""
     users, items = fitted.user_ids, fitted.item_ids
-    rows, columns = users.codes_of(user), items.codes_of(item)
-    if len(rows) != len(columns) and 1 not in (len(rows), len(columns)):
-        raise ValueError(f"{len(rows)} users and {len(columns)} items cannot be paired")
-    rows, columns = np.broadcast_arrays(rows, columns)
+    rows, columns = paired(users.codes_of(user), items.codes_of(item))
     known = (rows >= 0) & (columns >= 0)
     rates = np.full(len(rows), np.nan, dtype=fitted.dtype)
     backend = backend_for(fitted, threads)
@@ -37,6 +34,14 @@ def eval_llk(fitted: Fitted, threads: int | None, triplets: Triplets, *, full_ll
     backend = backend_for(fitted, threads)
     rates = rates_of_pairs(backend, fitted, pairs.rows, pairs.columns)
     return {"llk": pair_llk(rates, pairs, full_llk=full_llk), "nobs": len(pairs.values)}
+
+
+def paired(rows: NDArray[Any], columns: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Row and column numbers of pairs, (Z,) each; a single one is paired with all of the other argument."""
+    if len(rows) != len(columns) and 1 not in (len(rows), len(columns)):
+        raise ValueError(f"{len(rows)} users and {len(columns)} items cannot be paired")
+    rows, columns = np.broadcast_arrays(rows, columns)
+    return rows, columns
 
 
 def rates_of_pairs(

@@ -26,7 +26,7 @@ def top_n(
 ) -> NDArray[Any]:
     """Ids of the items with the highest expected counts; see :meth:`hpf_gpu.HPF.topN`."""
     rows = fitted.user_ids.require(user)
-    had = _seen_by(fitted, rows) if exclude_seen or fitted.neighbours is not None else None
+    had = _had_by(fitted, rows, exclude_seen)
     exclude = had if exclude_seen else None
     pool = None if items_pool is None else _pool(fitted, items_pool)
     on_gpu = not backends.entry_of(fitted.backend).on_host and len(rows) >= _MIN_USERS_FOR_GPU
@@ -42,8 +42,7 @@ def recommend(
     """A table of the best items of known users; see :meth:`hpf_gpu.HPF.recommend`."""
     users = fitted.user_ids
     rows = users.require(user)
-    had = _seen_by(fitted, rows) if exclude_seen or fitted.neighbours is not None else None
-    theta = fitted.theta[rows]
+    had, theta = _had_by(fitted, rows, exclude_seen), fitted.theta[rows]
     return recommend_for(
         fitted, threads, users, rows, theta, had, n, exclude_seen=exclude_seen, items_pool=items_pool
     )
@@ -115,8 +114,10 @@ def _added(weights: sparse.csr_array, had: UserItems, pool: NDArray[Any] | None)
     return ItemScores(had, starts, weights.indices[places], weights.data[places])
 
 
-def _seen_by(fitted: Fitted, rows: NDArray[Any]) -> UserItems:
-    """The items of some users (B,) in the training data."""
+def _had_by(fitted: Fitted, rows: NDArray[Any], exclude_seen: bool) -> UserItems | None:
+    """The items of some users (B,) in the training data; None if nothing depends on them."""
+    if not exclude_seen and fitted.neighbours is None:
+        return None
     if fitted.seen is None:
         raise ValueError("exclude_seen needs the items of each user: fit with keep_data=True")
     return items_of(rows, fitted.seen)

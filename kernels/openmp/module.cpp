@@ -160,6 +160,12 @@ void check_length(const char* name, size_t length, int64_t wanted) {
   if (int64_t(length) != wanted) refuse(name, " has the length ", length, " instead of ", wanted);
 }
 
+void check_pairs(int64_t pairs, const int64_t* row, const int64_t* column, int64_t rows, int64_t columns) {
+  for (int64_t z = 0; z < pairs; ++z)
+    if (row[z] < 0 || row[z] >= rows || column[z] < 0 || column[z] >= columns)
+      throw nb::index_error("a pair lies outside the matrices");
+}
+
 void check_temperature(double temperature) {
   if (!(temperature > 0 && temperature <= std::numeric_limits<double>::max()))
     refuse("the temperature must be positive and finite, not ", temperature);
@@ -575,9 +581,7 @@ void define(nb::module_& m, const char* counts_name, const char* side_name) {
           refuse("items of users are not CSR rows of sorted, distinct items within the shape");
         const int32_t* source = checked_sources(sources, m_, j);
         const int64_t *row = numbers_of(rows), *column = numbers_of(columns);
-        for (int64_t z = 0; z < pairs; ++z)
-          if (row[z] < 0 || row[z] >= n || column[z] < 0 || column[z] >= m_)
-            throw nb::index_error("a pair lies outside the matrices");
+        check_pairs(pairs, row, column, n, m_);
         kernels<T>().neighbour_rates(indptr.data(), indices.data(), j, source,
                                      aligned<const T>("weights", weights, m_, l), pairs, row, column, numbers_of(out),
                                      checked_threads(threads));
@@ -630,9 +634,7 @@ void define(nb::module_& m, const char* counts_name, const char* side_name) {
         check_length("columns", columns.shape(0), pairs);
         check_length("out", out.shape(0), pairs);
         const int64_t *row = numbers_of(rows), *column = numbers_of(columns);
-        for (int64_t z = 0; z < pairs; ++z)
-          if (row[z] < 0 || row[z] >= n || column[z] < 0 || column[z] >= m_)
-            throw nb::index_error("a pair lies outside the matrices");
+        check_pairs(pairs, row, column, n, m_);
         kernels<T>().predict_pairs(rows_of(theta), rows_of(beta), pairs, row, column, numbers_of(out),
                                    checked_threads(threads));
       },
