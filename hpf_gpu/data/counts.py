@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -35,9 +36,9 @@ class TrainingData:
     users: Ids
     items: Ids
 
-    @property
+    @cached_property
     def host_csr(self) -> sparse.csr_array:
-        """The counts (N, M) as scipy's CSR."""
+        """The counts (N, M) as scipy's CSR; those of a device are copied once."""
         if isinstance(self.csr, sparse.csr_array):
             return self.csr
         arrays = (on_host(self.csr.data), on_host(self.csr.indices), on_host(self.csr.indptr))

@@ -98,18 +98,23 @@ class Objective:
                 if w is not None and self.having is not None:
                     rates = rates + self.having.rates(self.backend, w, block.users, pairs)
                 held_out.append(pair_llk(rates, pairs, full_llk=self.full_llk))
-        llk = log_rates - self._expected_total(model, w)
+        expected = self._expected_total(model, w)
+        llk = log_rates - expected
         if self.full_llk:
             llk -= self.log_factorial_sum
         return Check(
             iteration,
             llk=llk,
-            elbo=self.elbo(model) if self.elbo_at_checks else math.nan,
+            elbo=self._elbo(model, expected) if self.elbo_at_checks else math.nan,
             val_llk=sum(held_out) if held_out else math.nan,
         )
 
     def elbo(self, model: Model) -> float:
         """The evidence lower bound with φ at its optimum, all constants included."""
+        return self._elbo(model, self._expected_total(model, self._mean_weights(model)))
+
+    def _elbo(self, model: Model, expected: float) -> float:
+        """The same, given the sum of the expected rates of all pairs."""
         weights = model.items.weights
         log_normalizers = sum(
             self.backend.log_normalizer_sum(
@@ -119,7 +124,6 @@ class Objective:
         )
         total = sum(self._elbo_of_side(side) for side in (model.items, *model.users))
         total += 0.0 if weights is None else self._elbo_of_weights(weights)
-        expected = self._expected_total(model, self._mean_weights(model))
         return total + log_normalizers - expected - self.log_factorial_sum
 
     def _elbo_of_side(self, side: Side) -> float:
