@@ -385,7 +385,7 @@ def test_batches_alone_make_a_model(way, backend_name):
     users = pd.factorize(first.UserId)[0]
     csr = sparse.csr_array((first.Count, (users, codes)))
     csr.sort_indices()
-    want = create("numpy", np.float64).choose_neighbours(csr, 6)
+    want = create(backend_name, np.float64).choose_neighbours(csr, 6)
     assert np.array_equal(weights_of(model).sources[: len(items)], want)
     assert (weights_of(model).mean[: len(items)][want >= 0] > 0).all()
     for _ in range(20):

@@ -11,8 +11,9 @@ items of each user, is what Chaney, Blei and Eliassi-Rad (2015) have for a user'
 
 φ is tempered: proportional to exp(E[ln ·]/T).  At T = 1 weights that explain a few counts well take them
 from all others, and fits of many iterations recommend worse than fits of five; at T = 1.25 they do not.
-Coordinate ascent then maximizes the ELBO with the entropy of φ counted T times (Katahira, Watanabe and Okada
-2008), which is no lower bound of the evidence if T > 1, but never falls.
+Coordinate ascent then maximizes the ELBO with the entropy of φ counted T times, as at one temperature of
+deterministic annealing (Katahira, Watanabe and Okada 2008).  It never falls, but is no lower bound of the
+evidence if T > 1.
 """
 
 from __future__ import annotations
@@ -130,11 +131,6 @@ class Neighbours:
     sources: Host  # (M, L) int32
     shape: Host  # (M, L)
     users_with: Host  # (M,) float64, number of users that have each item
-
-    @property
-    def count(self) -> int:
-        """Number of neighbours L."""
-        return int(self.sources.shape[1])
 
     @property
     def rate(self) -> Host:
