@@ -127,8 +127,11 @@ class HPF:
         If False, there are no ξ and η, and the model is Bayesian Poisson factorization [1]_:
         ``θ_uk ~ Gamma(a, b')`` and ``β_ik ~ Gamma(c, d')``, with rates fixed at the prior means b' and d' of
         ξ and η.  a' and c' then only determine the level of the start values.
-    binary : bool
-        Whether counts above zero are replaced by one, in ``fit``, ``val_set``, ``eval_llk`` and fold-in.
+    counts : {'raw', 'binary', 'log1p'}
+        What the model takes for a count y above zero: y itself, 1 or ln(1 + y).  In ``fit``, ``val_set``,
+        ``eval_llk`` and fold-in alike, after duplicates are added up.  Expected counts and likelihoods are
+        then those of 1 or of ln(1 + y).  For recommendations from counts of very different size, such as
+        plays, 'log1p' is better than 'raw'.
     bias : bool
         Whether expected counts have a bias b_u of the user and c_i of the item, ``θ_u·β_i + b_u + c_i``, with
         the priors of θ_uk and β_ik.  Theta and Beta then have k + 2 columns.  The last two are b_u and 1 in
@@ -231,7 +234,7 @@ class HPF:
         precision: str = "full",
         allocate: str = "fused",
         hierarchical: bool = True,
-        binary: bool = False,
+        counts: str = "raw",
         bias: bool = False,
         compute_elbo: bool = False,
         neighbours: int = 0,
@@ -271,7 +274,7 @@ class HPF:
         self.precision = precision
         self.allocate = allocate
         self.hierarchical = hierarchical
-        self.binary = binary
+        self.counts = counts
         self.bias = bias
         self.compute_elbo = compute_elbo
         self.neighbours = neighbours
@@ -466,7 +469,7 @@ class HPF:
         self._fitted = partial_step(
             settings,
             fitted,
-            read(counts_df, dtype=dtype.type, name="counts_df", binary=settings.binary),
+            read(counts_df, dtype=dtype.type, name="counts_df", taken=settings.counts),
             side=side,
             step_size=step_size,
             totals=Totals(nusers, nitems),
@@ -686,14 +689,14 @@ class HPF:
         """Fold in many new users or items."""
         settings, fitted = self._settings(), self._require_fitted()
         threads = settings.threads if ncores is None else thread_count(ncores)
-        triplets = read(counts_df, dtype=fitted.dtype.type, name="counts_df", binary=settings.binary)
+        triplets = read(counts_df, dtype=fitted.dtype.type, name="counts_df", taken=settings.counts)
         return fold(
             settings, fitted, triplets, side=side, maxiter=maxiter, stop_thr=stop_thr, threads=threads
         )
 
     def _one_user(self, counts_df: Any, user: Any) -> Triplets:
-        dtype, binary = self._require_fitted().dtype.type, bool(self.binary)
-        return read_one_user(counts_df, user, dtype=dtype, name="counts_df", binary=binary)
+        dtype, taken = self._require_fitted().dtype.type, self._settings().counts
+        return read_one_user(counts_df, user, dtype=dtype, name="counts_df", taken=taken)
 
     # -- answers -------------------------------------------------------------------------------
 
@@ -800,7 +803,7 @@ class HPF:
             fitted, threads = self._require_fitted(), thread_count(self.ncores)
             return recommend(fitted, threads, users, n, exclude_seen=exclude_seen, items_pool=items_pool)
         settings, fitted = self._settings(), self._require_fitted()
-        triplets = read(counts, dtype=fitted.dtype.type, name="counts", binary=settings.binary)
+        triplets = read(counts, dtype=fitted.dtype.type, name="counts", taken=settings.counts)
         new, theta = factors_of_new_users(settings, fitted, triplets, maxiter=10, stop_thr=1e-3)
         return recommend_for(
             fitted,
@@ -888,8 +891,8 @@ class HPF:
         ValueError, TypeError
             If the data are not counts, or none is left; if the model is not fitted.
         """
-        fitted, binary = self._require_fitted(), bool(self.binary)
-        triplets = read(input_df, dtype=fitted.dtype.type, name="input_df", binary=binary)
+        fitted, taken = self._require_fitted(), self._settings().counts
+        triplets = read(input_df, dtype=fitted.dtype.type, name="input_df", taken=taken)
         return eval_llk(fitted, thread_count(self.ncores), triplets, full_llk=bool(full_llk))
 
     # -- files ---------------------------------------------------------------------------------

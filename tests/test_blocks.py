@@ -36,7 +36,7 @@ WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "held out": ({"stop_crit": "val-llk", "stop_thr": 1e-9}, {"val_set": HELD_OUT}),
     "change of Theta": ({"stop_crit": "diff-norm", "stop_thr": 1e-9}, {}),
     "biases": ({"bias": True}, {}),
-    "no hierarchy": ({"hierarchical": False, "binary": True}, {}),
+    "no hierarchy": ({"hierarchical": False, "counts": "binary"}, {}),
     "items fixed": ({}, {"fixed_items": GIVEN[:M]}),
     "users fixed": ({}, {"fixed_users": GIVEN}),
     "batches of users": ({"users_per_batch": 13}, {}),

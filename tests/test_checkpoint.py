@@ -496,7 +496,13 @@ OTHER_VALUES = {
 OTHER_VALUES |= dict.fromkeys(("verbose", "allow_inconsistent_math", "full_llk", "alloc_full_phi"), True)
 OTHER_VALUES["compute_elbo"] = True
 OTHER_VALUES |= dict.fromkeys(("use_float", "keep_data", "produce_dicts", "keep_all_objs"), False)
-OTHER_VALUES |= {"sum_exp_trick": True, "hierarchical": False, "binary": True, "bias": True, "reindex": False}
+OTHER_VALUES |= {
+    "sum_exp_trick": True,
+    "hierarchical": False,
+    "counts": "log1p",
+    "bias": True,
+    "reindex": False,
+}
 #: "Where it runs, how far, and what is shown, written and kept"; a step that nobody takes; and names of rows.
 MAY_DIFFER = {
     "ncores", "maxiter", "backend", "verbose", "save_folder", "keep_data", "produce_dicts", "keep_all_objs",

@@ -141,20 +141,25 @@ def test_stochastic_fits(variant, sizes, backend_name):
 # -- the models --------------------------------------------------------------------------------
 
 
-def test_binary_counts_are_ones(backend_name):
-    ones = (Y > 0).astype(float)
-    given, held_out = sparse.csr_array(Y), sparse.csr_array(Y[:, ::-1])
-    model = model_of(backend=backend_name, binary=True).fit(given, held_out)
-    want = model_of(backend=backend_name).fit(sparse.csr_array(ones), sparse.csr_array(ones[:, ::-1]))
-    assert np.array_equal(given.toarray(), Y)
+TAKEN = {"binary": lambda y: (y > 0).astype(float), "log1p": np.log1p}
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_what_is_taken_for_a_count(backend_name, name):
+    take = TAKEN[name]
+    y = Y.astype(np.float32)
+    want_y = take(y)
+    given, held_out = sparse.csr_array(y), sparse.csr_array(y[:, ::-1])
+    model = model_of(backend=backend_name, counts=name).fit(given, held_out)
+    want = model_of(backend=backend_name).fit(sparse.csr_array(want_y), sparse.csr_array(want_y[:, ::-1]))
+    assert np.array_equal(given.toarray(), y)
     assert np.array_equal(model.Theta, want.Theta)
     assert model.history_.drop(columns="seconds").equals(want.history_.drop(columns="seconds"))
-    assert model.eval_llk(given) == want.eval_llk(sparse.csr_array(ones))
-    new, new_ones = sparse.csr_array(Y[:4] * 2), sparse.csr_array(ones[:4])
-    assert model.transform(new).equals(want.transform(new_ones))
-    assert np.array_equal(
-        model.partial_fit(sparse.csr_array(Y)).Beta, want.partial_fit(sparse.csr_array(ones)).Beta
-    )
+    assert model.eval_llk(given) == want.eval_llk(sparse.csr_array(want_y))
+    new, new_want = sparse.csr_array(y[:4] * 2), sparse.csr_array(take(y[:4] * 2))
+    assert model.transform(new).equals(want.transform(new_want))
+    model, want = model.partial_fit(given), want.partial_fit(sparse.csr_array(want_y))
+    assert np.array_equal(model.Beta, want.Beta)
 
 
 def test_without_a_hierarchy_rates_are_fixed():

@@ -468,7 +468,7 @@ MODELS = {
     "lean": lambda: quick(keep_data=False, keep_all_objs=False).fit(COUNTS),
     "items known": lambda: quick(reindex=False).fit(NUMBERED, fixed_items=FACTORS),
     "users known": lambda: quick(reindex=False, bias=True, k=1).fit(NUMBERED, fixed_users=np.ones((60, 3))),
-    "binary": lambda: quick(binary=True).fit(COUNTS),
+    "log1p": lambda: quick(counts="log1p").fit(COUNTS),
     "one factor, users added": lambda: with_users(k=1),
     "biases, users added": lambda: with_users(bias=True),
     "users replaced": lambda: with_users().add_users(COUNTS, update_existing=True),

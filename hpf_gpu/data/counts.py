@@ -16,7 +16,7 @@ from hpf_gpu.messages import shown, warn, warn_of_zeros
 
 from .blocks import Pairs
 from .ids import Ids, encode
-from .triplets import Triplets, canonical, on_host, read, read_matrix, row_of_each
+from .triplets import Triplets, canonical, on_host, read, read_matrix, row_of_each, take
 
 
 @dataclass(frozen=True)
@@ -54,18 +54,18 @@ class TrainingData:
         return replace(self, csr=Pattern(self.csr.shape, *self.seen))
 
 
-def training_data(data: Any, *, backend: Backend, reindex: bool, binary: bool = False) -> TrainingData:
+def training_data(data: Any, *, backend: Backend, reindex: bool, taken: str = "raw") -> TrainingData:
     """Read counts in any accepted form; see :meth:`hpf_gpu.HPF.fit` for the forms and the errors.
 
     Data in the memory of the backend's GPU stay there; all others are copied to the host.
     """
     on_device = backend.read_device_data(data, reindex=reindex)
     if on_device is not None:
-        return _of_device_data(on_device, binary)
+        return _of_device_data(on_device, taken)
     data, dtype = on_host(data), backend.dtype.type
     if sparse.issparse(data):
-        return _of_matrix(read_matrix(data, dtype), binary)
-    triplets = read(data, dtype=dtype, name="counts_df", binary=binary)
+        return _of_matrix(read_matrix(data, dtype), taken)
+    triplets = read(data, dtype=dtype, name="counts_df", taken=taken)
     users, items, positive = triplets.users, triplets.items, triplets.counts > 0
     if not positive.all():
         warn_of_zeros(len(positive) - int(positive.sum()), "dropped")
@@ -80,16 +80,15 @@ def training_data(data: Any, *, backend: Backend, reindex: bool, binary: bool = 
     return TrainingData(csr, user_ids, item_ids)
 
 
-def _of_device_data(data: DeviceData, binary: bool) -> TrainingData:
+def _of_device_data(data: DeviceData, taken: str) -> TrainingData:
     if data.dropped:
         warn_of_zeros(data.dropped, "dropped")
-    if binary:
-        data.csr.data[...] = 1
+    take(data.csr.data, taken)
     n, m = data.csr.shape
     return TrainingData(data.csr, Ids(data.user_ids, n, "user"), Ids(data.item_ids, m, "item"))
 
 
-def _of_matrix(csr: sparse.csr_array, binary: bool) -> TrainingData:
+def _of_matrix(csr: sparse.csr_array, taken: str) -> TrainingData:
     csr.sum_duplicates()
     stored = csr.nnz
     csr.eliminate_zeros()
@@ -98,7 +97,7 @@ def _of_matrix(csr: sparse.csr_array, binary: bool) -> TrainingData:
     if csr.nnz == 0:
         raise ValueError("the matrix has no count above zero: there is nothing to fit")
     n, m = csr.shape
-    return TrainingData(canonical(csr, binary), Ids(None, n, "user"), Ids(None, m, "item"))
+    return TrainingData(canonical(csr, taken), Ids(None, n, "user"), Ids(None, m, "item"))
 
 
 def held_out_pairs(triplets: Triplets, users: Ids, items: Ids, *, name: str) -> Pairs:

@@ -5,7 +5,7 @@ All errors about counts are raised here.  Input is never modified.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,9 @@ from .ids import narrow, native
 
 COLUMNS = ("UserId", "ItemId", "Count")
 
+#: What a model may take for a count y > 0, by the value of the parameter ``counts``; None for y itself.
+TRANSFORMS: dict[str, Callable[[Any], Any] | None] = {"raw": None, "binary": np.ones_like, "log1p": np.log1p}
+
 
 @dataclass(frozen=True)
 class Triplets:
@@ -31,7 +34,7 @@ class Triplets:
     users: Any  # (Z,)
     items: Any  # (Z,)
     counts: NDArray[Any]  # (Z,)
-    binary: bool  # whether counts above zero are replaced by one
+    taken: str  # what a model takes for a count, see TRANSFORMS
     shape: tuple[int, int] | None = None
 
     def csr(
@@ -39,10 +42,10 @@ class Triplets:
     ) -> sparse.csr_array:
         """Canonical CSR of the counts that are ``kept``, at these rows and columns (Z,) of ``shape``."""
         coo = sparse.coo_array((self.counts[kept], (rows[kept], columns[kept])), shape=shape)
-        return canonical(coo.tocsr(), self.binary)
+        return canonical(coo.tocsr(), self.taken)
 
 
-def read(data: Any, *, dtype: type, name: str, binary: bool) -> Triplets:
+def read(data: Any, *, dtype: type, name: str, taken: str) -> Triplets:
     """Read counts in any accepted form (see :meth:`hpf_gpu.HPF.fit`), as numbers of ``dtype``.
 
     Raises
@@ -53,12 +56,12 @@ def read(data: Any, *, dtype: type, name: str, binary: bool) -> Triplets:
     data = on_host(data)
     if sparse.issparse(data):
         csr = read_matrix(data, dtype)
-        return Triplets(row_of_each(csr), csr.indices, csr.data, binary, csr.shape)
+        return Triplets(row_of_each(csr), csr.indices, csr.data, taken, csr.shape)
     users, items, counts = _columns(data, COLUMNS, name)
-    return Triplets(users, items, _checked_counts(counts, dtype), binary)
+    return Triplets(users, items, _checked_counts(counts, dtype), taken)
 
 
-def read_one_user(data: Any, user: Any, *, dtype: type, name: str, binary: bool) -> Triplets:
+def read_one_user(data: Any, user: Any, *, dtype: type, name: str, taken: str) -> Triplets:
     """Read counts of one user: a frame with ItemId and Count, an array (n, 2) or a matrix with one row."""
     data = on_host(data)
     if sparse.issparse(data):
@@ -77,15 +80,20 @@ def read_one_user(data: Any, user: Any, *, dtype: type, name: str, binary: bool)
         index=getattr(items, "index", None),
         dtype=object if isinstance(user, str) else None,
     )
-    return Triplets(users, items, counts, binary)
+    return Triplets(users, items, counts, taken)
 
 
-def canonical(csr: sparse.csr_array, binary: bool) -> sparse.csr_array:
-    """Sort the counts in place and add up duplicates; then, if ``binary``, replace them by ones."""
+def canonical(csr: sparse.csr_array, taken: str) -> sparse.csr_array:
+    """Sort the counts in place and add up duplicates; then replace them by what is ``taken`` for them."""
     csr.sum_duplicates()
-    if binary:
-        csr.data[...] = 1
+    take(csr.data, taken)
     return csr
+
+
+def take(counts: Any, taken: str) -> None:
+    """Replace counts (Z,), an array of NumPy or CuPy, by what is ``taken`` for them."""
+    if (transform := TRANSFORMS[taken]) is not None:
+        counts[...] = transform(counts)
 
 
 def on_host(data: Any) -> Any:

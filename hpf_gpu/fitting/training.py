@@ -197,10 +197,10 @@ def _read(settings: Settings, backend: Backend, inputs: Inputs) -> _Data:
         raise ValueError("k=0 leaves the factors out: fixed_users and fixed_items need a model with factors")
     if inputs.fixed_users is not None and settings.stop_crit == "diff-norm":
         raise ValueError("stop_crit='diff-norm' monitors Theta, which fixed_users keeps constant")
-    data = training_data(inputs.counts, backend=backend, reindex=settings.reindex, binary=settings.binary)
+    data = training_data(inputs.counts, backend=backend, reindex=settings.reindex, taken=settings.counts)
     validation = None
     if inputs.validation is not None:
-        held_out = read(inputs.validation, dtype=backend.dtype.type, name="val_set", binary=settings.binary)
+        held_out = read(inputs.validation, dtype=backend.dtype.type, name="val_set", taken=settings.counts)
         validation = held_out_pairs(held_out, data.users, data.items, name="val_set")
     sides = (
         ("fixed_users", inputs.fixed_users, data.users),

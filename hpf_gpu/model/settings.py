@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from hpf_gpu.backends import REGISTRY, entry_of
+from hpf_gpu.data.triplets import TRANSFORMS
 
 from .convergence import STOP_CRITERIA
 from .neighbours import WeightPrior
@@ -227,7 +228,7 @@ class Settings:
     precision: str = _setting("full", Choice(("full", "mixed")))
     allocate: str = _setting("fused", Choice(("fused", "cusparse")))
     hierarchical: bool = _setting(True, Flag())
-    binary: bool = _setting(False, Flag())
+    counts: str = _setting("raw", Choice(tuple(TRANSFORMS)))
     bias: bool = _setting(False, Flag())
     compute_elbo: bool = _setting(False, Flag(), resume=True)
     neighbours: int = _setting(0, Whole(0, _MAX_NEIGHBOURS))
