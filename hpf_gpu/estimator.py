@@ -139,6 +139,13 @@ class HPF:
         zero for eleven updates, until the factors differ, and then released.  In ``fit`` these updates are
         not counted and precede the first iteration; in ``partial_fit`` they are the first eleven batches.
         The ELBO with biases is lower because of their prior: do not compare it with that without.
+    patience : int or None
+        Iterations over which ``stop_crit`` is judged.  None is hpfrec's way: two checks are compared, however
+        few iterations lie between; with ``check_every=1`` most fits then end in the plateau at their start.
+        Otherwise the fit ends when the best value so far is at most ``stop_thr``, relative to its magnitude,
+        above the best of ``patience`` iterations ago; with 'diff-norm', when in all checks of the last
+        ``patience`` iterations the norm of the change, divided by the iterations since the check before, was
+        below ``stop_thr``.
     compute_elbo : bool
         Whether every check also computes the ELBO, for ``history_`` and callbacks; with the openmp backend a
         check then takes three to four times as long.  With ``stop_crit='elbo'`` every check does.  The last
@@ -236,6 +243,7 @@ class HPF:
         hierarchical: bool = True,
         counts: str = "raw",
         bias: bool = False,
+        patience: int | None = None,
         compute_elbo: bool = False,
         neighbours: int = 0,
         w_shape: float = 0.3,
@@ -276,6 +284,7 @@ class HPF:
         self.hierarchical = hierarchical
         self.counts = counts
         self.bias = bias
+        self.patience = patience
         self.compute_elbo = compute_elbo
         self.neighbours = neighbours
         self.w_shape = w_shape

@@ -152,6 +152,7 @@ def schedule_of(settings: Settings) -> Schedule:
         maxiter=settings.maxiter,
         alternating=settings.schedule == "alternating",
         exact_phi=settings.sum_exp_trick,
+        patience=settings.patience,
     )
 
 

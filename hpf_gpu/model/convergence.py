@@ -30,22 +30,41 @@ class Check:
     seconds: float = math.nan
 
 
-def has_converged(stop_crit: str, stop_thr: float, previous: Check | None, current: Check) -> bool:
-    """Whether the monitored quantity improved by at most ``stop_thr`` since the last check.
+def has_converged(
+    stop_crit: str, stop_thr: float, history: Sequence[Check], patience: int | None = None
+) -> bool:
+    """Whether a rule is met at the last of these checks.
 
-    For likelihoods and the ELBO the improvement is relative to their magnitude.  (hpfrec's
+    Likelihoods, ELBO: whether the quantity improved by at most ``stop_thr``, relative to its magnitude.
+    Without ``patience`` this is hpfrec's rule, which compares the last check with the one before.  (hpfrec's
     1 − current/previous is the same number for negative likelihoods and has the wrong sign for positive
-    ones.)  The rule diff-norm is met when the norm of the change in Theta is below ``stop_thr``.
+    ones.)  With ``patience`` the best value so far is compared with the best of ``patience`` iterations ago:
+    it does not matter how many checks lie between, and one bad check is not the end.
+
+    The rule diff-norm: whether the norm of the change in Theta since the last check is below ``stop_thr``.
+    With ``patience``, whether its mean per iteration was in all checks of the last ``patience`` iterations.
     """
     watched = STOP_CRITERIA[stop_crit]
     if watched is None:
         return False
-    value: float = getattr(current, watched)
+    values = [getattr(check, watched) for check in history]
+    if patience is None:
+        if watched == "diff_norm":
+            return bool(values[-1] < stop_thr)
+        return len(values) > 1 and _gained_little(stop_thr, values[-2], values[-1])
+    before = history[-1].iteration - patience
+    older = [value for check, value in zip(history, values, strict=True) if check.iteration <= before]
     if watched == "diff_norm":
-        return value < stop_thr
-    if previous is None:
-        return False
-    last: float = getattr(previous, watched)
+        starts = (0, *(check.iteration for check in history[:-1]))
+        means = [
+            value / (check.iteration - start)
+            for check, value, start in zip(history, values, starts, strict=True)
+        ]
+        return before >= 0 and max(means[len(older) :]) < stop_thr
+    return bool(older) and _gained_little(stop_thr, max(older), max(values))
+
+
+def _gained_little(stop_thr: float, last: float, value: float) -> bool:
     return value - last <= stop_thr * abs(last)
 
 

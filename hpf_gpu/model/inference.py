@@ -24,7 +24,8 @@ class Schedule:
 
     With ``alternating``, φ is computed again after the update of the users; otherwise, as in hpfrec, both
     sides use the same φ.  With ``exact_phi`` every φ is computed by the log-sum-exp.  ``check_every=None``
-    checks only after the last iteration; ``maxiter=None`` sets no limit on iterations.
+    checks only after the last iteration; ``maxiter=None`` sets no limit on iterations.  For ``patience`` see
+    :func:`hpf_gpu.model.convergence.has_converged`.
     """
 
     stop_crit: str
@@ -33,6 +34,7 @@ class Schedule:
     maxiter: int | None
     alternating: bool = False
     exact_phi: bool = False
+    patience: int | None = None
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ def fit(
             # In one assignment: after an interrupt the iteration is either counted or not started.
             state = replace(state, model=model, iteration=state.iteration + 1)
             backend.keep_pace()  # so that seconds and report tell of work that is done
-            previous, check = state.history[-1] if state.history else None, Check(state.iteration)
+            check = Check(state.iteration)
             last = state.iteration == schedule.maxiter
             due = last or (schedule.check_every is not None and state.iteration % schedule.check_every == 0)
             if due:
@@ -157,7 +159,7 @@ def fit(
             state = replace(state, seconds=check.seconds)
             if due:
                 state = replace(state, history=(*state.history, check), checked_theta=theta)
-            over = last or (due and has_converged(schedule.stop_crit, schedule.stop_thr, previous, check))
+            over = last or (due and _is_over(schedule, state))
             try:
                 if report(check) is True or over:
                     break
@@ -173,6 +175,11 @@ def fit(
         ended_by = interrupt
         history = _complete_history(state, objective, started)
     return Fit(_without_spares(state.model), history, state.iteration, ended_by)
+
+
+def _is_over(schedule: Schedule, state: State) -> bool:
+    """Whether the stopping rule is met, judged at a check."""
+    return has_converged(schedule.stop_crit, schedule.stop_thr, state.history, schedule.patience)
 
 
 def _complete_history(state: State, objective: Objective, started: float) -> tuple[Check, ...]:

@@ -230,6 +230,7 @@ class Settings:
     hierarchical: bool = _setting(True, Flag())
     counts: str = _setting("raw", Choice(tuple(TRANSFORMS)))
     bias: bool = _setting(False, Flag())
+    patience: int | None = _setting(None, _COUNT)
     compute_elbo: bool = _setting(False, Flag(), resume=True)
     neighbours: int = _setting(0, Whole(0, _MAX_NEIGHBOURS))
     w_shape: float = _setting(0.3, _PRIOR)
@@ -304,6 +305,11 @@ class Settings:
         self._check_neighbours()
         if self.stop_crit == "maxiter" and self.maxiter is None:
             raise ValueError("stop_crit='maxiter' needs a number of iterations: maxiter is None")
+        if self.stop_crit == "maxiter" and self.patience is not None:
+            raise ValueError(
+                f"patience={self.patience} needs a quantity to watch: set stop_crit to another rule than "
+                "'maxiter', for example 'train-llk'"
+            )
         if self.stop_crit != "maxiter" and self.check_every is None:
             raise ValueError(
                 f"stop_crit={self.stop_crit!r} needs a number of iterations: check_every is None"
