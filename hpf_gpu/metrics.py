@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from .backends.numpy_backend import top_columns
 from .data.seen import items_of
 from .estimator import HPF
+from .selection import top_columns
 
 #: Function from row numbers of users (B,) to the scores of all items for each of them (B, M).
 ScoreBlock = Callable[[NDArray[np.intp]], NDArray[Any]]

@@ -19,13 +19,14 @@ PACKAGE = Path(hpf_gpu.__file__).parent
 ROOMS = {
     "messages": set(),
     "version": set(),
-    "backends": {"messages"},
+    "selection": set(),
+    "backends": {"messages", "selection"},
     "data": {"messages", "backends"},
     "model": {"backends", "data"},
     "files": {"version", "backends", "data", "model"},
-    "answers": {"messages", "backends", "data", "model"},
+    "answers": {"messages", "selection", "backends", "data", "model"},
     "fitting": {"backends", "data", "model", "files"},
-    "top": {"version", "backends", "data", "model", "files", "answers", "fitting"},
+    "top": {"version", "selection", "backends", "data", "model", "files", "answers", "fitting"},
     "app": {"top", "backends"},
 }
 
@@ -34,6 +35,7 @@ ROOMS = {
 ORDER = {
     "messages": ("__init__",),
     "version": ("__init__",),
+    "selection": ("__init__",),
     "backends": (
         "protocol", "openmp_diagnosis", "cuda_diagnosis", "cuda_source", "cuda_layout", "cuda_launch",
         "cuda_input", "cuda_counts", "cuda_neighbours", "cuda_graph", "cuda_stream", "numpy_neighbours",
@@ -55,7 +57,6 @@ ORDER = {
 
 #: What goes past the rules, and why.
 EXCEPTIONS = {
-    ("metrics", "backends.numpy_backend"): "the selection of the best, which NumPy's backend has",
     ("backends.openmp_backend", "_openmp"): "the compiled module",
     ("__init__", "estimator"): "loaded when asked for",
 }

@@ -491,7 +491,8 @@ OTHER_VALUES = {
     "k": 4, "a": 0.5, "a_prime": 0.5, "b_prime": 0.5, "c": 0.5, "c_prime": 0.5, "d_prime": 0.5, "ncores": 1,
     "stop_crit": "maxiter", "check_every": 3, "stop_thr": 1e-5, "users_per_batch": 9, "items_per_batch": 9,
     "step_size": lambda epoch: 0.5, "maxiter": 8, "random_seed": 6, "backend": "numpy",
-    "schedule": "alternating", "neighbours": 5, "w_shape": 0.5, "w_rate": 5.0, "temperature": 1.5, "patience": 5,
+    "schedule": "alternating", "neighbours": 5, "w_shape": 0.5, "w_rate": 5.0, "temperature": 1.5,
+    "patience": 5,
 }  # fmt: skip
 OTHER_VALUES |= dict.fromkeys(("verbose", "allow_inconsistent_math", "full_llk", "alloc_full_phi"), True)
 OTHER_VALUES["compute_elbo"] = True

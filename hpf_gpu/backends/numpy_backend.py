@@ -12,9 +12,10 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
 from scipy.special import gammaln, logsumexp, psi
+
+from hpf_gpu.selection import top_columns
 
 from . import numpy_neighbours
 from .protocol import Array, Factor, Host, ItemScores, ModelState, RankOne, Rates, SideName
@@ -357,18 +358,6 @@ def describe_devices() -> list[str]:
 def advice() -> str:
     """Nothing: only the other backends are faster."""
     return ""
-
-
-def top_columns(scores: Host, n: int) -> NDArray[np.intp]:
-    """Columns (B, n) of the ``n`` largest entries of each row (B, M), best first; of equal ones the first."""
-    last = scores.shape[1] - n
-    threshold = np.partition(scores, last, axis=1)[:, last, None]
-    above, tied = scores > threshold, scores == threshold
-    missing = n - above.sum(axis=1, keepdims=True)
-    chosen = above | (tied & (np.cumsum(tied, axis=1, dtype=np.int32) <= missing))
-    columns = np.nonzero(chosen)[1].reshape(-1, n)
-    order = np.argsort(-np.take_along_axis(scores, columns, axis=1), axis=1, kind="stable")
-    return np.take_along_axis(columns, order, axis=1)
 
 
 def _entries_within(csr: tuple[Host, Host], rows: slice, columns: slice) -> tuple[Host, Host]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from hpf_gpu.data.blocks import CountBlocks, Pairs, in_memory, row_batches
 from hpf_gpu.data.counts import TrainingData, held_out_pairs, training_data
 from hpf_gpu.data.factors import read_factors
 from hpf_gpu.data.triplets import read
-from hpf_gpu.files.checkpoint import Checkpoint, Identity
+from hpf_gpu.files.checkpoint import Checkpoint, Identity, Saved
 from hpf_gpu.model.biases import warm_up
 from hpf_gpu.model.convergence import Check, history_frame
 from hpf_gpu.model.fitted import Fitted
@@ -75,43 +75,80 @@ def train(
     """Fit a model; see :meth:`hpf_gpu.HPF.fit` for arguments and errors."""
     backend = working_backend(settings, settings.dtype, settings.width, settings.threads)
     with backend.in_use():
-        return _trained(backend, settings, inputs, callback, checkpoint, checkpoint_every)
+        data = _read(settings, backend, inputs)
+        file = saved = None
+        if checkpoint is not None:
+            identity = Identity.of(settings, data.training.host_csr, data.validation, data.fixed)
+            file = Checkpoint.at(checkpoint, checkpoint_every, identity)
+            saved = file.read(settings.maxiter)
+        prepared = _prepared(settings, backend, data, None if saved is None else saved.sources)
+        del data  # so that counts of which the backend has its own copy are freed
+        seed = seed_or_fresh(settings.random_seed) if saved is None else saved.seed
+        return _fit(prepared, seed, callback, file, saved)
 
 
-def _trained(
-    backend: Backend,
+def train_with_seeds(
     settings: Settings,
     inputs: Inputs,
-    callback: Callable[[Check], object] | None,
-    checkpoint: str | os.PathLike[str] | None,
-    checkpoint_every: int,
-) -> Trained:
-    """The same with a backend that is in use."""
-    data = _read(settings, backend, inputs)
-    file = saved = None
-    if checkpoint is not None:
-        identity = Identity.of(settings, data.training.host_csr, data.validation, data.fixed)
-        file = Checkpoint.at(checkpoint, checkpoint_every, identity)
-        saved = file.read(settings.maxiter)
-    seed = seed_or_fresh(settings.random_seed) if saved is None else saved.seed
+    seeds: Iterable[int],
+    callback: Callable[[Check], object] | None = None,
+) -> Iterator[Trained]:
+    """Fit one model after the other to the same counts, which are read and laid out once."""
+    backend = working_backend(settings, settings.dtype, settings.width, settings.threads)
+    with backend.in_use():
+        prepared = _prepared(settings, backend, _read(settings, backend, inputs))
+        for seed in seeds:
+            yield _fit(prepared, seed, callback)
 
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What fits have in common that differ in nothing but the seed."""
+
+    settings: Settings
+    backend: Backend
+    training: TrainingData  # without counts, unless batches are drawn from them
+    fixed: dict[str, NDArray[Any]]
+    having: Having | None
+    totals: NDArray[Any] | None  # (M,) sums of the counts of each item, with neighbours
+    blocks: CountBlocks
+    objective: Objective
+
+
+def _prepared(
+    settings: Settings, backend: Backend, data: _Data, sources: NDArray[Any] | None = None
+) -> _Prepared:
+    """Lay out the counts; the neighbours of the items are chosen unless ``sources`` are given."""
     # Before anything else is allocated, because this raises NotEnoughMemory if the fit is too large.
-    k, schedule = settings.width, schedule_of(settings)
-    having = _having(settings, backend, data.training, None if saved is None else saved.sources)
+    having = _having(settings, backend, data.training, sources)
     sources = None if having is None else having.sources
-    blocks = in_memory(backend, data.training.csr, k, data.validation, USERS_PER_BLOCK, sources)
+    width = settings.width
+    blocks = in_memory(backend, data.training.csr, width, data.validation, USERS_PER_BLOCK, sources)
     elbo_at_checks = settings.compute_elbo or settings.stop_crit == "elbo"
     objective = Objective.of(
         backend, blocks, full_llk=settings.full_llk, elbo_at_checks=elbo_at_checks, having=having
     )
+    totals = None if having is None else _totals(data.training)
+    training = data.training if settings.is_stochastic else data.training.without_counts()
+    return _Prepared(settings, backend, training, data.fixed, having, totals, blocks, objective)
+
+
+def _fit(
+    prepared: _Prepared,
+    seed: int,
+    callback: Callable[[Check], object] | None,
+    file: Checkpoint | None = None,
+    saved: Saved | None = None,
+) -> Trained:
+    """One fit, from start values or, if there is one, from a saved state."""
+    settings, backend, blocks, having = prepared.settings, prepared.backend, prepared.blocks, prepared.having
+    schedule = schedule_of(settings)
     # An iteration is a pass over all blocks, or an epoch over batches in stochastic fits.
     full = partial(_advance, backend.recorded(partial(iterate, backend, blocks, schedule=schedule)))
-    epochs = _epochs(settings, backend, data.training, seed, sources) if settings.is_stochastic else None
+    epochs = _epochs(prepared, seed) if settings.is_stochastic else None
     rng = None if epochs is None else epochs.rng
     if saved is not None and rng is not None:
         saved.draw_on(rng)
-    totals = None if having is None else _totals(data.training)
-    data = replace(data, training=data.training.without_counts())
     done = 0 if saved is None else saved.iteration
 
     with ProgressBar(settings.maxiter, done, enabled=settings.verbose) as progress:
@@ -121,20 +158,19 @@ def _trained(
             answer = None if callback is None else callback(check)
             return isinstance(answer, (bool, np.bool_)) and bool(answer)
 
+        sources = None if having is None else having.sources
         # No variable refers to the start state, so that its matrices are freed when no longer needed.
         result = fit(
             backend,
-            _start(settings, backend, blocks, data.fixed, seed, having, totals, full)
-            if saved is None
-            else saved.state(backend, blocks, having),
+            _start(prepared, seed, full) if saved is None else saved.state(backend, blocks, having),
             schedule,
-            objective,
+            prepared.objective,
             epochs or full,
             report,
             on_state=None if file is None else partial(file.save_if_due, backend, seed, rng, sources),
         )
     del full  # and with it the matrices that the model has no more
-    return Trained(_fitted(settings, backend, data.training, result, seed, having), result.ended_by)
+    return Trained(_fitted(prepared, result, seed), result.ended_by)
 
 
 def working_backend(settings: Settings, dtype: np.dtype[Any], k: int, threads: int | None) -> Backend:
@@ -219,23 +255,16 @@ def _advance(update: Callable[[Model], Model], model: Model, _: int = 0) -> Mode
     return update(model)
 
 
-def _start(
-    settings: Settings,
-    backend: Backend,
-    blocks: CountBlocks,
-    fixed: dict[str, NDArray[Any]],
-    seed: int,
-    having: Having | None,
-    totals: NDArray[Any] | None,
-    update: Callable[[Model], Model],
-) -> State:
-    """The state before the first iteration; ``totals`` (M,) are the sums of the counts of each item."""
+def _start(prepared: _Prepared, seed: int, update: Callable[[Model], Model]) -> State:
+    """The state before the first iteration."""
     started = time.perf_counter()
-    model = start_sides(settings, backend, blocks.shape, seed, blocks.slices, fixed)
-    if having is not None and totals is not None:
-        weights = start_weights(backend, settings.weight_prior, having.sources, having.users_with, totals)
+    settings, backend, blocks, having = prepared.settings, prepared.backend, prepared.blocks, prepared.having
+    model = start_sides(settings, backend, blocks.shape, seed, blocks.slices, prepared.fixed)
+    if having is not None and prepared.totals is not None:
+        prior, totals = settings.weight_prior, prepared.totals
+        weights = start_weights(backend, prior, having.sources, having.users_with, totals)
         model = replace(model, items=replace(model.items, weights=weights))
-    if settings.bias_columns is None or fixed:
+    if settings.bias_columns is None or prepared.fixed:
         return State(model)
     model = warm_up(backend, model, settings.bias_columns, update)
     return State(model, seconds=time.perf_counter() - started)
@@ -258,11 +287,11 @@ def _totals(data: TrainingData) -> NDArray[Any]:
     return np.bincount(csr.indices, csr.data, minlength=csr.shape[1])
 
 
-def _epochs(
-    settings: Settings, backend: Backend, data: TrainingData, seed: int, sources: NDArray[Any] | None
-) -> Epochs:
+def _epochs(prepared: _Prepared, seed: int) -> Epochs:
     """The epochs of a stochastic fit, with their batches."""
+    settings, backend, having = prepared.settings, prepared.backend, prepared.having
     rng, k = np.random.default_rng(seed), settings.width
+    sources = None if having is None else having.sources
 
     def batches(csr: Any, size: int | None) -> tuple[Batch, ...]:
         parts = () if size is None else row_batches(csr, size, rng)
@@ -270,22 +299,16 @@ def _epochs(
             Batch(rows, backend.counts(part, k, sources), csr.shape[0] / len(rows)) for rows, part in parts
         )
 
-    csr = data.host_csr
+    csr = prepared.training.host_csr
     by_user = batches(csr, settings.users_per_batch)
     by_item = batches(csr.T.tocsr(), settings.items_per_batch) if settings.items_per_batch else ()
     step = partial(step_at, settings.step_size)
     return Epochs(backend, by_user, by_item, step, rng, local_updates(settings))
 
 
-def _fitted(
-    settings: Settings,
-    backend: Backend,
-    data: TrainingData,
-    result: Fit,
-    seed: int,
-    having: Having | None,
-) -> Fitted:
+def _fitted(prepared: _Prepared, result: Fit, seed: int) -> Fitted:
     """Copy the result of a fit to the host."""
+    settings, backend, data, having = prepared.settings, prepared.backend, prepared.training, prepared.having
     users, items = result.model.users, result.model.items
     theta = [backend.asnumpy(backend.mean(side.factor)) for side in users]
     beta = backend.asnumpy(backend.mean(items.factor))
