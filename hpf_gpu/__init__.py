@@ -7,12 +7,14 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .backends.protocol import BackendUnavailable, DeviceError, NotEnoughMemory
+    from .ensemble import HPFEnsemble
     from .estimator import HPF
     from .files.tensor_file import ModelFileError
 else:
     # Imported on first access, so that `hpf-gpu doctor` also runs where NumPy or pandas is broken.
     _HOMES = {
         "HPF": ".estimator",
+        "HPFEnsemble": ".ensemble",
         "BackendUnavailable": ".backends.protocol",
         "DeviceError": ".backends.protocol",
         "ModelFileError": ".files.tensor_file",
@@ -25,4 +27,12 @@ else:
         return getattr(import_module(_HOMES[name], __name__), name)
 
 
-__all__ = ["HPF", "BackendUnavailable", "DeviceError", "ModelFileError", "NotEnoughMemory", "__version__"]
+__all__ = [
+    "HPF",
+    "BackendUnavailable",
+    "DeviceError",
+    "HPFEnsemble",
+    "ModelFileError",
+    "NotEnoughMemory",
+    "__version__",
+]

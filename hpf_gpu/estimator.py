@@ -963,6 +963,11 @@ class HPF:
         ``precision`` and ``allocate`` to their defaults.
         """
         settings, fitted = load_model(path)
+        return cls._of(settings, fitted)
+
+    @classmethod
+    def _of(cls, settings: Settings, fitted: Fitted) -> HPF:
+        """A model with these parameters that has been fitted already."""
         model = cls(**{name: getattr(settings, name) for name in NAMES})
         model._fitted = fitted
         return model

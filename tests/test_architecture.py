@@ -46,12 +46,14 @@ ORDER = {
     "data": ("__init__", "ids", "seen", "blocks", "triplets", "factors", "counts"),
     "model": (
         "__init__", "neighbours", "priors", "start", "posterior", "sides", "biases", "convergence",
-        "settings", "fitted", "likelihood", "inference", "stochastic",
+        "settings", "fitted", "ensemble", "likelihood", "inference", "stochastic",
     ),
-    "files": ("__init__", "schema", "whole_file", "tensor_file", "csv_folder", "model_file", "checkpoint"),
-    "answers": ("__init__", "predictions", "recommendations", "explanations"),
+    "files": ("__init__", "schema", "whole_file", "tensor_file", "csv_folder", "model_file", "ensemble_file",
+        "checkpoint",
+    ),
+    "answers": ("__init__", "predictions", "recommendations", "explanations", "ensembles"),
     "fitting": ("__init__", "progress", "training", "partial", "folding"),
-    "top": ("__init__", "estimator", "metrics", "plot", "datasets"),
+    "top": ("__init__", "estimator", "ensemble", "metrics", "plot", "datasets"),
     "app": ("__init__", "demo", "doctor", "cli"),
 }  # fmt: skip
 
@@ -59,6 +61,7 @@ ORDER = {
 EXCEPTIONS = {
     ("backends.openmp_backend", "_openmp"): "the compiled module",
     ("__init__", "estimator"): "loaded when asked for",
+    ("__init__", "ensemble"): "likewise",
 }
 
 

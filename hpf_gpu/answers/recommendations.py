@@ -28,7 +28,7 @@ def top_n(
     rows = fitted.user_ids.require(user)
     had = _had_by(fitted, rows, exclude_seen)
     exclude = had if exclude_seen else None
-    pool = None if items_pool is None else _pool(fitted, items_pool)
+    pool = None if items_pool is None else pool_of(fitted.item_ids, items_pool)
     on_gpu = not backends.entry_of(fitted.backend).on_host and len(rows) >= _MIN_USERS_FOR_GPU
     among = tuple(dict.fromkeys((fitted.backend, *backends.NAMES))) if on_gpu else backends.ON_HOST
     backend = backend_for(fitted, threads, among)
@@ -61,14 +61,25 @@ def recommend_for(
     items_pool: Any,
 ) -> pd.DataFrame:
     """The same table from the factors and items of users, who need not be in the model."""
-    pool = None if items_pool is None else _pool(fitted, items_pool)
+    pool = None if items_pool is None else pool_of(fitted.item_ids, items_pool)
     exclude = had if exclude_seen else None
     best, scores = rank(backend_for(fitted, threads), fitted, theta, n, had=had, exclude=exclude, pool=pool)
+    return table_of(users, rows, fitted.item_ids, best, scores)
+
+
+def table_of(
+    users: Ids,
+    rows: NDArray[Any],  # (B,) numbers of the users in ``users``
+    items: Ids,
+    best: NDArray[Any],  # (B, n) numbers of items, −1 where there is none
+    scores: NDArray[Any],  # (B, n)
+) -> pd.DataFrame:
+    """A row for each recommendation, the users one after the other."""
     row, place = np.nonzero(best >= 0)
     return pd.DataFrame(
         {
             "UserId": users.column(rows[row]),
-            "ItemId": fitted.item_ids.column(best[row, place]),
+            "ItemId": items.column(best[row, place]),
             "Score": scores[row, place],
         }
     )
@@ -123,11 +134,11 @@ def _had_by(fitted: Fitted, rows: NDArray[Any], exclude_seen: bool) -> UserItems
     return items_of(rows, fitted.seen)
 
 
-def _pool(fitted: Fitted, items_pool: Any) -> NDArray[Any]:
-    """Column numbers of the pool's items that are in the model, ascending."""
+def pool_of(items: Ids, items_pool: Any) -> NDArray[Any]:
+    """Numbers of the pool's items that are in the model, ascending."""
     if not pd.api.types.is_list_like(items_pool):
         raise TypeError(f"items_pool is {shown(items_pool)}: pass a list of item ids")
-    codes = fitted.item_ids.codes(items_pool)
+    codes = items.codes(items_pool)
     if len(codes) == 0:
         raise ValueError("items_pool is empty: there is nothing to recommend")
     unknown = int((codes < 0).sum())

@@ -17,9 +17,14 @@ from hpf_gpu.backends.protocol import Backend, Counts, Host
 class Pairs:
     """Counts of selected pairs: row numbers, column numbers and values, each (Z,), on the host."""
 
-    rows: Host
+    rows: Host  # ascending
     columns: Host
     values: Host
+
+    def transposed(self) -> Pairs:
+        """The same with rows and columns exchanged."""
+        order = np.lexsort((self.rows, self.columns))
+        return Pairs(self.columns[order], self.rows[order], self.values[order])
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,12 @@ class TrainingData:
         """The items of each user, as CSR indptr (N + 1,) and column numbers (Z,) on the host."""
         return on_host(self.csr.indptr), on_host(self.csr.indices)
 
+    def transposed(self) -> TrainingData:
+        """The same with items as rows and users as columns, in host memory."""
+        csr = self.host_csr.T.tocsr()
+        csr.sort_indices()
+        return TrainingData(csr, self.items, self.users)
+
     def without_counts(self) -> TrainingData:
         """The same with positions only, to free the values once a backend has its own copy."""
         return replace(self, csr=Pattern(self.csr.shape, *self.seen))

@@ -93,6 +93,11 @@ def save_model(path: str | bytes | os.PathLike[str], fitted: Fitted, values: Map
         If the file cannot be written, or is a folder, a pipe or a device.
     """
     target = path_of("path", path)
+    MODEL.write(target, *encode_model(fitted, values))
+
+
+def encode_model(fitted: Fitted, values: Mapping[str, Any]) -> tuple[dict[str, Any], Tensors]:
+    """Header and arrays of a model; errors as for :func:`save_model`."""
     tensors: Tensors = {"Theta": fitted.theta, "Beta": fitted.beta}
     header: dict[str, Any] = {name: getattr(fitted, field) for name, field in _SCALARS.items()}
     header["backend_"] = backends.entry_of(fitted.backend).name  # without the number of this machine's device
@@ -118,7 +123,7 @@ def save_model(path: str | bytes | os.PathLike[str], fitted: Fitted, values: Map
         check_model(json.loads(json.dumps(header)), tensors)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"this model cannot be saved, because it is inconsistent: {error}") from error
-    MODEL.write(target, header, tensors)
+    return header, tensors
 
 
 def _check_unchanged(fitted: Fitted, settings: Settings) -> None:
@@ -492,8 +497,13 @@ def load_model(path: str | bytes | os.PathLike[str]) -> tuple[Settings, Fitted]:
     source = path_of("path", path)
     header, tensors = MODEL.read(source)
     with believed(source):
-        settings = check_model(header, tensors)
-        return settings, _fitted(header, settings, tensors)
+        return decode_model(header, tensors)
+
+
+def decode_model(header: Mapping[str, Any], tensors: Tensors) -> tuple[Settings, Fitted]:
+    """The inverse of :func:`encode_model`; ValueError or TypeError if anything is inconsistent."""
+    settings = check_model(header, tensors)
+    return settings, _fitted(header, settings, tensors)
 
 
 def _fitted(header: Mapping[str, Any], settings: Settings, tensors: Tensors) -> Fitted:

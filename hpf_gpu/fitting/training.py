@@ -45,6 +45,7 @@ class Inputs:
     validation: Any = None
     fixed_users: Any = None
     fixed_items: Any = None
+    transposed: bool = False  # whether the model's rows are the items, for members of an ensemble
 
 
 @dataclass(frozen=True)
@@ -88,16 +89,13 @@ def train(
 
 
 def train_with_seeds(
-    settings: Settings,
-    inputs: Inputs,
-    seeds: Iterable[int],
-    callback: Callable[[Check], object] | None = None,
+    settings: Settings, inputs: Inputs, fits: Iterable[tuple[int, Callable[[Check], object] | None]]
 ) -> Iterator[Trained]:
-    """Fit one model after the other to the same counts, which are read and laid out once."""
+    """Fit models with these seeds and callbacks, one after the other, to counts that are laid out once."""
     backend = working_backend(settings, settings.dtype, settings.width, settings.threads)
     with backend.in_use():
         prepared = _prepared(settings, backend, _read(settings, backend, inputs))
-        for seed in seeds:
+        for seed, callback in fits:
             yield _fit(prepared, seed, callback)
 
 
@@ -239,6 +237,9 @@ def _read(settings: Settings, backend: Backend, inputs: Inputs) -> _Data:
     if inputs.validation is not None:
         held_out = read(inputs.validation, dtype=backend.dtype.type, name="val_set", taken=settings.counts)
         validation = held_out_pairs(held_out, data.users, data.items, name="val_set")
+    if inputs.transposed:
+        data = data.transposed()
+        validation = None if validation is None else validation.transposed()
     sides = (
         ("fixed_users", inputs.fixed_users, data.users),
         ("fixed_items", inputs.fixed_items, data.items),

@@ -147,12 +147,17 @@ class Neighbours:
     @cached_property
     def by_source(self) -> sparse.csr_array:
         """E[w] with a row for the source and a column for the item that it adds to, (M, M)."""
-        items, places = np.nonzero(self.sources >= 0)
-        at = (self.sources[items, places], items)
-        size = len(self.sources)
-        matrix = sparse.coo_array((self.mean[items, places], at), shape=(size, size)).tocsr()
+        matrix = self.by_target.T.tocsr()
         matrix.sort_indices()
         return matrix
+
+    @property
+    def by_target(self) -> sparse.csr_array:
+        """The same with a row for the item that is added to, and a column for the source."""
+        real = self.sources >= 0
+        indptr = np.concatenate([[0], np.cumsum(real.sum(axis=1))])
+        size = len(self.sources)
+        return sparse.csr_array((self.mean[real], self.sources[real], indptr), shape=(size, size))
 
     def among(self, numbers: Host) -> Neighbours:
         """The neighbours of some items, ``numbers`` (M',) ascending, that are themselves among them."""

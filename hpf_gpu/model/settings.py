@@ -412,6 +412,16 @@ def positive_number(name: str, value: Any) -> float:
     return Real().checked(name, value)
 
 
+def from_zero(name: str, value: Any) -> float:
+    """``value`` as float, which must be at least zero and finite."""
+    return 0.0 if _is_real(value) and value == 0 else positive_number(name, value)
+
+
+def settings_with(values: Mapping[str, Any]) -> Settings:
+    """The settings with these values, and defaults for all others."""
+    return Settings.of({**_DEFAULTS, **values})
+
+
 def check_folder(folder: Any) -> None:
     """Raise ValueError unless ``save_folder`` is None or exists."""
     if folder is not None and not os.path.isdir(os.path.expanduser(folder)):

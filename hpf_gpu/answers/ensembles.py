@@ -1,0 +1,214 @@
+"""Answers of several models of the same counts, combined into one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import sparse
+
+from hpf_gpu.data.counts import held_out_pairs
+from hpf_gpu.data.ids import Ids
+from hpf_gpu.data.seen import UserItems, items_of
+from hpf_gpu.data.triplets import Triplets
+from hpf_gpu.model.ensemble import Ensemble, Member, weighted_mean
+from hpf_gpu.model.fitted import Fitted
+from hpf_gpu.model.likelihood import pair_llk
+from hpf_gpu.selection import top_columns
+
+from .predictions import backend_for, paired, rates_of_pairs
+from .recommendations import pool_of, table_of
+
+_BLOCK = 1 << 22  # scores that exist at once
+
+#: Function from some of the users in question to the expected counts of all items for each of them, (B, M).
+_Rates = Callable[[slice], NDArray[Any]]
+
+
+# -- pairs ---------------------------------------------------------------------------------------
+
+
+def predict(ensemble: Ensemble, threads: int | None, user: Any, item: Any) -> Any:
+    """Expected counts of pairs; see :meth:`hpf_gpu.HPFEnsemble.predict`."""
+    return _of_pairs(ensemble, threads, user, item, lambda rates: ensemble.combined(rates, ensemble.members))
+
+
+def spread(ensemble: Ensemble, threads: int | None, user: Any, item: Any) -> Any:
+    """Standard deviation across the members; see :meth:`hpf_gpu.HPFEnsemble.spread`."""
+
+    def deviation(rates: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        mean = weighted_mean(rates, ensemble.members)
+        variance = weighted_mean([(one - mean) ** 2 for one in rates], ensemble.members)
+        return np.asarray(np.sqrt(variance))
+
+    return _of_pairs(ensemble, threads, user, item, deviation)
+
+
+def _of_pairs(
+    ensemble: Ensemble,
+    threads: int | None,
+    user: Any,
+    item: Any,
+    answer: Callable[[Sequence[NDArray[Any]]], NDArray[Any]],
+) -> Any:
+    """The answer from the members' expected counts of pairs; NaN where an id is unknown."""
+    users, items = ensemble.user_ids, ensemble.item_ids
+    rows, columns = paired(users.codes_of(user), items.codes_of(item))
+    known = (rows >= 0) & (columns >= 0)
+    answers = np.full(len(rows), np.nan, dtype=ensemble.dtype)
+    answers[known] = answer(
+        [_pairs(member, threads, rows[known], columns[known]) for member in ensemble.members]
+    )
+    return answers[0] if users.is_single(user) and items.is_single(item) else answers
+
+
+def eval_llk(
+    ensemble: Ensemble, threads: int | None, triplets: Triplets, *, full_llk: bool
+) -> dict[str, Any]:
+    """Log-likelihood of counts; see :meth:`hpf_gpu.HPFEnsemble.eval_llk`."""
+    pairs = held_out_pairs(triplets, ensemble.user_ids, ensemble.item_ids, name="input_df")
+    rates = [_pairs(member, threads, pairs.rows, pairs.columns) for member in ensemble.members]
+    llk = pair_llk(ensemble.combined(rates, ensemble.members), pairs, full_llk=full_llk)
+    return {"llk": llk, "nobs": len(pairs.values)}
+
+
+def _pairs(member: Member, threads: int | None, users: NDArray[Any], items: NDArray[Any]) -> NDArray[Any]:
+    """Expected counts of pairs, (Z,)."""
+    rows, columns = (items, users) if member.transposed else (users, items)
+    return rates_of_pairs(backend_for(member.fitted, threads), member.fitted, rows, columns)
+
+
+def _rates(member: Member, users: NDArray[Any]) -> _Rates:
+    """Expected counts of all items for users of the model, by row number (B,)."""
+    fitted = member.fitted
+    if not member.transposed:
+        had = None if fitted.neighbours is None else member.items_of_users[users]
+        return _rates_of_factors(fitted, fitted.theta[users], had)
+    return partial(_rates_of_transposed, member, users)
+
+
+def _rates_of_factors(fitted: Fitted, theta: NDArray[Any], had: sparse.csr_array | None) -> _Rates:
+    """Expected counts of all items for users with these factors (B, K) and items (B, M)."""
+
+    def rates(part: slice) -> NDArray[Any]:
+        block: NDArray[Any] = theta[part] @ fitted.beta.T
+        if fitted.neighbours is not None and had is not None:
+            block += (had[part] @ fitted.neighbours.by_source).toarray()
+        return block
+
+    return rates
+
+
+def _rates_of_transposed(member: Member, users: NDArray[Any], part: slice) -> NDArray[Any]:
+    """The same of a transposed member, whose neighbours are users."""
+    fitted, rows = member.fitted, users[part]
+    block: NDArray[Any] = fitted.beta[rows] @ fitted.theta.T
+    if fitted.neighbours is not None:
+        block += (fitted.neighbours.by_target[rows] @ member.items_of_users).toarray()
+    return block
+
+
+# -- lists ---------------------------------------------------------------------------------------
+
+
+def recommend(
+    ensemble: Ensemble, user: Any, n: int, *, exclude_seen: bool, items_pool: Any, discount: float
+) -> pd.DataFrame:
+    """A table of the best items of known users; see :meth:`hpf_gpu.HPFEnsemble.recommend`."""
+    rows = ensemble.user_ids.require(user)
+    best, scores = rank(
+        ensemble, rows, n, exclude_seen=exclude_seen, items_pool=items_pool, discount=discount
+    )
+    return table_of(ensemble.user_ids, rows, ensemble.item_ids, best, scores)
+
+
+def top_n(ensemble: Ensemble, user: Any, n: int, *, exclude_seen: bool, items_pool: Any) -> NDArray[Any]:
+    """Ids of the items with the highest expected counts; see :meth:`hpf_gpu.HPFEnsemble.topN`."""
+    users = ensemble.user_ids
+    best, _ = rank(ensemble, users.require(user), n, exclude_seen=exclude_seen, items_pool=items_pool)
+    return ensemble.item_ids.labels(best[best >= 0] if users.is_single(user) else best)
+
+
+def rank(
+    ensemble: Ensemble,
+    rows: NDArray[Any],  # (B,)
+    n: int,
+    *,
+    exclude_seen: bool,
+    items_pool: Any = None,
+    discount: float = 0.0,
+) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """Numbers (B, n) and scores (B, n) of the best items of known users, by row number."""
+    rates = [_rates(member, rows) for member in ensemble.members]
+    seen = None
+    if exclude_seen:
+        csr = ensemble.items_of_users
+        seen = items_of(rows, (csr.indptr, csr.indices))
+    return _best(ensemble, ensemble.members, rates, len(rows), n, seen, items_pool, discount)
+
+
+def recommend_for(
+    ensemble: Ensemble,
+    users: Ids,
+    thetas: Sequence[NDArray[Any]],  # (B, K) of each member that is not transposed
+    had: UserItems,  # of the B users
+    n: int,
+    *,
+    exclude_seen: bool,
+    items_pool: Any,
+    discount: float,
+) -> pd.DataFrame:
+    """The same table for users who are not in the model, by the members that are not transposed."""
+    members = [member for member in ensemble.members if not member.transposed]
+    indptr, indices = had
+    ones = np.ones(len(indices), ensemble.dtype)
+    items = sparse.csr_array((ones, indices, indptr), shape=(users.size, ensemble.item_ids.size))
+    rates = [
+        _rates_of_factors(member.fitted, theta, items) for member, theta in zip(members, thetas, strict=True)
+    ]
+    seen = had if exclude_seen else None
+    best, scores = _best(ensemble, members, rates, users.size, n, seen, items_pool, discount)
+    return table_of(users, np.arange(users.size), ensemble.item_ids, best, scores)
+
+
+def _best(
+    ensemble: Ensemble,
+    members: Sequence[Member],
+    rates: Sequence[_Rates],
+    size: int,
+    n: int,
+    seen: UserItems | None,
+    items_pool: Any,
+    discount: float,
+) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """Numbers and scores of the best items, (B, n) or with fewer columns if there are fewer items."""
+    pool = None if items_pool is None else pool_of(ensemble.item_ids, items_pool)
+    factors = None if discount == 0.0 else np.maximum(ensemble.users_with, 1.0) ** -discount
+    n = min(n, ensemble.item_ids.size if pool is None else len(pool))
+    found: list[tuple[NDArray[Any], NDArray[Any]]] = []
+    for part in _parts(size, ensemble.item_ids.size):
+        scores = ensemble.combined([of_member(part) for of_member in rates], members)
+        if factors is not None:
+            scores *= factors.astype(scores.dtype)
+        if seen is not None:
+            indptr, indices = items_of(np.arange(part.start, part.stop), seen)
+            scores[np.repeat(np.arange(len(scores)), np.diff(indptr)), indices] = -np.inf
+        if pool is not None:
+            scores = scores[:, pool]
+        best = top_columns(scores, n)
+        scores = np.take_along_axis(scores, best, axis=1)
+        numbers = best if pool is None else pool[best]
+        found.append((np.where(scores > -np.inf, numbers, -1), scores))
+    best, scores = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+    return best, scores
+
+
+def _parts(size: int, n_items: int) -> Iterator[slice]:
+    """Slices of at most so many users that their scores are a block; one, if there are no users."""
+    step = max(1, _BLOCK // n_items)
+    for start in range(0, max(size, 1), step):
+        yield slice(start, min(start + step, size))

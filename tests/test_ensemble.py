@@ -1,0 +1,332 @@
+"""HPFEnsemble beside its members, whose answers are combined by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+from small_data import COUNTS, quick
+
+from hpf_gpu import HPF, HPFEnsemble, ModelFileError
+from hpf_gpu.files.ensemble_file import ENSEMBLE
+from hpf_gpu.fitting import training
+
+GIVEN = {"k": 3, "maxiter": 10, "verbose": False, "random_seed": 4}
+USERS, ITEMS = COUNTS.UserId.unique(), COUNTS.ItemId.unique()
+SWAPPED = COUNTS.rename(columns={"UserId": "ItemId", "ItemId": "UserId"})
+#: Two kinds of neighbours beside factors with two seeds and with another prior.
+MIXED = [
+    {},
+    {"random_seed": 9},
+    {"a": 0.5, "counts": "log1p"},
+    {"k": 0, "neighbours": 6},
+    {"k": 2, "neighbours": 6, "transposed": True},
+]
+WEIGHTS = [1.0, 0.5, 0.25, 2.0, 1.5]
+
+
+@pytest.fixture(scope="module")
+def mixed() -> HPFEnsemble:
+    return HPFEnsemble(MIXED, weights=WEIGHTS, **GIVEN).fit(COUNTS)
+
+
+def members_rates(ensemble: HPFEnsemble) -> np.ndarray:
+    """Expected counts of each member, (R, N, M), from the answers of the members."""
+    users, items = np.meshgrid(USERS, ITEMS, indexing="ij")
+    rates = []
+    for number, model in enumerate(ensemble.members_):
+        transposed = isinstance(ensemble.members, list) and ensemble.members[number].get("transposed")
+        pair = (items.ravel(), users.ravel()) if transposed else (users.ravel(), items.ravel())
+        rates.append(model.predict(*pair).reshape(users.shape))
+    return np.array(rates, dtype=np.float64)
+
+
+def combined(rates: np.ndarray, combine: str, weights: list[float]) -> np.ndarray:
+    if combine == "mean":
+        return np.average(rates, axis=0, weights=weights)
+    return np.exp(np.average(np.log(rates), axis=0, weights=weights))
+
+
+#: Relative; float32 rounds rates, their logarithms (up to 10 in magnitude) and sums of five to 1e-6.
+ROUNDING = 1e-5
+
+
+# -- fits ------------------------------------------------------------------------------------------
+
+
+def test_members_are_the_models_that_HPF_fits(mixed: HPFEnsemble) -> None:
+    for number, (own, model) in enumerate(zip(MIXED, mixed.members_, strict=True)):
+        parameters = {**GIVEN, "random_seed": 4 + number} | own
+        transposed = parameters.pop("transposed", False)
+        alone = HPF(**parameters).fit(SWAPPED if transposed else COUNTS)
+        assert model.get_params() == alone.get_params()
+        assert model.random_seed_ == alone.random_seed_ == parameters["random_seed"]
+        if transposed:  # rows in the order of the users' and items' first appearance
+            assert list(model.item_mapping_) == list(mixed.members_[0].user_mapping_)
+        want, got = alone.predict(*PAIRS[transposed]), model.predict(*PAIRS[transposed])
+        # The order of the items of a user, and with it that of sums, depends on the numbers of the items.
+        np.testing.assert_allclose(got, want, rtol=1e-4 if transposed else 1e-6)
+
+
+PAIRS = {False: (USERS[:20], ITEMS[:20]), True: (ITEMS[:20], USERS[:20])}
+
+
+def test_seeds_follow_one_another() -> None:
+    ensemble = HPFEnsemble(3, **GIVEN).fit(COUNTS)
+    assert [model.random_seed_ for model in ensemble.members_] == [4, 5, 6]
+    fresh = HPFEnsemble(3, **GIVEN | {"random_seed": None}).fit(COUNTS)
+    assert len({model.random_seed_ for model in fresh.members_}) == 3
+
+
+def test_counts_are_read_once_for_members_that_are_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = []
+    read = training._read
+    monkeypatch.setattr(training, "_read", lambda *given: reads.append(1) or read(*given))
+    HPFEnsemble([{}, {"k": 2}, {}, {"random_seed": 1}, {"k": 2}], **GIVEN).fit(COUNTS)
+    assert len(reads) == 2
+
+
+@pytest.mark.parametrize("stochastic", [{}, {"users_per_batch": 20}], ids=["full batch", "stochastic"])
+def test_held_out_counts_of_a_transposed_member(stochastic: dict[str, int]) -> None:
+    held_out = COUNTS.sample(frac=0.2, random_state=1)
+    given = GIVEN | {"check_every": 2} | stochastic
+    ensemble = HPFEnsemble([{}, {"transposed": True}], **given).fit(COUNTS, held_out)
+    swapped = held_out.rename(columns={"UserId": "ItemId", "ItemId": "UserId"})
+    for number, model in enumerate(ensemble.members_):
+        last = model.history_.val_llk.iloc[-1]
+        assert last == pytest.approx(model.eval_llk(swapped if number else held_out)["llk"], rel=1e-5)
+
+
+def test_input_is_not_modified() -> None:
+    frame = COUNTS.copy()
+    matrix = sparse.csr_array((COUNTS.Count, (COUNTS.UserId - 100, COUNTS.ItemId - 500)))
+    before = matrix.copy()
+    for data in (frame, matrix):
+        HPFEnsemble(MIXED, **GIVEN).fit(data).recommend(counts=data)
+    assert frame.equals(COUNTS)
+    assert (matrix != before).nnz == 0
+
+
+def test_what_a_callback_is_told() -> None:
+    told: list[tuple[int, int]] = []
+
+    def callback(member: int, check: object) -> bool:
+        told.append((member, check.iteration))
+        return member == 1 and check.iteration == 2
+
+    HPFEnsemble([{}, {}, {"k": 2}], **GIVEN | {"maxiter": 3}).fit(COUNTS, callback=callback)
+    assert told == [(0, 1), (0, 2), (0, 3), (1, 1), (1, 2), (2, 1), (2, 2), (2, 3)]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_fit_keeps_the_previous_one(error: type[BaseException]) -> None:
+    ensemble = HPFEnsemble(2, **GIVEN).fit(COUNTS)
+    before = ensemble.predict(USERS, ITEMS[0])
+
+    def interrupt(member: int, check: object) -> None:
+        if member == 1 and check.iteration == 3:
+            raise error
+
+    ensemble.parameters["k"] = 2
+    with pytest.raises(error):
+        ensemble.fit(COUNTS, callback=interrupt)
+    np.testing.assert_array_equal(ensemble.predict(USERS, ITEMS[0]), before)
+
+
+# -- answers ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("combine", ["log-mean", "mean"])
+def test_expected_counts(combine: str) -> None:
+    ensemble = HPFEnsemble(MIXED, combine, WEIGHTS, **GIVEN).fit(COUNTS)
+    want = combined(members_rates(ensemble), combine, WEIGHTS)
+    users, items = np.meshgrid(USERS, ITEMS, indexing="ij")
+    got = ensemble.predict(users.ravel(), items.ravel()).reshape(users.shape)
+    np.testing.assert_allclose(got, want, rtol=ROUNDING)
+    np.testing.assert_allclose(ensemble.predict(USERS[3], ITEMS), want[3], rtol=ROUNDING)
+    assert ensemble.predict(USERS[3], ITEMS[2]) == pytest.approx(want[3, 2], rel=ROUNDING)
+    assert np.isnan(ensemble.predict([USERS[0], -1, USERS[0]], [ITEMS[0], ITEMS[0], -1])).tolist() == [
+        False, True, True,
+    ]  # fmt: skip
+
+
+def best_by_hand(scores: np.ndarray, n: int) -> np.ndarray:
+    """Columns of the largest scores, (B, n)."""
+    return np.argsort(-scores, axis=1, kind="stable")[:, :n]
+
+
+@pytest.mark.parametrize("discount", [0.0, 0.4])
+@pytest.mark.parametrize("exclude_seen", [True, False])
+@pytest.mark.parametrize("pool", [None, ITEMS[5:17]], ids=["all", "pool"])
+def test_lists(
+    mixed: HPFEnsemble,
+    monkeypatch: pytest.MonkeyPatch,
+    discount: float,
+    exclude_seen: bool,
+    pool: np.ndarray | None,
+) -> None:
+    monkeypatch.setattr("hpf_gpu.answers.ensembles._BLOCK", 7 * len(ITEMS))  # seven users at once
+    scores = combined(members_rates(mixed), "log-mean", WEIGHTS)
+    scores /= COUNTS.groupby("ItemId").UserId.nunique().loc[ITEMS].to_numpy() ** discount
+    if exclude_seen:
+        row, column = pd.Index(USERS).get_indexer(COUNTS.UserId), pd.Index(ITEMS).get_indexer(COUNTS.ItemId)
+        scores[row, column] = -np.inf
+    if pool is not None:
+        scores[:, ~np.isin(ITEMS, pool)] = -np.inf
+    best = best_by_hand(scores, 6)
+    table = mixed.recommend(USERS, 6, exclude_seen=exclude_seen, items_pool=pool, discount=discount)
+    want = np.take_along_axis(scores, best, axis=1)
+    left = want > -np.inf
+    assert table.UserId.tolist() == np.repeat(USERS, left.sum(axis=1)).tolist()
+    np.testing.assert_allclose(table.Score, want[left], rtol=ROUNDING)
+    # Scores that agree to rounding may change places; how many differ, and by how little, is seen above.
+    assert (table.ItemId.to_numpy() == ITEMS[best][left]).mean() > 0.95
+    if discount == 0.0:
+        lists = mixed.topN(USERS, 6, exclude_seen=exclude_seen, items_pool=pool)
+        listed = [item for one in lists for item in one if item is not None]
+        assert listed == table.ItemId.tolist()
+        alone = mixed.topN(USERS[2], 6, exclude_seen=exclude_seen, items_pool=pool)
+        assert list(alone) == table.ItemId[table.UserId == USERS[2]].tolist()
+
+
+@pytest.mark.parametrize("discount", [0.0, 0.4])
+def test_lists_of_new_users(mixed: HPFEnsemble, discount: float) -> None:
+    """By the members that know something of them; the transposed one does not."""
+    new = COUNTS[COUNTS.UserId < 110].assign(UserId=lambda frame: frame.UserId + 1000)
+    rates = []
+    for model in mixed.members_[:4]:
+        table = model.recommend(counts=new, n=len(ITEMS), exclude_seen=False)
+        rates.append(table.pivot(index="UserId", columns="ItemId", values="Score").loc[:, ITEMS].to_numpy())
+    scores = combined(np.array(rates, np.float64), "log-mean", WEIGHTS[:4])
+    scores /= COUNTS.groupby("ItemId").UserId.nunique().loc[ITEMS].to_numpy() ** discount
+    table = mixed.recommend(counts=new, n=5, exclude_seen=False, discount=discount)
+    want = np.take_along_axis(scores, best_by_hand(scores, 5), axis=1)
+    np.testing.assert_allclose(table.Score, want.ravel(), rtol=ROUNDING)
+    unseen = mixed.recommend(counts=new, n=5, discount=discount)
+    both = unseen.merge(new, on=["UserId", "ItemId"])
+    assert len(unseen) == 5 * new.UserId.nunique()
+    assert len(both) == 0
+
+
+def test_a_likelihood_and_a_spread() -> None:
+    ensemble = HPFEnsemble([{}, {}, {"k": 0, "neighbours": 5}], weights=[1, 2, 3], **GIVEN).fit(COUNTS)
+    rates = members_rates(ensemble)
+    rows, columns = pd.Index(USERS).get_indexer(COUNTS.UserId), pd.Index(ITEMS).get_indexer(COUNTS.ItemId)
+    at = combined(rates, "log-mean", [1, 2, 3])[rows, columns]
+    found = ensemble.eval_llk(COUNTS)
+    assert found["nobs"] == len(COUNTS)
+    assert found["llk"] == pytest.approx((COUNTS.Count * np.log(at) - at).sum(), rel=ROUNDING)
+    of_pairs = rates[:, rows, columns]
+    variance = np.average(
+        (of_pairs - np.average(of_pairs, axis=0, weights=[1, 2, 3])) ** 2, axis=0, weights=[1, 2, 3]
+    )
+    np.testing.assert_allclose(
+        ensemble.spread(COUNTS.UserId, COUNTS.ItemId), np.sqrt(variance), rtol=1e-3, atol=1e-6
+    )
+    alike = HPFEnsemble([{"random_seed": 1}] * 3, **GIVEN).fit(COUNTS)
+    assert ensemble.spread(USERS, ITEMS[0]).min() > 0
+    assert alike.spread(USERS, ITEMS[0]).max() <= 1e-6 * alike.predict(USERS, ITEMS[0]).max()
+
+
+def test_factors_of_new_users(mixed: HPFEnsemble) -> None:
+    new = COUNTS[COUNTS.UserId < 105]
+    factors = mixed.transform(new)
+    assert factors.columns.names == ["member", "factor"]
+    assert list(factors.columns.unique("member")) == [0, 1, 2, 3]
+    for number in range(4):
+        assert factors[number].equals(mixed.members_[number].transform(new))
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def test_a_file_has_everything(mixed: HPFEnsemble, tmp_path) -> None:
+    mixed.save(tmp_path / "ensemble")
+    loaded = HPFEnsemble.load(tmp_path / "ensemble")
+    assert loaded.recommend(USERS, discount=0.2).equals(mixed.recommend(USERS, discount=0.2))
+    assert loaded.recommend(counts=COUNTS[:30]).equals(mixed.recommend(counts=COUNTS[:30]))
+    assert (loaded.nusers, loaded.nitems) == (len(USERS), len(ITEMS))
+    assert [model.get_params() for model in loaded.members_] == [m.get_params() for m in mixed.members_]
+    with pytest.raises(ValueError, match="user -7 was not in the training data"):
+        loaded.topN(-7)
+    loaded.fit(COUNTS)  # with the same seeds
+    np.testing.assert_array_equal(loaded.predict(USERS, ITEMS[0]), mixed.predict(USERS, ITEMS[0]))
+
+
+def test_ids_and_items_are_written_once(tmp_path) -> None:
+    HPFEnsemble([{}, {}, {"transposed": True}], **GIVEN).fit(COUNTS).save(tmp_path / "ensemble")
+    _, tensors = ENSEMBLE.read(tmp_path / "ensemble")
+    for name in ("user.ids", "item.ids", "seen.indptr", "seen.indices"):
+        assert f"0.{name}" in tensors
+        assert f"1.{name}" not in tensors
+        assert f"2.{name}" in tensors
+
+
+def test_other_files_are_refused(mixed: HPFEnsemble, tmp_path) -> None:
+    path = tmp_path / "file"
+    quick().fit(COUNTS).save(path)
+    with pytest.raises(ModelFileError, match="not a model ensemble"):
+        HPFEnsemble.load(path)
+    mixed.save(path)
+    with pytest.raises(ModelFileError, match="not a model of"):
+        HPF.load(path)
+    written = bytearray(path.read_bytes())
+    written[-5] ^= 1
+    path.write_bytes(written)
+    with pytest.raises(ModelFileError, match="checksum"):
+        HPFEnsemble.load(path)
+
+
+# -- errors ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"members": 0}, ValueError, "members=0 must be at least 1"),
+        ({"members": []}, ValueError, "members is empty"),
+        ({"members": {"k": 3}}, TypeError, "pass a number, or a list of dicts"),
+        ({"members": [3]}, TypeError, r"members\[0\] is 3: pass a dict of parameters"),
+        ({"members": [{"kk": 3}]}, ValueError, "HPF has no parameter 'kk'"),
+        ({"members": [{"k": -3}]}, ValueError, "k=-3 must be at least 0"),
+        (
+            {"members": [{"transposed": "yes"}]},
+            TypeError,
+            r"members\[0\]\['transposed'\] must be True or False",
+        ),
+        ({"combine": "median"}, ValueError, "combine='median' is unknown"),
+        ({"members": 2, "weights": [1.0]}, ValueError, "there are 1 weights for 2 members"),
+        ({"members": 2, "weights": [1.0, 0.0]}, ValueError, r"weights\[1\]=0.0 must be above zero"),
+        ({"save_folder": "."}, ValueError, "save_folder must be None"),
+        ({"kk": 3}, ValueError, "HPF has no parameter 'kk'"),
+    ],
+)
+def test_bad_parameters(given: dict, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        HPFEnsemble(**given)
+
+
+def test_what_cannot_be_answered(mixed: HPFEnsemble) -> None:
+    with pytest.raises(ValueError, match="not been fitted yet: call fit first"):
+        HPFEnsemble(2).predict(1, 2)
+    with pytest.raises(ValueError, match="members with counts='log1p' and 'raw' has no meaning"):
+        mixed.eval_llk(COUNTS)
+    with pytest.raises(ValueError, match="members with counts='log1p' and 'raw' has no meaning"):
+        mixed.spread(USERS, ITEMS[0])
+    with pytest.raises(ValueError, match="either users, ids of the model, or counts"):
+        mixed.recommend()
+    with pytest.raises(ValueError, match="discount=-1 must be above zero"):
+        mixed.recommend(USERS, discount=-1)
+    with pytest.raises(ValueError, match="user 7 was not in the training data"):
+        mixed.topN(7)
+    only = HPFEnsemble([{"transposed": True}], **GIVEN).fit(COUNTS)
+    assert only.topN(USERS[0], 3).shape == (3,)
+    with pytest.raises(ValueError, match="all members are transposed"):
+        only.recommend(counts=COUNTS)
+    forgetful = HPFEnsemble(2, keep_data=False, **GIVEN).fit(COUNTS)
+    assert forgetful.topN(USERS[0], 3, exclude_seen=False).shape == (3,)
+    with pytest.raises(ValueError, match="keep_data=True"):
+        forgetful.topN(USERS[0])
+    with pytest.raises(ValueError, match="needs held-out counts"):
+        HPFEnsemble(2, stop_crit="val-llk").fit(COUNTS)
