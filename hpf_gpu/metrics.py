@@ -5,14 +5,18 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from .data.seen import items_of
+from .answers.ensembles import all_scores
+from .ensemble import HPFEnsemble
 from .estimator import HPF
+from .model.ensemble import Ensemble, Member
+from .model.settings import from_zero
 from .selection import top_columns
 
 #: Function from row numbers of users (B,) to the scores of all items for each of them (B, M).
@@ -144,13 +148,16 @@ def factor_scores(theta: NDArray[Any], beta: NDArray[Any]) -> ScoreBlock:
     return lambda users: theta[users] @ beta.T
 
 
-def model_scores(model: HPF) -> ScoreBlock:
-    """Expected counts of a fitted model, with what neighbours add to them if it has neighbours.
+def model_scores(model: HPF | HPFEnsemble, discount: float = 0.0) -> ScoreBlock:
+    """Expected counts of a fitted model or ensemble, with what neighbours add to them if it has neighbours.
 
     Parameters
     ----------
-    model : HPF
-        Rows of ``Theta`` are the users, rows of ``Beta`` the items.
+    model : HPF or HPFEnsemble
+        Rows of ``Theta`` are the users, rows of ``Beta`` the items; of an ensemble, those of the first member
+        (of its items and users, if that is transposed).
+    discount : float
+        Expected counts are divided by n_i to this power, where n_i users have the item.
 
     Returns
     -------
@@ -160,22 +167,13 @@ def model_scores(model: HPF) -> ScoreBlock:
     Raises
     ------
     ValueError
-        If the model is not fitted.
+        If the model is not fitted, or ``discount`` is negative.
     """
-    fitted = model._require_fitted()
-    of_factors, neighbours, seen = factor_scores(fitted.theta, fitted.beta), fitted.neighbours, fitted.seen
-    if neighbours is None or seen is None:
-        return of_factors
-    weights = neighbours.by_source
-
-    def scores(users: NDArray[np.intp]) -> NDArray[Any]:
-        indptr, indices = items_of(users, seen)
-        ones = np.ones(len(indices), weights.dtype)
-        has = sparse.csr_array((ones, indices, indptr), shape=(len(users), weights.shape[0]))
-        total: NDArray[Any] = of_factors(users) + (has @ weights).toarray()
-        return total
-
-    return scores
+    discount = from_zero("discount", discount)
+    if isinstance(model, HPFEnsemble):
+        return partial(all_scores, model._ensemble, discount=discount)
+    alone = Ensemble((Member(model._require_fitted(), 1.0),), of_logarithms=False)
+    return partial(all_scores, alone, discount=discount)
 
 
 def popularity_scores(train: Any) -> ScoreBlock:

@@ -11,6 +11,7 @@ from small_data import COUNTS, quick
 from hpf_gpu import HPF, HPFEnsemble, ModelFileError
 from hpf_gpu.files.ensemble_file import ENSEMBLE
 from hpf_gpu.fitting import training
+from hpf_gpu.metrics import model_scores
 
 GIVEN = {"k": 3, "maxiter": 10, "verbose": False, "random_seed": 4}
 USERS, ITEMS = COUNTS.UserId.unique(), COUNTS.ItemId.unique()
@@ -188,6 +189,13 @@ def test_lists(
         assert listed == table.ItemId.tolist()
         alone = mixed.topN(USERS[2], 6, exclude_seen=exclude_seen, items_pool=pool)
         assert list(alone) == table.ItemId[table.UserId == USERS[2]].tolist()
+
+
+def test_scores_for_an_evaluation(mixed: HPFEnsemble) -> None:
+    want = combined(members_rates(mixed), "log-mean", WEIGHTS)
+    want /= COUNTS.groupby("ItemId").UserId.nunique().loc[ITEMS].to_numpy() ** 0.3
+    rows = np.array([5, 0, 17])
+    np.testing.assert_allclose(model_scores(mixed, 0.3)(rows), want[rows], rtol=ROUNDING)
 
 
 @pytest.mark.parametrize("discount", [0.0, 0.4])

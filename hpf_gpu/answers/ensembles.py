@@ -175,6 +175,22 @@ def recommend_for(
     return table_of(users, np.arange(users.size), ensemble.item_ids, best, scores)
 
 
+def all_scores(ensemble: Ensemble, users: NDArray[Any], *, discount: float = 0.0) -> NDArray[Any]:
+    """Combined expected counts of all items for some users (B,), by row number, (B, M)."""
+    rates = [_rates(member, users) for member in ensemble.members]
+    return _combined(ensemble, ensemble.members, rates, slice(len(users)), discount)
+
+
+def _combined(
+    ensemble: Ensemble, members: Sequence[Member], rates: Sequence[_Rates], part: slice, discount: float
+) -> NDArray[Any]:
+    """The scores of some of the users in question, (B, M)."""
+    scores = ensemble.combined([of_member(part) for of_member in rates], members)
+    if discount:
+        scores *= (np.maximum(ensemble.users_with, 1.0) ** -discount).astype(scores.dtype)
+    return scores
+
+
 def _best(
     ensemble: Ensemble,
     members: Sequence[Member],
@@ -187,13 +203,10 @@ def _best(
 ) -> tuple[NDArray[np.int64], NDArray[Any]]:
     """Numbers and scores of the best items, (B, n) or with fewer columns if there are fewer items."""
     pool = None if items_pool is None else pool_of(ensemble.item_ids, items_pool)
-    factors = None if discount == 0.0 else np.maximum(ensemble.users_with, 1.0) ** -discount
     n = min(n, ensemble.item_ids.size if pool is None else len(pool))
     found: list[tuple[NDArray[Any], NDArray[Any]]] = []
     for part in _parts(size, ensemble.item_ids.size):
-        scores = ensemble.combined([of_member(part) for of_member in rates], members)
-        if factors is not None:
-            scores *= factors.astype(scores.dtype)
+        scores = _combined(ensemble, members, rates, part, discount)
         if seen is not None:
             indptr, indices = items_of(np.arange(part.start, part.stop), seen)
             scores[np.repeat(np.arange(len(scores)), np.diff(indptr)), indices] = -np.inf
