@@ -29,7 +29,7 @@ from cases import Input
 from record import machine
 from scipy import sparse, stats
 
-from hpf_gpu import HPF
+from hpf_gpu import HPF, HPFEnsemble
 from hpf_gpu.datasets import load_online_retail
 from hpf_gpu.metrics import ScoreBlock, evaluate_ranking, factor_scores, model_scores, popularity_scores
 
@@ -99,6 +99,38 @@ def mixed(
     return lambda users: (1 - weight) * one(users) + weight * other(users)
 
 
+def ensemble(
+    train: sparse.csr_array,
+    seed: int,
+    k: int,
+    items: Parameters,
+    factors: float,
+    users: float,
+    discount: float,
+) -> ScoreBlock:
+    """Neighbours among items and users, and eight fits with factors, combined by the mean of logarithms.
+
+    ``factors`` and ``users`` are the weights of the fits with factors together, and of the neighbours among
+    users, beside a weight of 1 for the neighbours among items, with the parameters ``items``.
+    """
+    members: list[Parameters] = [{"k": 0, "random_seed": seed} | SHORT | items]
+    members += [{"k": 0, "counts": "binary", "random_seed": seed, "transposed": True} | SHORT]
+    members += [{"k": k, "counts": "log1p", "random_seed": 8 * seed + number} for number in range(8)]
+    model = _fitted(train, members).with_weights([1.0, users, *[factors / 8] * 8])
+    return model_scores(model, discount)
+
+
+_ENSEMBLES: dict[str, tuple[sparse.csr_array, HPFEnsemble]] = {}
+
+
+def _fitted(train: sparse.csr_array, members: list[Parameters]) -> HPFEnsemble:
+    """The fit of these members to these counts; the last ones are kept, for other weights."""
+    key = repr(members)
+    if key not in _ENSEMBLES or _ENSEMBLES[key][0] is not train:
+        _ENSEMBLES[key] = train, HPFEnsemble(members, verbose=False).fit(train)
+    return _ENSEMBLES[key][1]
+
+
 class Method(NamedTuple):
     """Function that fits, and the values of each parameter that are tried, beginning with the first ones."""
 
@@ -136,6 +168,20 @@ METHODS = {
             "first": ({"k": 0, "counts": "one", **SHORT}, {"k": 0, "counts": "as they are", **SHORT}),
             "second": ({"k": 30, "counts": "log1p"}, {"k": 100, "counts": "log1p"}),
             "weight": (0.1, 0.02, 0.3),
+        },
+    ),
+    "ensemble": Method(
+        ensemble,
+        {
+            "k": (100,),
+            "items": (
+                {"counts": "binary"},
+                {"counts": "raw"},
+                {"counts": "binary", "neighbours": 500, "w_rate": 20.0},
+            ),
+            "users": (0.3, 0.0, 0.7),
+            "factors": (0.3, 0.0, 0.1, 0.6),
+            "discount": (0.1, 0.0, 0.2, 0.3),
         },
     ),
 }

@@ -25,7 +25,6 @@ from .model.settings import (
     Flag,
     Settings,
     from_zero,
-    positive_number,
     seed_or_fresh,
     settings_with,
     thread_count,
@@ -68,7 +67,7 @@ class HPFEnsemble:
         Whether expected counts are combined as exp of the mean of their logarithms, or as their mean.  The
         first ranks better, and members may differ in ``counts``.
     weights : sequence of float, optional
-        Weight of each member in the mean, above zero; by default all are equal.
+        Weight of each member in the mean, at least zero; by default all are equal.
     **parameters
         Parameters of :class:`hpf_gpu.HPF` for all members.
 
@@ -170,6 +169,32 @@ class HPFEnsemble:
         together = Ensemble(tuple(members[number] for number in order), self.combine == COMBINATIONS[0])
         self._fitted = tuple(models[number] for number in order), together
         return self
+
+    def with_weights(self, weights: Sequence[float]) -> HPFEnsemble:
+        """An ensemble of the same fitted members with other weights; this one is not changed.
+
+        Parameters
+        ----------
+        weights : sequence of float
+            Weight of each member, at least zero.
+
+        Returns
+        -------
+        HPFEnsemble
+            It shares the members with this one.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If there are not as many weights as members, one is negative, or all are zero; if the ensemble is
+            not fitted.
+        """
+        models, together = self._require_fitted()
+        new = HPFEnsemble(self.members, self.combine, weights, **self.parameters)
+        members = zip(together.members, new._plan(), strict=True)
+        of_new = tuple(replace(member, weight=one.weight) for member, one in members)
+        new._fitted = models, replace(together, members=of_new)
+        return new
 
     # -- answers -------------------------------------------------------------------------------
 
@@ -481,8 +506,11 @@ class HPFEnsemble:
         weights = [1.0] * len(listed) if self.weights is None else list(self.weights)
         if len(weights) != len(listed):
             raise ValueError(f"there are {len(weights)} weights for {len(listed)} members")
+        weights = [from_zero(f"weights[{number}]", weight) for number, weight in enumerate(weights)]
+        if not any(weights):
+            raise ValueError("all weights are zero: at least one member must count")
         return [
-            _planned(number, self.parameters, own, positive_number(f"weights[{number}]", weight))
+            _planned(number, self.parameters, own, weight)
             for number, (own, weight) in enumerate(zip(listed, weights, strict=True))
         ]
 

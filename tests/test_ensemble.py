@@ -191,6 +191,19 @@ def test_lists(
         assert list(alone) == table.ItemId[table.UserId == USERS[2]].tolist()
 
 
+def test_other_weights_for_the_same_members(mixed: HPFEnsemble) -> None:
+    weights = [0.0, 1.0, 0.0, 2.0, 0.0]
+    before = mixed.predict(USERS, ITEMS[0])
+    other = mixed.with_weights(weights)
+    want = combined(members_rates(mixed), "log-mean", weights)
+    np.testing.assert_allclose(other.predict(USERS, ITEMS[0]), want[:, 0], rtol=ROUNDING)
+    assert other.members_ == mixed.members_
+    np.testing.assert_array_equal(mixed.predict(USERS, ITEMS[0]), before)
+    np.testing.assert_array_equal(other.with_weights(WEIGHTS).predict(USERS, ITEMS[0]), before)
+    with pytest.raises(ValueError, match="there are 2 weights for 5 members"):
+        mixed.with_weights([1, 2])
+
+
 def test_scores_for_an_evaluation(mixed: HPFEnsemble) -> None:
     want = combined(members_rates(mixed), "log-mean", WEIGHTS)
     want /= COUNTS.groupby("ItemId").UserId.nunique().loc[ITEMS].to_numpy() ** 0.3
@@ -305,7 +318,13 @@ def test_other_files_are_refused(mixed: HPFEnsemble, tmp_path) -> None:
         ),
         ({"combine": "median"}, ValueError, "combine='median' is unknown"),
         ({"members": 2, "weights": [1.0]}, ValueError, "there are 1 weights for 2 members"),
-        ({"members": 2, "weights": [1.0, 0.0]}, ValueError, r"weights\[1\]=0.0 must be above zero"),
+        ({"members": 2, "weights": [1.0, -0.5]}, ValueError, r"weights\[1\]=-0.5 must be at least zero"),
+        (
+            {"members": 2, "weights": [1.0, np.inf]},
+            ValueError,
+            r"weights\[1\]=inf must be above zero",
+        ),
+        ({"members": 2, "weights": [0.0, 0.0]}, ValueError, "all weights are zero"),
         ({"save_folder": "."}, ValueError, "save_folder must be None"),
         ({"kk": 3}, ValueError, "HPF has no parameter 'kk'"),
     ],
@@ -324,7 +343,7 @@ def test_what_cannot_be_answered(mixed: HPFEnsemble) -> None:
         mixed.spread(USERS, ITEMS[0])
     with pytest.raises(ValueError, match="either users, ids of the model, or counts"):
         mixed.recommend()
-    with pytest.raises(ValueError, match="discount=-1 must be above zero"):
+    with pytest.raises(ValueError, match="discount=-1 must be at least zero"):
         mixed.recommend(USERS, discount=-1)
     with pytest.raises(ValueError, match="user 7 was not in the training data"):
         mixed.topN(7)

@@ -17,13 +17,13 @@ from hpf_gpu.model.ensemble import Ensemble, Member
 from hpf_gpu.model.settings import Settings
 
 from .model_file import decode_model, encode_model
-from .schema import FLAG, POSITIVE, TABLE, check_fields, check_names, real, short
+from .schema import FLAG, TABLE, check_fields, check_names, real, short
 from .tensor_file import FileFormat, Tensors, believed
 from .whole_file import path_of
 
 ENSEMBLE = FileFormat("model ensemble", key="hpf_gpu.ensemble", format=1)
 _SHARED = ("user.ids", "item.ids", "seen.indptr", "seen.indices")
-_FIELDS = {"model": TABLE, "weight": real(POSITIVE), "transposed": FLAG}
+_FIELDS = {"model": TABLE, "weight": real(0.0), "transposed": FLAG}
 
 
 def save_ensemble(

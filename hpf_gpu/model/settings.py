@@ -414,6 +414,8 @@ def positive_number(name: str, value: Any) -> float:
 
 def from_zero(name: str, value: Any) -> float:
     """``value`` as float, which must be at least zero and finite."""
+    if _is_real(value) and value < 0:
+        raise ValueError(f"{name}={value!r} must be at least zero")
     return 0.0 if _is_real(value) and value == 0 else positive_number(name, value)
 
 
