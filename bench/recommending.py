@@ -173,7 +173,7 @@ METHODS = {
     "ensemble": Method(
         ensemble,
         {
-            "k": (100,),
+            "k": (50,),
             "items": (
                 {"counts": "binary"},
                 {"counts": "raw"},
