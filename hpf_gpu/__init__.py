@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .ensemble import HPFEnsemble
     from .estimator import HPF
     from .files.tensor_file import ModelFileError
+    from .tuning import select
 else:
     # Imported on first access, so that `hpf-gpu doctor` also runs where NumPy or pandas is broken.
     _HOMES = {
@@ -19,6 +20,7 @@ else:
         "DeviceError": ".backends.protocol",
         "ModelFileError": ".files.tensor_file",
         "NotEnoughMemory": ".backends.protocol",
+        "select": ".tuning",
     }
 
     def __getattr__(name: str) -> object:
@@ -35,4 +37,5 @@ __all__ = [
     "ModelFileError",
     "NotEnoughMemory",
     "__version__",
+    "select",
 ]

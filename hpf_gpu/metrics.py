@@ -17,7 +17,7 @@ from .ensemble import HPFEnsemble
 from .estimator import HPF
 from .model.ensemble import Ensemble, Member
 from .model.settings import from_zero
-from .selection import top_columns
+from .ranking import top_columns
 
 #: Function from row numbers of users (B,) to the scores of all items for each of them (B, M).
 ScoreBlock = Callable[[NDArray[np.intp]], NDArray[Any]]

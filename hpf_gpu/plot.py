@@ -129,6 +129,42 @@ def quality(qualities: Mapping[str, RankingQuality], ax: Axes) -> None:
     ax.spines["left"].set_visible(False)
 
 
+def selection(table: pd.DataFrame, ax: Axes) -> None:
+    """Draw the scores of the candidates of :func:`hpf_gpu.select` by the iterations they were given.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        ``Selection.table``; the candidate with the best score in the last round is emphasized.
+    ax : matplotlib.axes.Axes
+        Where to draw.
+
+    Raises
+    ------
+    ValueError
+        If the table is empty.
+    """
+    if table.empty:
+        raise ValueError("the table is empty: there is no candidate to draw")
+    last = table.groupby("candidate").last()
+    best = last.score.idxmax()
+    for candidate, of_one in table.groupby("candidate"):
+        colour, width = (_BLUE, 2.5) if candidate == best else (_GREY, 1.2)
+        ax.plot(of_one.iterations, of_one.score, color=colour, linewidth=width, marker="o", markersize=4)
+        ax.annotate(
+            str(candidate),
+            (of_one.iterations.iloc[-1], of_one.score.iloc[-1]),
+            xytext=(6, 0),
+            textcoords="offset points",
+            verticalalignment="center",
+            color=_INK if candidate == best else _GREY,
+        )
+    ax.margins(x=0.08, y=0.15)
+    ax.grid(axis="y", color=_GRID)
+    _finish(ax, "Score of each candidate")
+    ax.set_xlabel("iterations")
+
+
 def factors(
     theta: NDArray[Any],
     beta: NDArray[Any],

@@ -19,14 +19,14 @@ PACKAGE = Path(hpf_gpu.__file__).parent
 ROOMS = {
     "messages": set(),
     "version": set(),
-    "selection": set(),
-    "backends": {"messages", "selection"},
+    "ranking": set(),
+    "backends": {"messages", "ranking"},
     "data": {"messages", "backends"},
     "model": {"backends", "data"},
     "files": {"version", "backends", "data", "model"},
-    "answers": {"messages", "selection", "backends", "data", "model"},
+    "answers": {"messages", "ranking", "backends", "data", "model"},
     "fitting": {"backends", "data", "model", "files"},
-    "top": {"version", "selection", "backends", "data", "model", "files", "answers", "fitting"},
+    "top": {"version", "ranking", "backends", "data", "model", "files", "answers", "fitting"},
     "app": {"top", "backends"},
 }
 
@@ -35,7 +35,7 @@ ROOMS = {
 ORDER = {
     "messages": ("__init__",),
     "version": ("__init__",),
-    "selection": ("__init__",),
+    "ranking": ("__init__",),
     "backends": (
         "protocol", "openmp_diagnosis", "cuda_diagnosis", "cuda_source", "cuda_layout", "cuda_launch",
         "cuda_input", "cuda_counts", "cuda_neighbours", "cuda_graph", "cuda_stream", "numpy_neighbours",
@@ -53,7 +53,7 @@ ORDER = {
     ),
     "answers": ("__init__", "predictions", "recommendations", "explanations", "ensembles"),
     "fitting": ("__init__", "progress", "training", "partial", "folding"),
-    "top": ("__init__", "estimator", "ensemble", "metrics", "plot", "datasets"),
+    "top": ("__init__", "estimator", "ensemble", "metrics", "tuning", "plot", "datasets"),
     "app": ("__init__", "demo", "doctor", "cli"),
 }  # fmt: skip
 
@@ -62,6 +62,7 @@ EXCEPTIONS = {
     ("backends.openmp_backend", "_openmp"): "the compiled module",
     ("__init__", "estimator"): "loaded when asked for",
     ("__init__", "ensemble"): "likewise",
+    ("__init__", "tuning"): "likewise",
 }
 
 

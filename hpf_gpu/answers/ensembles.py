@@ -18,7 +18,7 @@ from hpf_gpu.data.triplets import Triplets
 from hpf_gpu.model.ensemble import Ensemble, Member, weighted_mean
 from hpf_gpu.model.fitted import Fitted
 from hpf_gpu.model.likelihood import pair_llk
-from hpf_gpu.selection import top_columns
+from hpf_gpu.ranking import top_columns
 
 from .predictions import backend_for, paired, rates_of_pairs
 from .recommendations import pool_of, table_of

@@ -15,7 +15,7 @@ import numpy as np
 from scipy import sparse
 from scipy.special import gammaln, logsumexp, psi
 
-from hpf_gpu.selection import top_columns
+from hpf_gpu.ranking import top_columns
 
 from . import numpy_neighbours
 from .protocol import Array, Factor, Host, ItemScores, ModelState, RankOne, Rates, SideName
