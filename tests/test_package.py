@@ -1,6 +1,6 @@
 """Wheel, sdist and editable install, each in a fresh environment and away from the source tree.
 
-Slow (it compiles three times), so it runs by ``pytest -m package``.
+Slow (it compiles twice), so it runs by ``pytest -m package``.
 """
 
 from __future__ import annotations
@@ -80,18 +80,8 @@ def check(python, folder, backend="openmp", expected="openmp", outside=str(SOURC
     return run(python, "-W", "default", "-c", code, cwd=folder, **options)
 
 
-def test_sdist(distributions, environment, tmp_path, tree):
-    python = environment()
-    moved = tree.with_name("out_of_reach")
-    tree.rename(moved)
-    try:
-        run(python, "-m", "pip", "install", distributions[".gz"], cwd=tmp_path)
-        check(python, tmp_path)
-    finally:
-        moved.rename(tree)
-
-
-def test_wheel(distributions, environment, tmp_path):
+def test_wheel_of_the_sdist(distributions, environment, tmp_path):
+    """The wheel was built from the sdist, so that both are complete."""
     python = environment()
     run(python, "-m", "pip", "install", distributions[".whl"], cwd=tmp_path)
     check(python, tmp_path)
