@@ -11,7 +11,7 @@ from scipy import sparse
 
 from hpf_gpu import backends
 from hpf_gpu.backends.protocol import Backend, ItemScores
-from hpf_gpu.data.ids import Ids
+from hpf_gpu.data.ids import Ids, table
 from hpf_gpu.data.seen import UserItems, items_of, places_in, places_of
 from hpf_gpu.messages import shown, warn
 from hpf_gpu.model.fitted import Fitted
@@ -76,7 +76,7 @@ def table_of(
 ) -> pd.DataFrame:
     """A row for each recommendation, the users one after the other."""
     row, place = np.nonzero(best >= 0)
-    return pd.DataFrame(
+    return table(
         {
             "UserId": users.column(rows[row]),
             "ItemId": items.column(best[row, place]),
