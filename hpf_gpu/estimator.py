@@ -30,6 +30,7 @@ from .model.settings import (
     Settings,
     check_folder,
     default_step_size,
+    from_zero,
     is_default,
     thread_count,
     whole_number,
@@ -778,6 +779,7 @@ class HPF:
         counts: Any = None,
         exclude_seen: bool = True,
         items_pool: Any = None,
+        discount: float = 0.0,
     ) -> pd.DataFrame:
         """A table of the items with the highest expected counts, for users of the model or for new ones.
 
@@ -793,24 +795,36 @@ class HPF:
             Whether to exclude the items that the user has in the training data, or in ``counts``.
         items_pool : array-like of ids, optional
             Items to choose from, for all users.  Unknown items are left out with a warning.
+        discount : float
+            Scores are expected counts divided by n_i to this power, where n_i users have the item.  Expected
+            counts of popular items are high for everybody; a discount of 0.1 to 0.3 puts what is particular
+            to a user first, and finds more held-out items on three of four data sets (docs/quality.md).
 
         Returns
         -------
         DataFrame
-            Columns UserId, ItemId and Score, the expected count; users in the given order, best items first.
+            Columns UserId, ItemId and Score; users in the given order, best items first.
 
         Raises
         ------
         ValueError, TypeError
-            If not exactly one of ``users`` and ``counts`` is passed, and as for :meth:`topN` and
-            :meth:`transform`.
+            If not exactly one of ``users`` and ``counts`` is passed, ``discount`` is negative or the model has
+            keep_data=False, and as for :meth:`topN` and :meth:`transform`.
         """
         if (users is None) == (counts is None):
             raise ValueError("recommend needs either users, ids of the model, or counts of new users")
         n, exclude_seen = whole_number("n", n, 1), bool(exclude_seen)
+        discount = from_zero("discount", discount)
         if counts is None:
-            fitted, threads = self._require_fitted(), thread_count(self.ncores)
-            return recommend(fitted, threads, users, n, exclude_seen=exclude_seen, items_pool=items_pool)
+            return recommend(
+                self._require_fitted(),
+                thread_count(self.ncores),
+                users,
+                n,
+                exclude_seen=exclude_seen,
+                items_pool=items_pool,
+                discount=discount,
+            )
         settings, fitted = self._settings(), self._require_fitted()
         triplets = read(counts, dtype=fitted.dtype.type, name="counts", taken=settings.counts)
         new, theta = factors_of_new_users(settings, fitted, triplets, maxiter=10, stop_thr=1e-3)
@@ -824,6 +838,7 @@ class HPF:
             n,
             exclude_seen=exclude_seen,
             items_pool=items_pool,
+            discount=discount,
         )
 
     def explain(self, user: Any, item: Any, n: int = 5) -> pd.DataFrame:

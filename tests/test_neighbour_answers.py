@@ -105,6 +105,27 @@ def test_lists(model, n, exclude_seen, pool):
     assert begin == len(table)
 
 
+@pytest.mark.parametrize("pool", [None, [20, 3, 4, 11, 7, 0]], ids=["", "pool"])
+@pytest.mark.parametrize("exclude_seen", [True, False])
+def test_a_discount_of_popularity(model, exclude_seen, pool):
+    users_with = np.maximum((Y > 0).sum(axis=0), 1)
+    rates = dense_rates(model) / users_with**0.4
+    table = model.recommend([5, 0, 7], 4, exclude_seen=exclude_seen, items_pool=pool, discount=0.4)
+    assert table.Score.to_numpy() == pytest.approx(rates[table.UserId, table.ItemId], rel=1e-5)
+    for user in (5, 0, 7):
+        out = set(np.flatnonzero(Y[user])) if exclude_seen else set()
+        out |= set() if pool is None else set(range(M)) - set(pool)
+        assert_best(table.ItemId[table.UserId == user].to_numpy(), rates[user], 4, list(out))
+    new = model.recommend(counts=rows_of(NEW, 1000), n=M, exclude_seen=False, discount=0.4)
+    plain = model.recommend(counts=rows_of(NEW, 1000), n=M, exclude_seen=False)
+    both = new.merge(plain, on=["UserId", "ItemId"])
+    assert len(both) == len(new) == len(plain)
+    want = both.Score_y / users_with[both.ItemId] ** 0.4
+    assert both.Score_x.to_numpy() == pytest.approx(want.to_numpy(), rel=1e-5)
+    with pytest.raises(ValueError, match="discount=-1 must be at least zero"):
+        model.recommend([5], discount=-1)
+
+
 def test_recommend_for_new_counts_is_what_added_users_get(model):
     """In the order of their first appearance, and the model stays as it is."""
     before, given = model._fitted, rows_of(NEW, 1000)[::-1]

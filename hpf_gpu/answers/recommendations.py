@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -37,14 +38,30 @@ def top_n(
 
 
 def recommend(
-    fitted: Fitted, threads: int | None, user: Any, n: int, *, exclude_seen: bool, items_pool: Any
+    fitted: Fitted,
+    threads: int | None,
+    user: Any,
+    n: int,
+    *,
+    exclude_seen: bool,
+    items_pool: Any,
+    discount: float,
 ) -> pd.DataFrame:
     """A table of the best items of known users; see :meth:`hpf_gpu.HPF.recommend`."""
     users = fitted.user_ids
     rows = users.require(user)
     had, theta = _had_by(fitted, rows, exclude_seen), fitted.theta[rows]
     return recommend_for(
-        fitted, threads, users, rows, theta, had, n, exclude_seen=exclude_seen, items_pool=items_pool
+        fitted,
+        threads,
+        users,
+        rows,
+        theta,
+        had,
+        n,
+        exclude_seen=exclude_seen,
+        items_pool=items_pool,
+        discount=discount,
     )
 
 
@@ -59,11 +76,13 @@ def recommend_for(
     *,
     exclude_seen: bool,
     items_pool: Any,
+    discount: float,
 ) -> pd.DataFrame:
     """The same table from the factors and items of users, who need not be in the model."""
     pool = None if items_pool is None else pool_of(fitted.item_ids, items_pool)
     exclude = had if exclude_seen else None
-    best, scores = rank(backend_for(fitted, threads), fitted, theta, n, had=had, exclude=exclude, pool=pool)
+    backend = backend_for(fitted, threads)
+    best, scores = rank(backend, fitted, theta, n, had=had, exclude=exclude, pool=pool, discount=discount)
     return table_of(users, rows, fitted.item_ids, best, scores)
 
 
@@ -94,9 +113,11 @@ def rank(
     had: UserItems | None = None,  # of the B users, if the model has neighbours
     exclude: UserItems | None = None,  # of the B users
     pool: NDArray[Any] | None = None,  # item numbers, ascending
+    discount: float = 0.0,
 ) -> tuple[NDArray[np.int64], NDArray[Any]]:
-    """Numbers of the ``n`` items with the highest expected counts, best first, and these counts.
+    """Numbers of the ``n`` items with the highest scores, best first, and the scores.
 
+    These are expected counts, divided by the number of users that have the item to the power of ``discount``.
     Both are (B, n), or have fewer columns if there are fewer items to choose from; where no item is left, −1
     and −∞.
     """
@@ -106,10 +127,25 @@ def rank(
     if pool is not None:
         exclude = None if exclude is None else places_in(pool, len(beta), exclude)
         beta = beta[pool]
+    if discount:
+        factors = discounts(fitted, discount)
+        factors = factors if pool is None else factors[pool]
+        beta = beta * factors[:, None]
+        if neighbours is not None:
+            neighbours = replace(neighbours, weights=neighbours.weights * factors[neighbours.targets])
     best, scores = backend.top_items(
         backend.operand(theta), backend.operand(beta), min(n, len(beta)), exclude, neighbours
     )
     return best if pool is None else np.where(best < 0, -1, pool[best]), scores
+
+
+def discounts(fitted: Fitted, discount: float) -> NDArray[Any]:
+    """What the expected counts of each item are multiplied by, (M,)."""
+    if fitted.seen is None:
+        raise ValueError("a discount needs the items of each user: fit with keep_data=True")
+    users_with = np.bincount(fitted.seen[1], minlength=len(fitted.beta))
+    factors: NDArray[Any] = np.maximum(users_with, 1.0) ** -discount
+    return factors.astype(fitted.dtype)
 
 
 def _added(weights: sparse.csr_array, had: UserItems, pool: NDArray[Any] | None) -> ItemScores:
