@@ -103,20 +103,21 @@ def ensemble(
     train: sparse.csr_array,
     seed: int,
     k: int,
-    items: Parameters,
-    factors: float,
+    neighbours: Parameters,
     users: float,
+    factors: float,
     discount: float,
 ) -> ScoreBlock:
-    """Neighbours among items and users, and eight fits with factors, combined by the mean of logarithms.
+    """Neighbours among items, of ones and of ln(1 + y), neighbours among users, and eight fits with factors.
 
-    ``factors`` and ``users`` are the weights of the fits with factors together, and of the neighbours among
-    users, beside a weight of 1 for the neighbours among items, with the parameters ``items``.
+    Combined by the mean of logarithms.  ``users`` and ``factors`` are the weights of the neighbours among
+    users and of the fits with factors together, beside 1 for both fits with neighbours among items together.
     """
-    members: list[Parameters] = [{"k": 0, "random_seed": seed} | SHORT | items]
-    members += [{"k": 0, "counts": "binary", "random_seed": seed, "transposed": True} | SHORT]
+    alone: Parameters = {"k": 0, "random_seed": seed} | SHORT
+    members = [alone | neighbours | {"counts": counts} for counts in ("binary", "log1p")]
+    members += [alone | {"counts": "binary", "transposed": True}]
     members += [{"k": k, "counts": "log1p", "random_seed": 8 * seed + number} for number in range(8)]
-    model = _fitted(train, members).with_weights([1.0, users, *[factors / 8] * 8])
+    model = _fitted(train, members).with_weights([0.5, 0.5, users, *[factors / 8] * 8])
     return model_scores(model, discount)
 
 
@@ -174,14 +175,10 @@ METHODS = {
         ensemble,
         {
             "k": (50,),
-            "items": (
-                {"counts": "binary"},
-                {"counts": "raw"},
-                {"counts": "binary", "neighbours": 500, "w_rate": 20.0},
-            ),
-            "users": (0.3, 0.0, 0.7),
+            "neighbours": ({"neighbours": 500, "w_rate": 20.0}, {"neighbours": 200, "w_rate": 10.0}),
+            "users": (0.1, 0.0, 0.3, 0.6),
             "factors": (0.3, 0.0, 0.1, 0.6),
-            "discount": (0.1, 0.0, 0.2, 0.3),
+            "discount": (0.2, 0.0, 0.1, 0.3),
         },
     ),
 }
