@@ -44,7 +44,7 @@ ORDER = {
     "data": ("__init__", "ids", "seen", "blocks", "triplets", "factors", "counts"),
     "model": (
         "__init__", "neighbours", "priors", "start", "posterior", "sides", "biases", "convergence",
-        "settings", "fitted", "likelihood", "inference", "stochastic",
+        "settings", "fitted", "likelihood", "acceleration", "inference", "stochastic",
     ),
     "files": ("__init__", "schema", "whole_file", "tensor_file", "csv_folder", "model_file", "checkpoint"),
     "answers": ("__init__", "predictions", "recommendations", "explanations"),

@@ -19,6 +19,7 @@ from hpf_gpu.data.counts import TrainingData, held_out_pairs, training_data
 from hpf_gpu.data.factors import read_factors
 from hpf_gpu.data.triplets import read
 from hpf_gpu.files.checkpoint import Checkpoint, Identity
+from hpf_gpu.model.acceleration import accelerated
 from hpf_gpu.model.biases import warm_up
 from hpf_gpu.model.convergence import Check, history_frame
 from hpf_gpu.model.fitted import Fitted
@@ -100,12 +101,14 @@ def _trained(
     having = _having(settings, backend, data.training, None if saved is None else saved.sources)
     sources = None if having is None else having.sources
     blocks = in_memory(backend, data.training.csr, k, data.validation, USERS_PER_BLOCK, sources)
-    elbo_at_checks = settings.compute_elbo or settings.stop_crit == "elbo"
+    elbo_at_checks = settings.compute_elbo or settings.stop_crit == "elbo" or schedule.accelerated
     objective = Objective.of(
         backend, blocks, full_llk=settings.full_llk, elbo_at_checks=elbo_at_checks, having=having
     )
     # An iteration is a pass over all blocks, or an epoch over batches in stochastic fits.
-    full = partial(_advance, backend.recorded(partial(iterate, backend, blocks, schedule=schedule)))
+    update = partial(iterate, backend, blocks, schedule=schedule)
+    step = partial(accelerated, backend, update) if schedule.accelerated else update
+    full = partial(_advance, backend.recorded(step))
     epochs = _epochs(settings, backend, data.training, seed, sources) if settings.is_stochastic else None
     rng = None if epochs is None else epochs.rng
     if saved is not None and rng is not None:
@@ -151,6 +154,7 @@ def schedule_of(settings: Settings) -> Schedule:
         check_every=settings.check_every if informs else None,
         maxiter=settings.maxiter,
         alternating=settings.schedule == "alternating",
+        accelerated=settings.schedule == "accelerated",
         exact_phi=settings.sum_exp_trick,
     )
 
