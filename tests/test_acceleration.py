@@ -61,7 +61,7 @@ def far_ahead(monkeypatch: pytest.MonkeyPatch, backend_name: str) -> None:
 
     def extrapolate(self: Any, factor: Any, earlier: Any, steps: Any, out: Any = None) -> Any:
         ahead = original(self, factor, earlier, steps, out)
-        if float(steps[0]) % 4 != 3 or len(factor.exp_log) == Y.shape[1]:
+        if float(steps[0]) % 4 != 3 or float(steps[0]) < 0 or len(factor.exp_log) == Y.shape[1]:
             return ahead
         return replace(ahead, exp_log=self.asarray(self.asnumpy(ahead.exp_log)[:, ::-1]))
 
@@ -232,15 +232,19 @@ def test_ctrl_c(backend_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_it_arrives_sooner(backend_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In 60 iterations where others arrive in 150."""
+    """After 60 iterations beyond where ordinary ones are after 100, on average over start values."""
     rng = np.random.default_rng(3)
     theta, beta = rng.gamma(0.3, 1.0, (150, 8)), rng.gamma(0.3, 1.0, (90, 8))
     y = rng.poisson(theta @ beta.T).astype(float)
     y[:, 0] += 1
-    how = {"backend": backend_name, "k": 8, "check_every": 1000}
-    plain = fit("plain", monkeypatch, y, schedule="joint", maxiter=150, **how)
-    fast = fit("plain", monkeypatch, y, maxiter=60, **how)
-    assert fast.history_.elbo.iloc[-1] >= plain.history_.elbo.iloc[-1]
+
+    def elbo(seed: int, **options: Any) -> float:
+        how = {"backend": backend_name, "k": 8, "check_every": 1000, "random_seed": seed}
+        return float(fit("plain", monkeypatch, y, **how | options).history_.elbo.iloc[-1])
+
+    sooner = np.mean([elbo(seed, maxiter=60) for seed in range(5)])
+    later = np.mean([elbo(seed, maxiter=100, schedule="joint") for seed in range(5)])
+    assert sooner > later
 
 
 @pytest.mark.parametrize(

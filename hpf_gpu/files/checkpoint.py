@@ -313,6 +313,11 @@ class Checkpoint:
         check_arrays(tensors, self.identity.arrays(), {"N": n, "M": m, "K": self.identity.settings.width})
         if "weights.sources" in tensors:
             check_sources(tensors["weights.sources"])
+        kept = header["kept"]
+        if kept is not None and kept["iteration"] > header["iteration"]:
+            raise ValueError(
+                f"header.kept.iteration is {kept['iteration']}, and header.iteration is {header['iteration']}"
+            )
         for name in ("iteration", "seconds"):
             column = tensors[f"history.{name}"]
             if len(column) and column[-1] > header[name]:
