@@ -66,6 +66,11 @@ class Gamma:
         return float(-log_density.sum())
 
 
+def extrapolate(now: Matrix, then: Matrix, steps: float) -> Matrix:
+    """E[ln θ] (N, K), further on by k/(k + 1) of its change, where k is ``steps``."""
+    return now + steps / (steps + 1) * (now - then)
+
+
 # -- φ and what it allocates -------------------------------------------------------------------
 
 

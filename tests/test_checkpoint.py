@@ -21,6 +21,7 @@ from small_data import COUNTS
 
 from hpf_gpu import HPF, ModelFileError
 from hpf_gpu.files.checkpoint import Checkpoint
+from hpf_gpu.model.likelihood import Objective
 
 MATRICES = ("Theta", "Beta", "Gamma_shp", "Gamma_rte", "Lambda_shp", "Lambda_rte", "k_rte", "t_rte")
 VALIDATION = COUNTS.iloc[::7]
@@ -38,6 +39,7 @@ FITS = {
     },
     "elbo": {"stop_crit": "elbo", "stop_thr": 1e-3, "check_every": 3, "random_seed": None},
     "diff-norm": {"stop_crit": "diff-norm", "stop_thr": 1.0, "check_every": 4},
+    "accelerated": {"schedule": "accelerated", "stop_crit": "elbo", "stop_thr": 1e-9, "check_every": 3},
     "users": {"stop_crit": "maxiter", "maxiter": 7, "users_per_batch": 13},
     "items": {"stop_crit": "train-llk", "items_per_batch": 7, "check_every": 2, "stop_thr": 0.02},
     "both": {"stop_crit": "diff-norm", "users_per_batch": 20, "items_per_batch": 9, "stop_thr": 3.0},
@@ -45,6 +47,14 @@ FITS = {
 #: And others, which need not be killed.
 OTHERS = {
     "biases": {"stop_crit": "train-llk", "bias": True, "hierarchical": False, "random_seed": None},
+    "accelerated neighbours": {
+        "schedule": "accelerated",
+        "stop_crit": "elbo",
+        "stop_thr": 1e-9,
+        "check_every": 3,
+        "neighbours": 4,
+        "maxiter": 30,
+    },
     "known": {"stop_crit": "train-llk", "use_float": False, "check_every": 2, "stop_thr": 1e-9},
 }
 
@@ -154,6 +164,31 @@ def test_a_killed_fit_ends_the_same(name, backend_name, tmp_path):
     # Once more, from the last checkpoint to the same end.
     again = fit(model_of(name, backend=backend_name), checkpoint=path, checkpoint_every=2)
     assert_same_fit(again, model)
+
+
+@pytest.mark.parametrize("at", [4, 9, 12])
+@pytest.mark.parametrize("name", ["accelerated", "accelerated neighbours"])
+def test_a_fall_after_a_checkpoint(name, at, backend_name, tmp_path, monkeypatch):
+    """The fit returns to the model that was kept before the checkpoint, as if there had been none."""
+    elbo, heard = Objective.elbo, []
+
+    def lowered(objective, model):  # the ELBO that no check asks for
+        heard.append(model)
+        return elbo(objective, model) - (1e9 if len(heard) == left else 0)
+
+    monkeypatch.setattr(Objective, "elbo", lowered)
+    how = {"backend": backend_name, "maxiter": 27, "check_every": 26, "stop_crit": "elbo"}
+    left = 3  # after iterations 1 and 10, at 20
+    want = fit(model_of(name, **how))
+    assert len(heard) == 3
+    heard.clear()
+    path = tmp_path / "state"
+    with pytest.raises(Killed):
+        fit(model_of(name, **how), checkpoint=path, checkpoint_every=at, callback=kill_at(at + 1))
+    left = 2 if at < 10 else 1
+    heard.clear()
+    assert_same_fit(fit(model_of(name, **how), checkpoint=path, checkpoint_every=100), want)
+    assert len(heard) == left
 
 
 def in_a_child(task):
@@ -342,7 +377,7 @@ def test_checkpoints_and_models_are_told_apart(tmp_path):
         fit(model, checkpoint=path)
 
 
-@pytest.mark.parametrize("name", ["diff-norm", "val-llk", "both", "biases", "known"])
+@pytest.mark.parametrize("name", ["diff-norm", "val-llk", "both", "biases", "known", "accelerated"])
 def test_every_field_and_array_is_checked(name, tmp_path, monkeypatch):
     """Checkpoints that are wrong in one place, with the right checksum: errors that name the place."""
     path, files, options = tmp_path / "state", [], {}
@@ -399,6 +434,10 @@ def is_another_state(path, value, header, tensors):
         return number and value <= (most | {("state", "inc"): 2**128 - 1}).get(path[1:], -1)
     if path == ("seed",):
         return number and value < 2**63 and header["parameters"]["random_seed"] is None
+    if path == ("kept", "elbo"):
+        return type(value) is float and np.isfinite(value)
+    if path in (("kept", "iteration"), ("kept", "falls")):
+        return number and (1 <= value <= 6 if path[1] == "iteration" else value < 2**63)
     if path == ("seconds",):
         return type(value) is float and tensors["history.seconds"][-1] <= value < np.inf
     return path == ("version",) and value == "zz"
@@ -417,6 +456,8 @@ def are_those_of_another_state(name, change, tensors, before, header):
         return bool((array >= 0).all() and (np.diff(array) >= 0).all() and array[-1] <= before[name][-1])
     if name == "history.elbo" and header["parameters"]["stop_crit"] != "elbo":
         return not np.isinf(array).any()
+    if name.startswith("momentum.") and not name.endswith(".exp_log"):
+        return bool(np.isfinite(array).all())
     is_known = header["priors"].get(name.split(".")[0], {}).get("fixed")
     if not np.isfinite(array).all() or (is_known and not name.endswith((".shape", ".column_sums"))):
         return False

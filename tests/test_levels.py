@@ -100,6 +100,7 @@ def test_every_level_keeps_the_contract(level, name, dtype):
         TOLERANCE[dtype.name],
     )
     checks.gamma_update(backend, case, tolerance, 0.3, True)
+    checks.extrapolate(backend, case, tolerance, 4, True)
     checks.mean(backend, case, tolerance)
     checks.gamma_elbo(backend, case, tolerance, 0.3, 0.3, 1.0)
     checks.distance(backend, case, tolerance)

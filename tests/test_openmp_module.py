@@ -85,6 +85,18 @@ def make_calls(dtype: type, n: int, m: int, k: int, threads: int, density: float
         "Counts": (counts_of, {"columns": m, **csr, "k": k}),
         "Side": (side_of, side(n)),
         "gamma_update": (openmp.gamma_update, update),
+        "extrapolate": (
+            openmp.extrapolate,
+            {
+                "exp_log": matrix(n),
+                "log_scale": np.zeros(n),
+                "earlier": matrix(n),
+                "earlier_scale": np.zeros(n),
+                "steps": np.ones(1),
+                "out": matrix(n),
+                "out_scale": np.zeros(n),
+            },
+        ),
         "mean": (openmp.mean, {"side": users, "out": matrix(n)}),
         "gamma_entropy": (
             openmp.gamma_entropy,

@@ -527,6 +527,16 @@ class CudaBackend:
         self._kernels(k)["mean"](-(-n * variant.width // 256), 256, self._packed(factor), n, out)
         return out
 
+    def extrapolate(
+        self, factor: Factor, earlier: tuple[Array, Array], steps: Array, out: Array | None = None
+    ) -> Factor:
+        (n, k), store = factor.exp_log.shape, factor.exp_log.dtype
+        exp_log, log_scale = self._empty(n, k, store) if out is None else out, cp.empty(n)
+        self._kernels(k)["extrapolate"](
+            *(*self._by_rows(n, k), factor.exp_log, factor.log_scale, *earlier, steps, n, exp_log, log_scale)
+        )
+        return replace(factor, exp_log=exp_log, log_scale=log_scale)
+
     def gamma_elbo(
         self, factor: Factor, hyper_rate: Array, shape: float, hyper_shape: float, hyper_prior_rate: float
     ) -> float:

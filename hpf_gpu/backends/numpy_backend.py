@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -143,6 +143,29 @@ class NumpyBackend:
         for block in _blocks(*mean.shape):
             mean[block] = factor.shape[block] / _rates(factor.rates, block)
         return mean
+
+    def extrapolate(
+        self, factor: Factor, earlier: tuple[Array, Array], steps: Array, out: Array | None = None
+    ) -> Factor:
+        then, then_scale = earlier
+        momentum = max(steps[0], 0.0) / (max(steps[0], 0.0) + 1.0)
+        exp_log = np.empty_like(factor.exp_log) if out is None else out
+        log_scale = factor.log_scale + momentum * (factor.log_scale - then_scale)
+        for block in _blocks(*exp_log.shape):
+            now, before = factor.exp_log[block].astype(np.float64), then[block].astype(np.float64)
+            if momentum == 0:
+                exp_log[block] = now
+                continue
+            smallest = np.finfo(self.dtype).tiny
+            log_now = np.log(now, where=now >= smallest, out=np.full_like(now, -np.inf))
+            log_before = np.log(before, where=before >= smallest, out=log_now.copy())
+            moved = log_now + momentum * np.subtract(
+                log_now, log_before, where=now >= smallest, out=np.zeros_like(now)
+            )
+            top = moved.max(axis=1)
+            exp_log[block] = np.exp(moved - top[:, None])
+            log_scale[block] += top
+        return replace(factor, exp_log=exp_log, log_scale=log_scale)
 
     def gamma_elbo(
         self, factor: Factor, hyper_rate: Array, shape: float, hyper_shape: float, hyper_prior_rate: float

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -207,6 +207,16 @@ class OpenMPBackend:
         out = self._empty(*factor.shape.shape) if out is None else out
         _openmp.mean(self._side(factor), out, self.threads)
         return out
+
+    def extrapolate(
+        self, factor: Factor, earlier: tuple[Array, Array], steps: Array, out: Array | None = None
+    ) -> Factor:
+        exp_log = self._empty(*factor.exp_log.shape) if out is None else out
+        log_scale = np.empty(len(exp_log))
+        _openmp.extrapolate(
+            *(factor.exp_log, factor.log_scale, *earlier, steps, exp_log, log_scale, self.threads)
+        )
+        return replace(factor, exp_log=exp_log, log_scale=log_scale)
 
     def gamma_elbo(
         self, factor: Factor, hyper_rate: Array, shape: float, hyper_shape: float, hyper_prior_rate: float

@@ -211,6 +211,20 @@ class Backend(Protocol):
         Returns the factor, the row sums Σ_k E[θ_nk] (N,) and the column sums Σ_n E[θ_nk] (K,), in float64.
         """
 
+    def extrapolate(
+        self,
+        factor: Factor,  # (N, K)
+        earlier: tuple[Array, Array],  # its exp_log (N, K) and log_scale (N,) some time ago
+        steps: Array,  # (1,) k
+        out: Array | None = None,  # (N, K), receives exp_log
+    ) -> Factor:
+        """The factor with E[ln θ] moved on by k/(k + 1) of its change since ``earlier``; as it is for k ≤ 0.
+
+        Only ``exp_log`` and ``log_scale`` are new: shapes and rates, and so E[ln θ] where :meth:`allocate`
+        computes it from them, are the old ones.  An entry of ``exp_log`` below the smallest normal number
+        becomes zero, and one that was below it earlier keeps its ratio to the largest entry of the row.
+        """
+
     def allocate(
         self,
         counts: Counts,

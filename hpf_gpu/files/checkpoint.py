@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from hpf_gpu.backends.protocol import Backend
 from hpf_gpu.data.blocks import CountBlocks, Pairs
+from hpf_gpu.model.acceleration import Kept
 from hpf_gpu.model.convergence import Check
 from hpf_gpu.model.inference import State
 from hpf_gpu.model.likelihood import Having
 from hpf_gpu.model.neighbours import Neighbours
 from hpf_gpu.model.settings import Settings, may_differ_on_resume, step_at
-from hpf_gpu.model.sides import Model, posterior_of, side_from_posterior
+from hpf_gpu.model.sides import Model, Momentum, Past, posterior_of, side_from_posterior
 
 from .model_file import (
     PRIOR,
@@ -130,6 +131,10 @@ class Identity:
     def _is_fixed(self, side: str) -> bool:
         return f"fixed_{side}s" in self.data
 
+    @property
+    def _is_accelerated(self) -> bool:
+        return self.settings.schedule == "accelerated"
+
     def fields(self) -> Fields:
         """The fields of the header of a checkpoint of this fit."""
         seed = self.settings.random_seed
@@ -141,6 +146,9 @@ class Identity:
             "seconds": real(0.0),
             "seed": whole(0) if seed is None else one_of(seed),
             "rng": _GENERATOR if self.settings.is_stochastic else one_of(None),
+            "kept": {"iteration": whole(1), "falls": whole(0), "elbo": real()}
+            if self._is_accelerated
+            else one_of(None),
         }
 
     def arrays(self) -> dict[str, Array]:
@@ -148,7 +156,8 @@ class Identity:
         number = self.settings.dtype.name
         watches_theta = self.settings.stop_crit == "diff-norm"
         unknown = dict.fromkeys((field.name for field in fields(Check)), "never")
-        unknown |= {"elbo": "never" if self.settings.stop_crit == "elbo" else "maybe"}
+        has_elbo = self._is_accelerated or self.settings.stop_crit == "elbo"
+        unknown |= {"elbo": "never" if has_elbo else "maybe"}
         unknown |= {"val_llk": "never" if "val_set" in self.data else "always"}
         unknown |= {"diff_norm": "never" if watches_theta else "always"}
         theta = {"checked_theta": Array(number, ("N", "K"), 0.0)} if watches_theta else {}
@@ -156,7 +165,26 @@ class Identity:
         for side, rows in zip(("user", "item"), "NM", strict=True):
             sides |= posterior_arrays(side, rows, number, fixed=self._is_fixed(side))
         weights = weight_arrays(number, self.settings.neighbours) if self.settings.neighbours else {}
-        return sides | weights | theta | history_arrays(unknown)
+        state = sides | weights | theta | history_arrays(unknown)
+        return state | self._arrays_of_acceleration(sides | weights) if self._is_accelerated else state
+
+    def _arrays_of_acceleration(self, model: Mapping[str, Array]) -> dict[str, Array]:
+        """The arrays of the model that is kept, which are like those of ``model``, and of the momentum."""
+        arrays = {f"kept.{name}": array for name, array in model.items() if name != "weights.sources"}
+        arrays["momentum.steps"] = Array("float64", (1,))
+        for side, rows in zip(("user", "item"), "NM", strict=True):
+            if not self._is_fixed(side):
+                arrays |= _past_arrays(side, rows, "K", self.settings.dtype.name)
+        if self.settings.neighbours:
+            arrays |= _past_arrays("weights", "M", self.settings.neighbours, self.settings.dtype.name)
+        return arrays
+
+
+def _past_arrays(factor: str, rows: str, columns: str | int, number: str) -> dict[str, Array]:
+    return {
+        f"momentum.{factor}.exp_log": Array(number, (rows, columns), 0.0),
+        f"momentum.{factor}.log_scale": Array("float64", (rows,)),
+    }
 
 
 @dataclass(frozen=True)
@@ -192,17 +220,44 @@ class Saved:
             neighbours = Neighbours(prior, having.sources, shape, having.users_with)
             items = replace(items, weights=neighbours.start(backend))
         del of_users, of_items
+        model, kept = Model(users, items), None
+        if self.header["kept"] is not None:
+            model, kept = replace(model, momentum=self._momentum(backend, blocks)), self._kept()
         columns = [self.tensors[f"history.{field.name}"].tolist() for field in fields(Check)]
         whole = self.tensors.get("checked_theta")
         theta = [] if whole is None else [backend.asarray(whole[rows]) for rows in blocks.slices]
         self.tensors.clear()
         return State(
-            Model(users, items),
+            model,
             self.iteration,
             tuple(Check(*row) for row in zip(*columns, strict=True)),
             self.header["seconds"],
             tuple(theta),
+            kept,
         )
+
+    def _kept(self) -> Kept:
+        """The model that is kept by an accelerated fit."""
+        tensors = {
+            name.removeprefix("kept."): array for name, array in self.tensors.items() if "kept." in name
+        }
+        users, items = decode_posteriors(self.header["priors"], self.settings, tensors)
+        return Kept(**self.header["kept"], users=users, items=items, weights=tensors.get("weights.shape"))
+
+    def _momentum(self, backend: Backend, blocks: CountBlocks) -> Momentum:
+        """The momentum of an accelerated fit."""
+
+        def past(factor: str, rows: slice = slice(None)) -> Past | None:
+            exp_log, log_scale = (
+                self.tensors.get(f"momentum.{factor}.{name}") for name in ("exp_log", "log_scale")
+            )
+            if exp_log is None or log_scale is None:
+                return None
+            return Past(backend.asarray(exp_log[rows]), backend.asarray(log_scale[rows]))
+
+        users = tuple(past("user", rows) for rows in blocks.slices)
+        steps = backend.asarray(self.tensors["momentum.steps"])
+        return Momentum(steps, users, past("item"), past("weights"))
 
     def draw_on(self, rng: np.random.Generator) -> None:
         """Set ``rng`` to the state of the checkpoint's generator."""
@@ -258,6 +313,11 @@ class Checkpoint:
         check_arrays(tensors, self.identity.arrays(), {"N": n, "M": m, "K": self.identity.settings.width})
         if "weights.sources" in tensors:
             check_sources(tensors["weights.sources"])
+        kept = header["kept"]
+        if kept is not None and kept["iteration"] > header["iteration"]:
+            raise ValueError(
+                f"header.kept.iteration is {kept['iteration']}, and header.iteration is {header['iteration']}"
+            )
         for name in ("iteration", "seconds"):
             column = tensors[f"history.{name}"]
             if len(column) and column[-1] > header[name]:
@@ -286,6 +346,9 @@ class Checkpoint:
             "seconds": state.seconds,
             "seed": seed,
             "rng": None if rng is None else rng.bit_generator.state,
+            "kept": None
+            if state.kept is None
+            else {name: getattr(state.kept, name) for name in ("iteration", "falls", "elbo")},
         }
         for field in fields(Check):
             dtype = np.int64 if field.name == "iteration" else np.float64  # of an empty history, too
@@ -295,9 +358,30 @@ class Checkpoint:
         if state.model.items.weights is not None and sources is not None:
             tensors["weights.sources"] = sources
             tensors["weights.shape"] = backend.asnumpy(state.model.items.weights.factor.shape)
+        if state.kept is not None:
+            tensors |= _kept_arrays(state.kept)
+        if state.model.momentum is not None:
+            tensors |= _momentum_arrays(backend, state.model.momentum)
         if state.checked_theta:
             tensors["checked_theta"] = np.concatenate([backend.asnumpy(part) for part in state.checked_theta])
         CHECKPOINT.write(self.path, header, tensors)
+
+
+def _kept_arrays(kept: Kept) -> Tensors:
+    tensors: Tensors = {} if kept.weights is None else {"weights.shape": kept.weights}
+    encode_posteriors((kept.users, kept.items), tensors)
+    return {f"kept.{name}": array for name, array in tensors.items()}
+
+
+def _momentum_arrays(backend: Backend, momentum: Momentum) -> Tensors:
+    tensors: Tensors = {"momentum.steps": backend.asnumpy(momentum.steps)}
+    factors = {"user": momentum.users, "item": (momentum.items,), "weights": (momentum.weights,)}
+    for factor, blocks in factors.items():
+        parts = [past for past in blocks if past is not None]
+        for name in ("exp_log", "log_scale") if parts else ():
+            arrays = [backend.asnumpy(getattr(past, name)) for past in parts]
+            tensors[f"momentum.{factor}.{name}"] = np.concatenate(arrays)
+    return tensors
 
 
 def _fingerprint(shape: tuple[int, int], *arrays: NDArray[Any]) -> str:

@@ -19,6 +19,7 @@ from hpf_gpu.data.counts import TrainingData, held_out_pairs, training_data
 from hpf_gpu.data.factors import read_factors
 from hpf_gpu.data.triplets import read
 from hpf_gpu.files.checkpoint import Checkpoint, Identity, Saved
+from hpf_gpu.model.acceleration import accelerated
 from hpf_gpu.model.biases import warm_up
 from hpf_gpu.model.convergence import Check, history_frame
 from hpf_gpu.model.fitted import Fitted
@@ -122,7 +123,8 @@ def _prepared(
     sources = None if having is None else having.sources
     width = settings.width
     blocks = in_memory(backend, data.training.csr, width, data.validation, USERS_PER_BLOCK, sources)
-    elbo_at_checks = settings.compute_elbo or settings.stop_crit == "elbo"
+    watches_elbo = settings.stop_crit == "elbo" or settings.schedule == "accelerated"
+    elbo_at_checks = settings.compute_elbo or watches_elbo
     objective = Objective.of(
         backend, blocks, full_llk=settings.full_llk, elbo_at_checks=elbo_at_checks, having=having
     )
@@ -142,7 +144,9 @@ def _fit(
     settings, backend, blocks, having = prepared.settings, prepared.backend, prepared.blocks, prepared.having
     schedule = schedule_of(settings)
     # An iteration is a pass over all blocks, or an epoch over batches in stochastic fits.
-    full = partial(_advance, backend.recorded(partial(iterate, backend, blocks, schedule=schedule)))
+    update = partial(iterate, backend, blocks, schedule=schedule)
+    step = partial(accelerated, backend, update) if schedule.accelerated else update
+    full = partial(_advance, backend.recorded(step))
     epochs = _epochs(prepared, seed) if settings.is_stochastic else None
     rng = None if epochs is None else epochs.rng
     if saved is not None and rng is not None:
@@ -185,6 +189,7 @@ def schedule_of(settings: Settings) -> Schedule:
         check_every=settings.check_every if informs else None,
         maxiter=settings.maxiter,
         alternating=settings.schedule == "alternating",
+        accelerated=settings.schedule == "accelerated",
         exact_phi=settings.sum_exp_trick,
         patience=settings.patience,
     )

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from hpf_gpu.backends.protocol import Array, Backend, Counts, SideName
 from hpf_gpu.data.blocks import CountBlocks
 
+from .acceleration import SAFEGUARD_EVERY, Kept, with_momentum
 from .convergence import Check, has_converged
 from .likelihood import Objective
 from .sides import Model, Side, Statistic, allocate, column_sums, update_side
@@ -25,7 +26,8 @@ class Schedule:
     With ``alternating``, φ is computed again after the update of the users; otherwise, as in hpfrec, both
     sides use the same φ.  With ``exact_phi`` every φ is computed by the log-sum-exp.  ``check_every=None``
     checks only after the last iteration; ``maxiter=None`` sets no limit on iterations.  For ``patience`` see
-    :func:`hpf_gpu.model.convergence.has_converged`.
+    :func:`hpf_gpu.model.convergence.has_converged`.  If ``accelerated``, the ELBO is watched, see
+    :mod:`hpf_gpu.model.acceleration`.
     """
 
     stop_crit: str
@@ -34,6 +36,7 @@ class Schedule:
     maxiter: int | None
     alternating: bool = False
     exact_phi: bool = False
+    accelerated: bool = False
     patience: int | None = None
 
 
@@ -46,6 +49,7 @@ class State:
     history: tuple[Check, ...] = ()
     seconds: float = 0.0  # elapsed so far
     checked_theta: tuple[Array, ...] = ()  # E[θ] of each block at the last check, only with diff-norm
+    kept: Kept | None = None  # only if accelerated
 
 
 @dataclass(frozen=True)
@@ -155,11 +159,17 @@ def fit(
             due = last or (schedule.check_every is not None and state.iteration % schedule.check_every == 0)
             if due:
                 check, theta = _judge(backend, state, objective)
+            fell = False
+            if schedule.accelerated:
+                state, fell = _safeguarded(backend, state, objective, check.elbo, due=due)
+                if fell and due:
+                    check, theta = _judge(backend, state, objective)
             check = replace(check, seconds=time.perf_counter() - started)
             state = replace(state, seconds=check.seconds)
             if due:
                 state = replace(state, history=(*state.history, check), checked_theta=theta)
-            over = last or (due and _is_over(schedule, state))
+            # Where the model is that of an earlier iteration, nothing has been gained, but may be.
+            over = last or (due and not fell and _is_over(schedule, state))
             try:
                 if report(check) is True or over:
                     break
@@ -168,13 +178,14 @@ def fit(
             except Exception as error:
                 ended_by = error
                 break
-        history = _complete_history(state, objective, started)  # an interrupt of this loses nothing either
+        # An interrupt of this loses nothing either.
+        state = _completed(backend, state, schedule, objective, started)
     except KeyboardInterrupt as interrupt:
         if state.iteration == 0:
             raise
         ended_by = interrupt
-        history = _complete_history(state, objective, started)
-    return Fit(_without_spares(state.model), history, state.iteration, ended_by)
+        state = _completed(backend, state, schedule, objective, started)
+    return Fit(_without_spares(state.model), state.history, state.iteration, ended_by)
 
 
 def _is_over(schedule: Schedule, state: State) -> bool:
@@ -182,15 +193,39 @@ def _is_over(schedule: Schedule, state: State) -> bool:
     return has_converged(schedule.stop_crit, schedule.stop_thr, state.history, schedule.patience)
 
 
-def _complete_history(state: State, objective: Objective, started: float) -> tuple[Check, ...]:
-    """The history of a fit that ends with this state: its last check is of this state and has an ELBO."""
+def _safeguarded(
+    backend: Backend, state: State, objective: Objective, elbo: float, *, due: bool
+) -> tuple[State, bool]:
+    """The state, or with the model that is kept if its ELBO is higher, and whether it is.
+
+    ``due`` says that the ELBO is compared now, ``elbo`` is its value or NaN if it is to be computed.
+    """
+    kept = state.kept
+    if not due and kept is not None and state.iteration % SAFEGUARD_EVERY:
+        return replace(state, model=with_momentum(backend, state.model)), False
+    if math.isnan(elbo):
+        elbo = objective.elbo(state.model)
+    if kept is not None and not elbo >= kept.elbo:
+        model = kept.restored(backend, state.model)
+        kept = replace(kept, iteration=state.iteration, falls=kept.falls + 1)
+        return replace(state, model=model, kept=kept), True
+    kept = Kept.of(backend, state.model, state.iteration, elbo)
+    return replace(state, model=with_momentum(backend, state.model), kept=kept), False
+
+
+def _completed(
+    backend: Backend, state: State, schedule: Schedule, objective: Objective, started: float
+) -> State:
+    """The state with which a fit ends: its last check is of its model and has an ELBO."""
+    if schedule.accelerated and (state.kept is None or state.kept.iteration < state.iteration):
+        state, _ = _safeguarded(backend, state, objective, math.nan, due=True)
     history, iteration = state.history, state.iteration
     if not history or history[-1].iteration < iteration:
         check = objective.check(state.model, iteration)
         history = (*history, replace(check, seconds=time.perf_counter() - started))
     if math.isnan(history[-1].elbo):
         history = (*history[:-1], replace(history[-1], elbo=objective.elbo(state.model)))
-    return history
+    return replace(state, history=history)
 
 
 def _without_spares(model: Model) -> Model:

@@ -102,6 +102,14 @@ def _weights(backend: Backend, prior: WeightPrior, shape: Host, rates: Rates, la
     return Weights(prior, factor, Full(backend.asarray(later)))
 
 
+def weights_of_shapes(backend: Backend, weights: Weights, shape: Host) -> Weights:
+    """The weights with other shapes (M, L), and with the rates that they have after every update."""
+    factor, *_ = backend.gamma_update(
+        backend.asarray(shape), 0.0, weights.rates, temperature=weights.prior.temperature
+    )
+    return Weights(weights.prior, factor, weights.rates)
+
+
 def update_weights(
     backend: Backend, weights: Weights, statistic: Array, *, scale: float = 1.0, step: float = 1.0
 ) -> Weights:

@@ -225,7 +225,7 @@ class Settings:
     keep_all_objs: bool = _setting(True, Flag(), resume=True)
     sum_exp_trick: bool = _setting(False, Flag())
     backend: str = _setting("auto", BackendName(), resume=True)
-    schedule: str = _setting("joint", Choice(("joint", "alternating")))
+    schedule: str = _setting("joint", Choice(("joint", "alternating", "accelerated")))
     precision: str = _setting("full", Choice(("full", "mixed")))
     allocate: str = _setting("fused", Choice(("fused", "cusparse")))
     hierarchical: bool = _setting(True, Flag())
@@ -305,6 +305,8 @@ class Settings:
             self._check_rates_beside_ones()
         self._check_backend_options()
         self._check_neighbours()
+        if self.schedule == "accelerated":
+            self._check_accelerated()
         if self.stop_crit == "maxiter" and self.maxiter is None:
             raise ValueError("stop_crit='maxiter' needs a number of iterations: maxiter is None")
         if self.stop_crit == "maxiter" and self.patience is not None:
@@ -315,6 +317,25 @@ class Settings:
         if self.stop_crit != "maxiter" and self.check_every is None:
             raise ValueError(
                 f"stop_crit={self.stop_crit!r} needs a number of iterations: check_every is None"
+            )
+
+    def _check_accelerated(self) -> None:
+        """Raise ValueError for what has no E[ln θ] to extrapolate, or not precisely enough."""
+        for name in ("users_per_batch", "items_per_batch"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"schedule='accelerated' is for fits without batches: leave out {name}, "
+                    "or use schedule='joint'"
+                )
+        if self.sum_exp_trick:
+            raise ValueError(
+                "sum_exp_trick=True computes φ from shapes and rates, which schedule='accelerated' does not "
+                "extrapolate: leave one of them out"
+            )
+        if self.precision == "mixed":
+            raise ValueError(
+                "precision='mixed' keeps too few digits for the differences that schedule='accelerated' "
+                "takes: leave one of them out"
             )
 
     def _check_neighbours(self) -> None:

@@ -52,11 +52,34 @@ class Side:
 
 
 @dataclass(frozen=True)
+class Past:
+    """What an accelerated iteration needs of a factor as it was one iteration earlier.
+
+    ``exp_log`` is one of the side's spare matrices.
+    """
+
+    exp_log: Array  # (N, K)
+    log_scale: Array  # (N,)
+    ahead: Array | None = None  # (N, K), may be overwritten by exp_log of the point ahead
+
+
+@dataclass(frozen=True)
+class Momentum:
+    """The past of every factor, see :mod:`hpf_gpu.model.acceleration`; None for a fixed side."""
+
+    steps: Array  # (1,) iterations since it began; at most zero without momentum
+    users: tuple[Past | None, ...]
+    items: Past | None
+    weights: Past | None
+
+
+@dataclass(frozen=True)
 class Model:
     """The whole variational state: one Side per block of users, and one for the items."""
 
     users: tuple[Side, ...]
     items: Side
+    momentum: Momentum | None = None
 
     @property
     def user_sums(self) -> Array:

@@ -149,6 +149,56 @@ extern "C" __global__ void __launch_bounds__(column_sum_threads, 1) sum_columns(
   out[k] = sum;
 }
 
+// ln of an entry of exp_log; of one that has underflowed, the logarithm of the smallest number less a million.
+__device__ __forceinline__ Real log_of_entry(const Store* exp_log, long long i, bool* normal) {
+  const Real x = Real(exp_log[i]) / Real(store_scale);
+  *normal = x >= Real(sizeof(Real) == 4 ? 0x1p-126 : 0x1p-1022);
+  return log_of(*normal ? x : Real(1));
+}
+
+// ln of an entry of exp_log, moved on by `momentum` times its change; far below all others if it has underflowed.
+__device__ __forceinline__ Real moved_log(const Store* exp_log, const Store* earlier, long long i, Real momentum) {
+  bool normal, was_normal;
+  const Real now = log_of_entry(exp_log, i, &normal), then = log_of_entry(earlier, i, &was_normal);
+  return normal ? now + (was_normal ? momentum * (now - then) : Real(0)) : Real(-1e30);
+}
+
+// E[ln θ] moved on by k/(k + 1) of its change since an earlier time, where k is `steps`.
+extern "C" __global__ void __launch_bounds__(HPF_GAMMA_THREADS, 1) extrapolate(const Store* exp_log,     // (N, width)
+                                                                               const double* log_scale,  // (N,)
+                                                                               const Store* earlier,     // (N, width)
+                                                                               const double* earlier_scale,  // (N,)
+                                                                               const double* steps,          // (1,)
+                                                                               long long n,                  // N
+                                                                               Store* out,           // (N, width)
+                                                                               double* out_scale) {  // (N,)
+  const double done = steps[0] > 0 ? steps[0] : 0.0, momentum = done / (done + 1);
+  const GroupRows rows(n);
+  for (long long step = 0; step < rows.steps; ++step) {
+    const long long row = rows.first + step, begin = row * width;
+    const bool exists = row < rows.last;
+    Real top = Real(-1e30);
+    if (exists)
+      for (int k = rows.lane; k < K; k += gamma_lanes) {
+        const Real x = moved_log(exp_log, earlier, begin + k, Real(momentum));
+        top = x > top ? x : top;
+      }
+    top = max_lanes<gamma_lanes>(top);
+    if (!exists) continue;
+    for (int k = rows.lane; k < width; k += gamma_lanes) {
+      Store result = k < K ? exp_log[begin + k] : Store(0.0f);
+      if (k < K && momentum > 0) {
+        const Real x = moved_log(exp_log, earlier, begin + k, Real(momentum));
+        result = Store(store_scale * exp_of<Real>(double(x - top)));
+      }
+      out[begin + k] = result;
+    }
+    if (rows.lane > 0) continue;
+    const double scale = log_scale[row];
+    out_scale[row] = momentum > 0 ? scale + momentum * (scale - earlier_scale[row]) + double(top) : scale;
+  }
+}
+
 // E[θ].
 extern "C" __global__ void __launch_bounds__(256, 1) mean(Gamma gamma,
                                                           long long n,  // N

@@ -150,6 +150,48 @@ void gamma_update(Matrix<T> shape, double prior_shape, Rates<T> rates, Matrix<T>
 }
 
 template <class T>
+void extrapolate(Matrix<const T> exp_log, const double* log_scale, Matrix<const T> earlier, const double* earlier_scale,
+                 double momentum, Matrix<T> out, double* out_scale, int threads) {
+  const int64_t n = exp_log.rows, k = exp_log.k, row = whole_groups(k);
+  constexpr double smallest = sizeof(T) == 4 ? 0x1p-126 : 0x1p-1022;  // that is normal
+  const int team = threads_for(n, k, threads);
+  Scratch<double> memory(3 * row, team);
+#pragma omp parallel num_threads(team)
+  {
+    double *now = memory.share(), *then = now + row, *change = then + row;
+#pragma omp for schedule(static)
+    for (int64_t u = 0; u < n; ++u) {
+      T* result = row_of(out, u);
+      if (momentum == 0) {
+        const T* entries = row_of(exp_log, u);
+        for (int64_t j = 0; j < out.stride; ++j) result[j] = entries[j];
+        out_scale[u] = log_scale[u];
+        continue;
+      }
+      const double scale_change = log_scale[u] - earlier_scale[u];
+      row_as_double(row_of(exp_log, u), k, now);
+      row_as_double(row_of(earlier, u), k, then);
+      for (int64_t first = 0; first < row; first += group)
+#pragma omp simd
+        for (int64_t j = first; j < first + group; ++j) {
+          const double ratio = now[j] / (then[j] < smallest ? smallest : then[j]);
+          change[j] = log_normal(now[j] < smallest || then[j] < smallest ? 1.0 : ratio);
+        }
+      // The largest is taken out of all, so that no power overflows.
+      const double most = maximum(change, k);
+      for (int64_t first = 0; first < row; first += group)
+#pragma omp simd
+        for (int64_t j = first; j < first + group; ++j)
+          then[j] = (now[j] < smallest ? 0.0 : now[j]) * exp_nonpositive<T>(momentum * (change[j] - most));
+      const double top = maximum(then, k);
+      for (int64_t j = 0; j < k; ++j) result[j] = T(then[j] / top);
+      for (int64_t j = k; j < out.stride; ++j) result[j] = 0;
+      out_scale[u] = log_scale[u] + momentum * (scale_change + most) + log_normal(top);
+    }
+  }
+}
+
+template <class T>
 void mean(Matrix<const T> shape, Rates<T> rates, Matrix<T> out, int threads) {
   const int64_t n = shape.rows, k = shape.k;
   const int team = threads_for(n, k, threads);
@@ -229,10 +271,12 @@ double distance(Matrix<const T> a, Matrix<const T> b, int threads) {
   return __builtin_sqrt(total);
 }
 
-#define HPF_INSTANTIATE(T)                                                                                       \
-  template void gamma_update<T>(Matrix<T>, double, Rates<T>, Matrix<T>, double*, double*, double*, double, int); \
-  template void mean<T>(Matrix<const T>, Rates<T>, Matrix<T>, int);                                              \
-  template double gamma_entropy<T>(Matrix<const T>, Rates<T>, double, double*, int);                             \
+#define HPF_INSTANTIATE(T)                                                                                        \
+  template void gamma_update<T>(Matrix<T>, double, Rates<T>, Matrix<T>, double*, double*, double*, double, int);  \
+  template void extrapolate<T>(Matrix<const T>, const double*, Matrix<const T>, const double*, double, Matrix<T>, \
+                               double*, int);                                                                     \
+  template void mean<T>(Matrix<const T>, Rates<T>, Matrix<T>, int);                                               \
+  template double gamma_entropy<T>(Matrix<const T>, Rates<T>, double, double*, int);                              \
   template double distance<T>(Matrix<const T>, Matrix<const T>, int);
 HPF_INSTANTIATE(float)
 HPF_INSTANTIATE(double)

@@ -66,6 +66,15 @@ struct Kernels {
                        double* row_sums,     // (N,)
                        double* column_sums,  // (K,)
                        double temperature, int threads);
+  // E[ln θ] moved on by `momentum` times its change since an earlier time.
+  void (*extrapolate)(Matrix<const T> exp_log,      // (N, K)
+                      const double* log_scale,      // (N,)
+                      Matrix<const T> earlier,      // (N, K)
+                      const double* earlier_scale,  // (N,)
+                      double momentum,
+                      Matrix<T> out,      // (N, K)
+                      double* out_scale,  // (N,)
+                      int threads);
   void (*mean)(Matrix<const T> shape,  // (N, K)
                Rates<T> rates,
                Matrix<T> out,  // (N, K)

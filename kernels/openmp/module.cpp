@@ -462,6 +462,30 @@ void define(nb::module_& m, const char* counts_name, const char* side_name) {
       "column_sums"_a.noconvert(), "temperature"_a, "threads"_a, release);
 
   m.def(
+      "extrapolate",
+      [](const Padded<T>& exp_log,     // (N, K)
+         const Vector& log_scale,      // (N,)
+         const Padded<T>& earlier,     // (N, K)
+         const Vector& earlier_scale,  // (N,)
+         const Vector& steps,          // (1,)
+         const Padded<T>& out,         // (N, K)
+         const Vector& out_scale,      // (N,)
+         int64_t threads) {
+        const int64_t n = exp_log.shape(0), k = checked_factors(exp_log.shape(1));
+        check_length("log_scale", log_scale.shape(0), n);
+        check_length("earlier_scale", earlier_scale.shape(0), n);
+        check_length("steps", steps.shape(0), 1);
+        check_length("out_scale", out_scale.shape(0), n);
+        const double done = numbers_of(steps)[0] > 0 ? numbers_of(steps)[0] : 0.0;
+        kernels<T>().extrapolate(aligned<const T>("exp_log", exp_log, n, k), numbers_of(log_scale),
+                                 aligned<const T>("earlier", earlier, n, k), numbers_of(earlier_scale),
+                                 done / (done + 1), aligned<T>("out", out, n, k), numbers_of(out_scale),
+                                 checked_threads(threads));
+      },
+      "exp_log"_a.noconvert(), "log_scale"_a.noconvert(), "earlier"_a.noconvert(), "earlier_scale"_a.noconvert(),
+      "steps"_a.noconvert(), "out"_a.noconvert(), "out_scale"_a.noconvert(), "threads"_a, release);
+
+  m.def(
       "mean",
       [](const Side<T>& side,
          const Padded<T>& out,  // (N, K)

@@ -12,6 +12,9 @@ template <class T>
 void gamma_update(Matrix<T> shape, double prior_shape, Rates<T> rates, Matrix<T> exp_log, double* log_scale,
                   double* row_sums, double* column_sums, double temperature, int threads);
 template <class T>
+void extrapolate(Matrix<const T> exp_log, const double* log_scale, Matrix<const T> earlier, const double* earlier_scale,
+                 double momentum, Matrix<T> out, double* out_scale, int threads);
+template <class T>
 void mean(Matrix<const T> shape, Rates<T> rates, Matrix<T> out, int threads);
 template <class T>
 double gamma_entropy(Matrix<const T> shape, Rates<T> rates, double prior_shape, double* row_sums, int threads);

@@ -7,6 +7,7 @@ namespace {
 
 template <class T>
 constexpr Kernels<T> table = {gamma_update<T>,
+                              extrapolate<T>,
                               mean<T>,
                               gamma_entropy<T>,
                               allocate<T>,

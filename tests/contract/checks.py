@@ -31,7 +31,7 @@ from contract.cases import (
 )
 from contract.tolerances import Tolerance, assert_close, assert_near, assert_same
 from hpf_gpu.backends import protocol
-from hpf_gpu.backends.protocol import Backend
+from hpf_gpu.backends.protocol import Backend, Host
 
 
 def gamma_update(
@@ -94,6 +94,49 @@ def gamma_update_at_a_temperature(
             assert one is not None
             assert other is not None
             assert_close(one.reshape(len(one), -1), other.reshape(len(one), -1), tolerance.sums)
+
+
+def extrapolate(backend: Backend, case: Case, tolerance: Tolerance, steps: float, with_out: bool) -> None:
+    """E[ln θ] further on by a share of its change, and the rest as it was."""
+    for side in both_sides(case):
+        n, k = side.shape.shape
+        factor = make_factor(backend, side)
+        shape = backend.asarray(side.shape[:, ::-1] + 0.1)
+        then, *_ = backend.gamma_update(shape, 0.0, factor.rates)
+        out = garbage(backend, n, k) if with_out else None
+        earlier, done = (then.exp_log, then.log_scale), backend.asarray(np.array([float(steps)]))
+        got = backend.extrapolate(factor, earlier, done, out)
+        exp_log, log_scale = backend.asnumpy(got.exp_log), backend.asnumpy(got.log_scale)
+        assert exp_log.dtype == backend.dtype
+        assert log_scale.dtype == np.float64
+        assert (got.shape, got.rates, got.temperature) == (factor.shape, factor.rates, factor.temperature)
+        if steps <= 0:
+            assert_same(exp_log, backend.asnumpy(factor.exp_log))
+            assert_same(log_scale, backend.asnumpy(factor.log_scale))
+            continue
+        logs, scales = zip(*(log_of_entries(backend, one) for one in (factor, then)), strict=True)
+        finite = [np.nan_to_num(log, neginf=0.0) for log in logs]
+        want, of_scale = oracle.extrapolate(*finite, steps), oracle.extrapolate(*scales, steps)
+        want = np.where(np.isinf(logs[0]), -np.inf, np.where(np.isinf(logs[1]), logs[0], want))
+        top = want.max(axis=1)
+        # Of logarithms that cancel, the errors remain.
+        size = 1 + np.abs(np.stack(finite)).max(axis=(0, 2))
+        limit = tolerance.extrapolate * float(size.max(initial=1))
+        assert_close(exp_log, np.exp(want - top[:, None]), limit)
+        assert (exp_log.max(axis=1) <= 1 + limit).all()
+        error = np.abs(log_scale - (of_scale[:, 0] + top))
+        scale = size + np.abs(np.stack(scales)).max(axis=(0, 2))
+        assert float((error / scale).max(initial=0)) <= tolerance.extrapolate
+        if with_out:
+            assert_same(backend.asnumpy(out), exp_log)
+
+
+def log_of_entries(backend: Backend, factor: protocol.Factor) -> tuple[Host, Host]:
+    """The logarithms of exp_log (N, K), −∞ where they have underflowed, and of its scale (N, 1)."""
+    exp_log = backend.asnumpy(factor.exp_log).astype(np.float64)
+    normal = exp_log >= np.finfo(backend.dtype).tiny
+    logs = np.log(exp_log, where=normal, out=np.full_like(exp_log, -np.inf))
+    return logs, backend.asnumpy(factor.log_scale)[:, None]
 
 
 def allocate_with_neighbours(

@@ -84,6 +84,8 @@ def test_operations_repeat_and_leave_inputs_alone(backend: Backend, case: Case) 
     counts = backend.counts(case.csr(backend.dtype), case.k)
     rows, columns = case.y.nonzero()
     hyper_rate = backend.asarray(np.linspace(0.1, 3.0, len(case.y)))
+    then, *_ = backend.gamma_update(backend.asarray(case.users.shape[:, ::-1] + 0.1), 0.0, users.rates)
+    earlier, steps = (then.exp_log, then.log_scale), backend.asarray(np.array([2.0]))
     exclude = (np.arange(len(case.y) + 1), np.zeros(len(case.y), np.int64))  # the first item, to everybody
 
     def refreshed() -> tuple[Host | None, ...]:
@@ -96,6 +98,7 @@ def test_operations_repeat_and_leave_inputs_alone(backend: Backend, case: Case) 
         "allocate items": lambda: on_host(backend, backend.allocate(counts, users, items, side="items")),
         "allocate exact": lambda: on_host(backend, backend.allocate(counts, users, items, exact=True)),
         "gamma_update": refreshed,
+        "extrapolate": lambda: factor_on_host(backend, backend.extrapolate(users, earlier, steps)),
         "mean": lambda: on_host(backend, (backend.mean(users),)),
         "log_rate_sum": lambda: (backend.log_rate_sum(counts, theta, beta),),
         "log_normalizer_sum": lambda: (backend.log_normalizer_sum(counts, users, items),),
@@ -112,7 +115,7 @@ def test_operations_repeat_and_leave_inputs_alone(backend: Backend, case: Case) 
         factors = (*factor_on_host(backend, users), *factor_on_host(backend, items))
         return [
             *factors,
-            *on_host(backend, (theta, beta, hyper_rate)),
+            *on_host(backend, (theta, beta, hyper_rate, *earlier, steps)),
             rows.copy(),
             columns.copy(),
             *map(np.copy, exclude),
@@ -136,6 +139,7 @@ def test_numpy_works_in_blocks_of_any_size(
     monkeypatch.setattr("hpf_gpu.backends.numpy_backend._BLOCK_BYTES", 7 * 30 * 8)
     backend, case, tolerance = create("numpy", dtype), make_case(name), TOLERANCE[dtype.name]
     checks.gamma_update(backend, case, tolerance, 0.3, False)
+    checks.extrapolate(backend, case, tolerance, 4, False)
     checks.mean(backend, case, tolerance)
     checks.gamma_elbo(backend, case, tolerance, 0.3, 0.3, 1.0)
     checks.distance(backend, case, tolerance)

@@ -7,7 +7,7 @@ import oracle
 import pytest
 
 from contract import checks
-from contract.cases import Case, both_sides, float32_exact, rate_on_host, rates_of
+from contract.cases import Case, both_sides, factor_of, float32_exact, rate_on_host, rates_of
 from contract.tolerances import Tolerance, assert_same
 from hpf_gpu.backends.protocol import Backend, Full, RankOne
 
@@ -51,6 +51,25 @@ def test_what_is_small_beside_a_tiny_factor(backend: Backend) -> None:
         np.testing.assert_allclose(
             got, np.exp(log - log[0, 0]), rtol=1e-6 if backend.dtype == np.float32 else 1e-12
         )
+
+
+@pytest.mark.parametrize("steps", [-3, 0, 1, 30])
+@pytest.mark.parametrize("with_out", [False, True], ids=["", "out"])
+def test_extrapolate(
+    backend: Backend, case: Case, tolerance: Tolerance, steps: float, with_out: bool
+) -> None:
+    checks.extrapolate(backend, case, tolerance, steps, with_out)
+
+
+def test_extrapolate_what_has_underflowed(backend: Backend) -> None:
+    """It stays zero; what was zero keeps its ratio to the largest entry."""
+    least = 1.5 * float(np.finfo(backend.dtype).tiny)
+    now, then = [[1.0, 0.0, 0.5, least, least / 4]], [[1.0, 0.5, 0.0, 1.0, least / 4]]
+    factor, scale = factor_of(backend, np.array(now)), backend.asarray(np.array([3.0]))
+    earlier = (backend.asarray(np.array(then)), scale)
+    got = backend.extrapolate(factor, earlier, backend.asarray(np.ones(1)))
+    np.testing.assert_allclose(backend.asnumpy(got.exp_log), [[1.0, 0.0, 0.5, 0.0, 0.0]], rtol=1e-6)
+    np.testing.assert_allclose(backend.asnumpy(got.log_scale), [-1.5], rtol=1e-6)
 
 
 def test_mean(backend: Backend, case: Case, tolerance: Tolerance) -> None:

@@ -20,6 +20,7 @@ class Tolerance:
     shape: float  # shape = prior + statistic
     exp_log: float  # of exp E[ln θ], scaled
     log_scale: float  # absolute, per unit of 1 + |ln scale|
+    extrapolate: float  # of exp E[ln θ] and absolute of its scale, per unit of 1 + |ln| of the smallest entry
     mean: float
     sums: float  # row and column sums of the mean
     allocate: float
@@ -39,6 +40,7 @@ TOLERANCE = {
         shape=4e-7,  # 8.9e-8
         exp_log=3e-7,  # 6.0e-8
         log_scale=2.5e-9,  # 4.9e-10: openmp works in the precision of float, 2e-9 of 1 + 1/shape (special.h)
+        extrapolate=3e-7,  # TBD
         mean=3e-7,  # 6.0e-8
         sums=1e-13,  # 1.4e-14
         allocate=2e-5,  # 2.8e-6, columns of 2,000 counts
@@ -56,6 +58,7 @@ TOLERANCE = {
         shape=1e-15,  # 0
         exp_log=8e-14,  # 1.8e-14
         log_scale=1e-14,  # 1.7e-15
+        extrapolate=1e-15,  # TBD
         mean=1e-15,  # 0
         sums=1e-13,  # 1.3e-14
         allocate=6e-12,  # 1.2e-12, E[ln θ] of both sides near −750: each to 2e-15 of it (special.h)
