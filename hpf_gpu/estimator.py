@@ -813,8 +813,8 @@ class HPF:
         Raises
         ------
         ValueError, TypeError
-            If not exactly one of ``users`` and ``counts`` is passed, ``discount`` is negative, or above zero with
-            keep_data=False; and as for :meth:`topN` and :meth:`transform`.
+            If not exactly one of ``users`` and ``counts`` is passed; if ``discount`` is negative, or above zero
+            with keep_data=False; and as for :meth:`topN` and :meth:`transform`.
         """
         if (users is None) == (counts is None):
             raise ValueError("recommend needs either users, ids of the model, or counts of new users")
