@@ -151,7 +151,8 @@ class HPF:
         Otherwise the fit ends when the best value so far is at most ``stop_thr``, relative to its magnitude,
         above the best of ``patience`` iterations ago; with 'diff-norm', when in all checks of the last
         ``patience`` iterations the norm of the change, divided by the iterations since the check before, was
-        below ``stop_thr``.
+        below ``stop_thr``.  With 'val-llk' and ``patience`` the fit keeps the model with the best
+        log-likelihood of ``val_set``, not the last; ``niter`` and ``history_`` end with it.
     compute_elbo : bool
         Whether every check also computes the ELBO, for ``history_`` and callbacks; with the openmp backend a
         check then takes three to four times as long.  With ``stop_crit='elbo'`` every check does.  The last
@@ -813,8 +814,8 @@ class HPF:
         Raises
         ------
         ValueError, TypeError
-            If not exactly one of ``users`` and ``counts`` is passed; if ``discount`` is negative, or above zero
-            with keep_data=False; and as for :meth:`topN` and :meth:`transform`.
+            If not exactly one of ``users`` and ``counts`` is passed; if ``discount`` is negative, or is not
+            zero and keep_data=False; and as for :meth:`topN` and :meth:`transform`.
         """
         if (users is None) == (counts is None):
             raise ValueError("recommend needs either users, ids of the model, or counts of new users")

@@ -21,10 +21,13 @@ from small_data import COUNTS
 
 from hpf_gpu import HPF, ModelFileError
 from hpf_gpu.files.checkpoint import Checkpoint
+from hpf_gpu.fitting import training
 from hpf_gpu.model.likelihood import Objective
 
 MATRICES = ("Theta", "Beta", "Gamma_shp", "Gamma_rte", "Lambda_shp", "Lambda_rte", "k_rte", "t_rte")
 VALIDATION = COUNTS.iloc[::7]
+#: Counts of which a model knows less the better it fits.
+UNLIKE = COUNTS.assign(ItemId=COUNTS.ItemId.to_numpy()[::-1])
 
 #: One fit for every rule, each ended by it; full-batch and stochastic, in both precisions.
 FITS = {
@@ -39,6 +42,7 @@ FITS = {
     },
     "elbo": {"stop_crit": "elbo", "stop_thr": 1e-3, "check_every": 3, "random_seed": None},
     "diff-norm": {"stop_crit": "diff-norm", "stop_thr": 1.0, "check_every": 4},
+    "best": {"stop_crit": "val-llk", "stop_thr": 1e-9, "check_every": 2, "patience": 6},
     "accelerated": {"schedule": "accelerated", "stop_crit": "elbo", "stop_thr": 1e-9, "check_every": 3},
     "users": {"stop_crit": "maxiter", "maxiter": 7, "users_per_batch": 13},
     "items": {"stop_crit": "train-llk", "items_per_batch": 7, "check_every": 2, "stop_thr": 0.02},
@@ -55,6 +59,27 @@ OTHERS = {
         "neighbours": 4,
         "maxiter": 30,
     },
+    "best neighbours": {
+        "stop_crit": "val-llk",
+        "stop_thr": 1e-9,
+        "check_every": 1,
+        "neighbours": 4,
+        "patience": 4,
+    },
+    "best users": {
+        "stop_crit": "val-llk",
+        "stop_thr": 1e-9,
+        "check_every": 1,
+        "users_per_batch": 13,
+        "patience": 4,
+    },
+    "best accelerated": {
+        "stop_crit": "val-llk",
+        "stop_thr": 1e-9,
+        "check_every": 1,
+        "schedule": "accelerated",
+        "patience": 5,
+    },
     "known": {"stop_crit": "train-llk", "use_float": False, "check_every": 2, "stop_thr": 1e-9},
 }
 
@@ -65,8 +90,9 @@ def model_of(name, **others):
 
 
 def fit(model, **options):
+    held_out = None if model.stop_crit != "val-llk" else VALIDATION if model.patience is None else UNLIKE
     with np.errstate(all="raise", under="ignore"):
-        return model.fit(COUNTS, VALIDATION if model.stop_crit == "val-llk" else None, **options)
+        return model.fit(COUNTS, held_out, **options)
 
 
 def assert_same_fit(got, want):
@@ -142,6 +168,29 @@ def test_an_error_of_a_callback_loses_nothing():
 def test_callback_must_be_a_function():
     with pytest.raises(TypeError, match="callback must be a function of one argument, not 'print'"):
         fit(model_of("maxiter"), callback="print")
+
+
+# -- the best model on held-out counts -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["best", "best neighbours", "best users", "best accelerated"])
+@pytest.mark.parametrize("users_per_block", [None, 17])
+def test_the_best_model_on_held_out_counts_is_kept(name, users_per_block, backend_name, monkeypatch):
+    monkeypatch.setattr(training, "USERS_PER_BLOCK", users_per_block)
+    heard = []
+    model = fit(model_of(name, backend=backend_name), callback=heard.append)
+    found = {check.iteration: check.val_llk for check in heard if not np.isnan(check.val_llk)}
+    best = max(found, key=found.get)
+    assert best < heard[-1].iteration < 60
+    assert model.niter == model.history_.iteration.iloc[-1] == best
+    assert model.history_.val_llk.iloc[-1] == found[best]
+    assert model.train_llk == model.history_.llk.iloc[-1]
+    assert not np.isnan(model.history_.elbo.iloc[-1])
+    # The likelihood is that of rates in float32, whose relative errors of 1e-6 or less add up.
+    assert model.eval_llk(UNLIKE)["llk"] == pytest.approx(found[best], rel=1e-5)
+    alone = fit(model_of(name, backend=backend_name, patience=None, stop_crit="maxiter", maxiter=best))
+    for matrix in MATRICES:
+        np.testing.assert_allclose(getattr(model, matrix), getattr(alone, matrix), rtol=1e-5, err_msg=matrix)
 
 
 # -- checkpoints -------------------------------------------------------------------------------

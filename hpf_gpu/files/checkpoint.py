@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from hpf_gpu.model.likelihood import Having
 from hpf_gpu.model.neighbours import Neighbours
 from hpf_gpu.model.settings import Settings, may_differ_on_resume, step_at
 from hpf_gpu.model.sides import Model, Momentum, Past, posterior_of, side_from_posterior
+from hpf_gpu.model.snapshot import Best, Snapshot
 
 from .model_file import (
     PRIOR,
@@ -135,6 +136,10 @@ class Identity:
     def _is_accelerated(self) -> bool:
         return self.settings.schedule == "accelerated"
 
+    @property
+    def _keeps_best(self) -> bool:
+        return self.settings.patience is not None and self.settings.stop_crit == "val-llk"
+
     def fields(self) -> Fields:
         """The fields of the header of a checkpoint of this fit."""
         seed = self.settings.random_seed
@@ -149,10 +154,11 @@ class Identity:
             "kept": {"iteration": whole(1), "falls": whole(0), "elbo": real()}
             if self._is_accelerated
             else one_of(None),
+            "best_iteration": whole(0) if self._keeps_best else one_of(0),
         }
 
-    def arrays(self) -> dict[str, Array]:
-        """The arrays of a checkpoint of this fit."""
+    def arrays(self, *, has_best: bool = False) -> dict[str, Array]:
+        """The arrays of a checkpoint of this fit; ``has_best`` if it has the best model so far."""
         number = self.settings.dtype.name
         watches_theta = self.settings.stop_crit == "diff-norm"
         unknown = dict.fromkeys((field.name for field in fields(Check)), "never")
@@ -166,11 +172,12 @@ class Identity:
             sides |= posterior_arrays(side, rows, number, fixed=self._is_fixed(side))
         weights = weight_arrays(number, self.settings.neighbours) if self.settings.neighbours else {}
         state = sides | weights | theta | history_arrays(unknown)
+        state |= _copied("best", sides | weights) if has_best else {}
         return state | self._arrays_of_acceleration(sides | weights) if self._is_accelerated else state
 
     def _arrays_of_acceleration(self, model: Mapping[str, Array]) -> dict[str, Array]:
         """The arrays of the model that is kept, which are like those of ``model``, and of the momentum."""
-        arrays = {f"kept.{name}": array for name, array in model.items() if name != "weights.sources"}
+        arrays = _copied("kept", model)
         arrays["momentum.steps"] = Array("float64", (1,))
         for side, rows in zip(("user", "item"), "NM", strict=True):
             if not self._is_fixed(side):
@@ -178,6 +185,11 @@ class Identity:
         if self.settings.neighbours:
             arrays |= _past_arrays("weights", "M", self.settings.neighbours, self.settings.dtype.name)
         return arrays
+
+
+def _copied(name: str, model: Mapping[str, Array]) -> dict[str, Array]:
+    """The arrays of a snapshot, which are like those of a model."""
+    return {f"{name}.{own}": array for own, array in model.items() if own != "weights.sources"}
 
 
 def _past_arrays(factor: str, rows: str, columns: str | int, number: str) -> dict[str, Array]:
@@ -222,27 +234,32 @@ class Saved:
         del of_users, of_items
         model, kept = Model(users, items), None
         if self.header["kept"] is not None:
-            model, kept = replace(model, momentum=self._momentum(backend, blocks)), self._kept()
+            model = replace(model, momentum=self._momentum(backend, blocks))
+            kept = Kept(**self.header["kept"], snapshot=self._snapshot("kept"))
         columns = [self.tensors[f"history.{field.name}"].tolist() for field in fields(Check)]
         whole = self.tensors.get("checked_theta")
         theta = [] if whole is None else [backend.asarray(whole[rows]) for rows in blocks.slices]
+        history = tuple(Check(*row) for row in zip(*columns, strict=True))
+        best = self._best(history)
         self.tensors.clear()
         return State(
-            model,
-            self.iteration,
-            tuple(Check(*row) for row in zip(*columns, strict=True)),
-            self.header["seconds"],
-            tuple(theta),
-            kept,
+            model, self.iteration, history, self.header["seconds"], tuple(theta), kept=kept, best=best
         )
 
-    def _kept(self) -> Kept:
-        """The model that is kept by an accelerated fit."""
+    def _snapshot(self, name: str) -> Snapshot:
+        """A copy of an earlier model."""
+        prefix = f"{name}."
         tensors = {
-            name.removeprefix("kept."): array for name, array in self.tensors.items() if "kept." in name
+            own.removeprefix(prefix): array for own, array in self.tensors.items() if own.startswith(prefix)
         }
         users, items = decode_posteriors(self.header["priors"], self.settings, tensors)
-        return Kept(**self.header["kept"], users=users, items=items, weights=tensors.get("weights.shape"))
+        return Snapshot(users, items, tensors.get("weights.shape"))
+
+    def _best(self, history: Sequence[Check]) -> Best | None:
+        """The best model on held-out counts so far, whose check is in the history."""
+        iteration = self.header["best_iteration"]
+        found = [check for check in history if check.iteration == iteration]
+        return Best(iteration, found[0].val_llk, self._snapshot("best")) if found else None
 
     def _momentum(self, backend: Backend, blocks: CountBlocks) -> Momentum:
         """The momentum of an accelerated fit."""
@@ -310,9 +327,16 @@ class Checkpoint:
         """Raise ValueError unless header and arrays are a consistent state of this fit."""
         check_fields("header", header, self.identity.fields())
         n, m = self.identity.shape
-        check_arrays(tensors, self.identity.arrays(), {"N": n, "M": m, "K": self.identity.settings.width})
+        best = header["best_iteration"]
+        check_arrays(
+            tensors,
+            self.identity.arrays(has_best=best > 0),
+            {"N": n, "M": m, "K": self.identity.settings.width},
+        )
         if "weights.sources" in tensors:
             check_sources(tensors["weights.sources"])
+        if best > 0 and best not in tensors["history.iteration"]:
+            raise ValueError(f"header.best_iteration is {best}, of which the history has no check")
         kept = header["kept"]
         if kept is not None and kept["iteration"] > header["iteration"]:
             raise ValueError(
@@ -349,6 +373,7 @@ class Checkpoint:
             "kept": None
             if state.kept is None
             else {name: getattr(state.kept, name) for name in ("iteration", "falls", "elbo")},
+            "best_iteration": 0 if state.best is None else state.best.iteration,
         }
         for field in fields(Check):
             dtype = np.int64 if field.name == "iteration" else np.float64  # of an empty history, too
@@ -359,7 +384,9 @@ class Checkpoint:
             tensors["weights.sources"] = sources
             tensors["weights.shape"] = backend.asnumpy(state.model.items.weights.factor.shape)
         if state.kept is not None:
-            tensors |= _kept_arrays(state.kept)
+            tensors |= _snapshot_arrays("kept", state.kept.snapshot)
+        if state.best is not None:
+            tensors |= _snapshot_arrays("best", state.best.snapshot)
         if state.model.momentum is not None:
             tensors |= _momentum_arrays(backend, state.model.momentum)
         if state.checked_theta:
@@ -367,10 +394,10 @@ class Checkpoint:
         CHECKPOINT.write(self.path, header, tensors)
 
 
-def _kept_arrays(kept: Kept) -> Tensors:
-    tensors: Tensors = {} if kept.weights is None else {"weights.shape": kept.weights}
-    encode_posteriors((kept.users, kept.items), tensors)
-    return {f"kept.{name}": array for name, array in tensors.items()}
+def _snapshot_arrays(name: str, snapshot: Snapshot) -> Tensors:
+    tensors: Tensors = {} if snapshot.weights is None else {"weights.shape": snapshot.weights}
+    encode_posteriors((snapshot.users, snapshot.items), tensors)
+    return {f"{name}.{own}": array for own, array in tensors.items()}
 
 
 def _momentum_arrays(backend: Backend, momentum: Momentum) -> Tensors:

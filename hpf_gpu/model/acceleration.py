@@ -23,11 +23,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hpf_gpu.backends.protocol import Array, Backend, Factor, Full, Host
+from hpf_gpu.backends.protocol import Array, Backend, Factor, Full
 
-from .neighbours import weights_of_shapes
-from .posterior import Posterior
-from .sides import Model, Momentum, Past, Side, posterior_of, side_from_posterior
+from .sides import Model, Momentum, Past, Side
+from .snapshot import Snapshot
 
 #: Iterations between two computations of the ELBO, and those without momentum after it has fallen twice.
 SAFEGUARD_EVERY = 10
@@ -109,32 +108,9 @@ class Kept:
     iteration: int
     falls: int
     elbo: float
-    users: Posterior
-    items: Posterior
-    weights: Host | None  # (M, L) shapes of q(w)
-
-    @staticmethod
-    def of(backend: Backend, model: Model, iteration: int, elbo: float) -> Kept:
-        """A copy of a model."""
-        weights = model.items.weights
-        return Kept(
-            iteration,
-            0,
-            elbo,
-            posterior_of(backend, model.users),
-            posterior_of(backend, [model.items]),
-            None if weights is None else backend.asnumpy(weights.factor.shape),
-        )
+    snapshot: Snapshot
 
     def restored(self, backend: Backend, fallen: Model) -> Model:
-        """The model in the backend's memory, in the blocks of one that it replaces; momentum begins there."""
-        ends = np.cumsum([users.factor.shape.shape[0] for users in fallen.users])
-        blocks = (
-            slice(end - users.factor.shape.shape[0], end)
-            for users, end in zip(fallen.users, ends, strict=True)
-        )
-        users = tuple(side_from_posterior(backend, self.users.rows(block)) for block in blocks)
-        items, weights = side_from_posterior(backend, self.items), fallen.items.weights
-        if weights is not None and self.weights is not None:
-            items = replace(items, weights=weights_of_shapes(backend, weights, self.weights))
-        return with_momentum(backend, Model(users, items), plain=SAFEGUARD_EVERY if self.falls else 0)
+        """The model that takes the place of one whose ELBO has fallen; momentum begins there."""
+        model = self.snapshot.restored(backend, fallen)
+        return with_momentum(backend, model, plain=SAFEGUARD_EVERY if self.falls else 0)

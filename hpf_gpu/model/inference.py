@@ -17,6 +17,7 @@ from .acceleration import SAFEGUARD_EVERY, Kept, with_momentum
 from .convergence import Check, has_converged
 from .likelihood import Objective
 from .sides import Model, Side, Statistic, allocate, column_sums, update_side
+from .snapshot import Best, Snapshot
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class Schedule:
     accelerated: bool = False
     patience: int | None = None
 
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the fit ends with the best model on held-out counts, and not with the last."""
+        return self.patience is not None and self.stop_crit == "val-llk"
+
 
 @dataclass(frozen=True)
 class State:
@@ -50,6 +56,7 @@ class State:
     seconds: float = 0.0  # elapsed so far
     checked_theta: tuple[Array, ...] = ()  # E[θ] of each block at the last check, only with diff-norm
     kept: Kept | None = None  # only if accelerated
+    best: Best | None = None  # only with patience and val-llk
 
 
 @dataclass(frozen=True)
@@ -168,6 +175,7 @@ def fit(
             state = replace(state, seconds=check.seconds)
             if due:
                 state = replace(state, history=(*state.history, check), checked_theta=theta)
+                state = _with_best(backend, state, schedule)
             # Where the model is that of an earlier iteration, nothing has been gained, but may be.
             over = last or (due and not fell and _is_over(schedule, state))
             try:
@@ -193,6 +201,14 @@ def _is_over(schedule: Schedule, state: State) -> bool:
     return has_converged(schedule.stop_crit, schedule.stop_thr, state.history, schedule.patience)
 
 
+def _with_best(backend: Backend, state: State, schedule: Schedule) -> State:
+    """The state that remembers its model if that is the best on held-out counts so far."""
+    val_llk, best = state.history[-1].val_llk, state.best
+    if not schedule.keeps_best or (best is not None and val_llk <= best.val_llk):
+        return state
+    return replace(state, best=Best(state.iteration, val_llk, Snapshot.of(backend, state.model)))
+
+
 def _safeguarded(
     backend: Backend, state: State, objective: Objective, elbo: float, *, due: bool
 ) -> tuple[State, bool]:
@@ -209,20 +225,28 @@ def _safeguarded(
         model = kept.restored(backend, state.model)
         kept = replace(kept, iteration=state.iteration, falls=kept.falls + 1)
         return replace(state, model=model, kept=kept), True
-    kept = Kept.of(backend, state.model, state.iteration, elbo)
+    kept = Kept(state.iteration, 0, elbo, Snapshot.of(backend, state.model))
     return replace(state, model=with_momentum(backend, state.model), kept=kept), False
 
 
 def _completed(
     backend: Backend, state: State, schedule: Schedule, objective: Objective, started: float
 ) -> State:
-    """The state with which a fit ends: its last check is of its model and has an ELBO."""
+    """The state with which a fit ends: its last check is of its model and has an ELBO.
+
+    Where the best model on held-out counts is kept, it is the state of that model.
+    """
     if schedule.accelerated and (state.kept is None or state.kept.iteration < state.iteration):
         state, _ = _safeguarded(backend, state, objective, math.nan, due=True)
     history, iteration = state.history, state.iteration
     if not history or history[-1].iteration < iteration:
         check = objective.check(state.model, iteration)
         history = (*history, replace(check, seconds=time.perf_counter() - started))
+    best = state.best
+    if best is not None and best.val_llk > history[-1].val_llk:
+        history = tuple(check for check in history if check.iteration <= best.iteration)
+        model = best.snapshot.restored(backend, state.model)
+        state = replace(state, model=model, iteration=best.iteration)
     if math.isnan(history[-1].elbo):
         history = (*history[:-1], replace(history[-1], elbo=objective.elbo(state.model)))
     return replace(state, history=history)
