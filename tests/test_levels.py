@@ -27,6 +27,7 @@ from scipy import sparse
 
 from hpf_gpu import HPF
 from hpf_gpu.backends import create
+from hpf_gpu.backends.protocol import ItemScores
 
 openmp = pytest.importorskip("hpf_gpu._openmp", reason="the compiled module is missing")
 
@@ -292,6 +293,27 @@ def test_top_items_depend_on_nothing_but_the_user(level, dtype, k):
         some = rng.permutation(3001)[: 1000 * threads]
         for got, want in zip(backend.top_items(theta[some], beta, 9), whole, strict=True):
             assert np.array_equal(got, want[some])
+
+
+@LEVELS
+@DTYPES
+@pytest.mark.parametrize("n", [1, 2, 5])
+@pytest.mark.parametrize("k", [1, 7, 35])
+def test_top_items_of_few_users(level, dtype, n, k):
+    """With items that exclude and add; whole numbers, so that ties are many and nothing is rounded."""
+    rng, m = np.random.default_rng(n), 3011
+    theta, beta = (rng.integers(0, 3, (rows, k)).astype(dtype) for rows in (n, m))
+    indptr = np.arange(n + 1) * 4
+    exclude = indptr, np.tile([0, 7, 1500, m - 1], n)
+    targets = np.sort(np.stack([rng.choice(m, 900, replace=False) for _ in range(4)]), axis=1)
+    weights = rng.integers(1, 200, targets.size).astype(dtype)
+    had = indptr, np.tile(np.arange(4), n)
+    neighbours = ItemScores(had, np.arange(5) * 900, targets.reshape(-1).astype(np.int32), weights)
+    for added in (None, neighbours):
+        want = create("numpy", dtype).top_items(theta, beta, 20, exclude, added)
+        got = create("openmp", dtype).top_items(theta, beta, 20, exclude, added)
+        assert np.array_equal(got[0], want[0])
+        assert np.array_equal(got[1], want[1])
 
 
 @LEVELS

@@ -22,6 +22,9 @@ constexpr int users_in_tile = 4, vectors_in_panel = 3;
 template <class T>
 constexpr int items_in_panel = vectors_in_panel * Simd<T>::lanes;
 
+// So many users meet the items one by one: to transpose a panel takes as long as two users' products.
+constexpr int64_t few_users = 2;
+
 // θ and lists of the users that a thread meets all items with: enough of them for the panels' transposition
 // not to count, few enough for L2.
 constexpr int64_t chunk_bytes = 1 << 18;
@@ -119,6 +122,53 @@ inline void meet(const T* users,  // (K, users_in_tile)
   }
 }
 
+// One user against a panel of items, whose columns are made in registers and not stored.  Products are added up in the
+// order of the factors, as in a tile: nobody's list depends on who else asks.
+template <class T, bool Added>
+inline void meet_one(const T* user,   // (K,)
+                     const T* items,  // (count, K)
+                     int64_t stride,
+                     const T* added,  // (items_in_panel,), or null without Added
+                     int64_t k, int64_t first, int64_t count, List<T>& list, T& threshold,
+                     T* score) {  // (items_in_panel,)
+  using Block = Columns<T>;
+  constexpr int blocks = items_in_panel<T> / Block::rows, lanes = Simd<T>::lanes;
+  static_assert(blocks * Block::rows == items_in_panel<T>);
+  for (int64_t i = 0; i < items_in_panel<T>; ++i) score[i] = Added ? added[i] : T(0);
+  if (count == items_in_panel<T>) {
+    typename Block::Column sum[blocks];
+    HPF_UNROLL
+    for (int b = 0; b < blocks; ++b) __builtin_memcpy(&sum[b], score + b * Block::rows, sizeof(sum[b]));
+    const T* ahead = items + items_in_panel<T> * stride;  // the panel to come: asked for as this one is used up
+    int64_t j = 0;
+    for (; j + Block::count <= k; j += Block::count) {
+      HPF_UNROLL
+      for (int b = 0; b < blocks; ++b) {
+        for (int i = 0; i < Block::rows * Block::count * int(sizeof(T)); i += 64)
+          __builtin_prefetch(reinterpret_cast<const char*>(ahead) + i);
+        ahead += Block::rows * Block::count;
+        const Block block = columns_of(items + b * Block::rows * stride + j, stride);
+        HPF_UNROLL
+        for (int c = 0; c < Block::count; ++c) sum[b] += user[j + c] * block.column[c];
+      }
+    }
+    for (; j < k; ++j)
+      for (int b = 0; b < blocks; ++b)
+        for (int i = 0; i < Block::rows; ++i) sum[b][i] += user[j] * items[(b * Block::rows + i) * stride + j];
+    HPF_UNROLL
+    for (int b = 0; b < blocks; ++b) __builtin_memcpy(score + b * Block::rows, &sum[b], sizeof(sum[b]));
+  } else {
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t j = 0; j < k; ++j) score[i] += user[j] * items[i * stride + j];
+  }
+  Vector<T> best = load(score);
+  for (int v = 1; v < vectors_in_panel; ++v) {
+    const Vector<T> other = load(score + v * lanes);
+    best = other > best ? other : best;
+  }
+  if (lanes_above<T>(best, Vector<T>{} + threshold)) threshold = take_panel(list, threshold, score, first, count);
+}
+
 int64_t whole_tiles(int64_t users) {
   return (users + users_in_tile - 1) / users_in_tile * users_in_tile;
 }
@@ -146,6 +196,7 @@ void top_items_with(Matrix<const T> theta, Matrix<const T> beta, Excluded exclud
 #pragma omp for schedule(dynamic, 1)
     for (int64_t begin = 0; begin < n; begin += chunk) {
       const int64_t own = minimum(chunk, n - begin);
+      const bool few = own <= few_users;
       for (int64_t i = 0; i < own; ++i) {
         const int64_t u = begin + i;
         lists[i] = empty_list(columns + u * length, scores + u * length, length, excluded, u);
@@ -154,13 +205,19 @@ void top_items_with(Matrix<const T> theta, Matrix<const T> beta, Excluded exclud
       for (int64_t i = own; i < whole_tiles(own); ++i) threshold[i] = infinity;  // nobody's: never exceeded
       if (Added) {
         for (int64_t i = 0; i < own; ++i) add_scores(added, begin + i, width, sums + i * width);
-        for (int64_t i = own * width; i < whole_tiles(own) * width; ++i) sums[i] = 0;
+        for (int64_t i = own * width; !few && i < whole_tiles(own) * width; ++i) sums[i] = 0;
       }
-      for (int64_t i = 0; i < own; i += users_in_tile)
+      for (int64_t i = 0; !few && i < own; i += users_in_tile)
         transpose(row_of(theta, begin + i), theta.stride, minimum(users_in_tile, own - i), k, users_in_tile,
                   users + i * k);
       for (int64_t first = 0; first < m; first += panel) {
         const int64_t count = minimum(panel, m - first);
+        if (few) {
+          for (int64_t i = 0; i < own; ++i)
+            meet_one<T, Added>(row_of(theta, begin + i), row_of(beta, first), beta.stride, sums + i * width + first, k,
+                               first, count, lists[i], threshold[i], score);
+          continue;
+        }
         transpose(row_of(beta, first), beta.stride, count, k, panel, items);
         for (int64_t i = 0; i < own; i += users_in_tile)
           meet<T, Added>(users + i * k, items, sums + i * width + first, width, k, first, count, lists + i,
