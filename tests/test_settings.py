@@ -36,6 +36,18 @@ def test_settings_have_the_types_of_their_kind() -> None:
     assert [type(value) for value in found] == [int, float, bool, bool, int]
 
 
+def test_settings_that_were_accepted_once_are_told_from_equal_ones() -> None:
+    """Of other types, or that cannot be hashed."""
+    values = HPF(k=1).get_params()
+    assert Settings.of(values) is Settings.of(dict(values))
+    for wrong, message in (
+        (True, "k must be an integer, not True"),
+        ([1], r"k must be an integer, not \[1\]"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            Settings.of(values | {"k": wrong})
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [

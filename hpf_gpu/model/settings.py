@@ -7,6 +7,7 @@ import numbers
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -238,11 +239,12 @@ class Settings:
     @staticmethod
     def of(values: Mapping[str, Any]) -> Settings:
         """The settings with these values; TypeError or ValueError for the first that is not accepted."""
-        settings = Settings(
-            **{row.name: row.metadata["kind"].checked(row.name, values[row.name]) for row in TABLE}
-        )
-        settings._check_together()
-        return settings
+        given = tuple(values[name] for name in NAMES)
+        try:
+            hash(given)
+        except TypeError:  # one of the values is a list or the like
+            return _checked.__wrapped__(*given)
+        return _checked(*given)
 
     @property
     def width(self) -> int:
@@ -357,7 +359,18 @@ class Settings:
 TABLE: tuple[Field[Any], ...] = fields(Settings)
 NAMES = tuple(row.name for row in TABLE)
 _DEFAULTS = {row.name: row.default for row in TABLE}
+_KINDS: dict[str, Kind] = {row.name: row.metadata["kind"] for row in TABLE}
 _BACKEND_OPTIONS = tuple(name for name in NAMES if any(name in entry.options for entry in REGISTRY.values()))
+
+
+@lru_cache(maxsize=16, typed=True)  # every method asks, and to check all takes as long as a short fold-in
+def _checked(*values: Any) -> Settings:
+    """The settings with these values, in the order of the table."""
+    settings = Settings(
+        *(_KINDS[name].checked(name, value) for name, value in zip(NAMES, values, strict=True))
+    )
+    settings._check_together()
+    return settings
 
 
 def markdown() -> str:
