@@ -521,9 +521,9 @@ class CudaBackend:
         kernels["sum_columns"](-(-k // 32), 1024, parts, blocks, column_sums)
         return factor, row_sums, column_sums
 
-    def mean(self, factor: Factor) -> Array:
+    def mean(self, factor: Factor, out: Array | None = None) -> Array:
         n, k = factor.shape.shape
-        out, variant = self._empty(n, k), self._variant(k)
+        out, variant = self._empty(n, k) if out is None else out, self._variant(k)
         self._kernels(k)["mean"](-(-n * variant.width // 256), 256, self._packed(factor), n, out)
         return out
 

@@ -137,8 +137,8 @@ class NumpyBackend:
             exp_log[block] = np.exp(log_mean - log_scale[block, None])
         return Factor(shape, rates, exp_log, log_scale, temperature), row_sums, column_sums
 
-    def mean(self, factor: Factor) -> Array:
-        mean = np.empty_like(factor.shape)
+    def mean(self, factor: Factor, out: Array | None = None) -> Array:
+        mean = np.empty_like(factor.shape) if out is None else out
         for block in _blocks(*mean.shape):
             mean[block] = factor.shape[block] / _rates(factor.rates, block)
         return mean

@@ -148,7 +148,7 @@ class OpenMPBackend:
         shape = (int(csr.shape[0]), int(csr.shape[1]))
         if sources is None:
             return TiledCounts(self._tiles(csr, k), shape)
-        by_item = sparse.csr_array((csr.data, csr.indices, csr.indptr), shape=shape).T.tocsr()
+        by_item = sparse.csc_array((csr.data, csr.indices, csr.indptr), shape=shape[::-1]).tocsr()
         tiles, sources = self._tiles(by_item, k), np.ascontiguousarray(sources, dtype=np.int32)
         return TiledCounts(tiles, shape, _openmp.had_neighbours(tiles, *_places(csr), sources, self.threads))
 
@@ -203,8 +203,8 @@ class OpenMPBackend:
         )
         return Factor(statistic, rates, exp_log, log_scale, temperature), row_sums, column_sums
 
-    def mean(self, factor: Factor) -> Array:
-        out = self._empty(*factor.shape.shape)
+    def mean(self, factor: Factor, out: Array | None = None) -> Array:
+        out = self._empty(*factor.shape.shape) if out is None else out
         _openmp.mean(self._side(factor), out, self.threads)
         return out
 

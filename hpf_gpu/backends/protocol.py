@@ -248,8 +248,8 @@ class Backend(Protocol):
         ``exact`` and ``out`` are as in :meth:`allocate`.
         """
 
-    def mean(self, factor: Factor) -> Array:
-        """E[θ] = shape / rate, (N, K)."""
+    def mean(self, factor: Factor, out: Array | None = None) -> Array:
+        """E[θ] = shape / rate, (N, K), in ``out`` if that is passed."""
 
     def log_rate_sum(self, counts: Counts, theta: Array, beta: Array, weights: Array | None = None) -> float:
         """Σ y_ui ln(θ_u·β_i) over the nonzeros, the data term of the Poisson log-likelihood.

@@ -219,7 +219,7 @@ def fold_in(
     """
     if len(new.prior.pins) == new.factor.shape.shape[1]:
         return new  # there is nothing to fit
-    theta = backend.mean(new.factor)
+    theta, before = backend.mean(new.factor), None
     threshold = stop_thr * math.sqrt(counts.shape[0])
     for _ in range(maxiter):
         statistic, _ = allocate(
@@ -227,7 +227,7 @@ def fold_in(
         )
         if statistic is not None:
             new = update_side(backend, new, statistic, frozen.column_sums)
-        before, theta = theta, backend.mean(new.factor)
+        before, theta = theta, backend.mean(new.factor, before)
         if backend.distance(theta, before) < threshold:
             break
     return new

@@ -215,9 +215,12 @@ def choose_neighbours(backend: Backend, case: Case, n: int) -> None:
 
 def mean(backend: Backend, case: Case, tolerance: Tolerance) -> None:
     for side in both_sides(case):
-        mean = backend.asnumpy(backend.mean(make_factor(backend, side)))
+        factor = make_factor(backend, side)
+        mean, out = backend.mean(factor), backend.asarray(np.full_like(side.shape, 7.0))
         assert mean.dtype == backend.dtype
-        assert_close(mean, side.gamma.mean, tolerance.mean)
+        assert backend.mean(factor, out) is out
+        for one in (mean, out):
+            assert_close(backend.asnumpy(one), side.gamma.mean, tolerance.mean)
 
 
 def gamma_elbo(
