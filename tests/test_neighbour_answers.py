@@ -141,6 +141,19 @@ def test_recommend_without_neighbours(backend_name):
         lean.recommend(3)
 
 
+def test_tables_are_the_users_own(model):
+    """What is written into one shows in no other, and nowhere in the model."""
+    for ask in (
+        lambda: model.recommend([3, 4], 5),
+        lambda: model.explain(3, [1, 2]),
+        lambda: model.related_items(1),
+    ):
+        want, table = ask(), ask()
+        table.columns.name = "changed"
+        table[:] = table.iloc[::-1].to_numpy()
+        pd.testing.assert_frame_equal(ask(), want)
+
+
 @pytest.mark.parametrize(
     ("given", "kind", "message"),
     [

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from hpf_gpu.data.ids import table
 from hpf_gpu.data.seen import items_of
 from hpf_gpu.model.fitted import Fitted
 from hpf_gpu.model.neighbours import Neighbours
@@ -36,18 +37,18 @@ def explain(fitted: Fitted, threads: int | None, user: Any, item: Any, n: int) -
     kept = rates > 0
     shares = np.divide(rates, rates.sum(axis=1, keepdims=True), where=kept, out=np.zeros_like(rates))
     pair, term = np.nonzero(kept)
-    table = pd.DataFrame(
+    in_order = np.lexsort((-shares[kept], pair))
+    pair, term = pair[in_order], term[in_order]
+    return table(
         {
             "UserId": users.column(rows[pair]),
             "ItemId": items.column(columns[pair]),
             "Term": terms[term],
-            "Because": items.column(numbers[kept]),
-            "Rate": rates[kept],
-            "Share": shares[kept],
+            "Because": items.column(numbers[pair, term]),
+            "Rate": rates[pair, term],
+            "Share": shares[pair, term],
         }
     )
-    place = pd.Series(pair, index=table.index)
-    return table.iloc[np.lexsort((-table["Share"], place))].reset_index(drop=True)
 
 
 def related_items(fitted: Fitted, item: Any, n: int) -> pd.DataFrame:
@@ -59,7 +60,7 @@ def related_items(fitted: Fitted, item: Any, n: int) -> pd.DataFrame:
         for row in rows
     ]
     sizes, places = [len(one) for one in best], np.concatenate([np.empty(0, np.int64), *best])
-    return pd.DataFrame(
+    return table(
         {
             "ItemId": items.column(np.repeat(rows, sizes)),
             "RelatedId": items.column(by_source.indices[places]),

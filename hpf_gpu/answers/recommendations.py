@@ -11,7 +11,7 @@ from scipy import sparse
 
 from hpf_gpu import backends
 from hpf_gpu.backends.protocol import Backend, ItemScores
-from hpf_gpu.data.ids import Ids
+from hpf_gpu.data.ids import Ids, table
 from hpf_gpu.data.seen import UserItems, items_of, places_in, places_of
 from hpf_gpu.messages import shown, warn
 from hpf_gpu.model.fitted import Fitted
@@ -65,7 +65,7 @@ def recommend_for(
     exclude = had if exclude_seen else None
     best, scores = rank(backend_for(fitted, threads), fitted, theta, n, had=had, exclude=exclude, pool=pool)
     row, place = np.nonzero(best >= 0)
-    return pd.DataFrame(
+    return table(
         {
             "UserId": users.column(rows[row]),
             "ItemId": fitted.item_ids.column(best[row, place]),
