@@ -37,9 +37,17 @@ class Triplets:
     def csr(
         self, rows: NDArray[Any], columns: NDArray[Any], kept: NDArray[Any] | slice, shape: tuple[int, int]
     ) -> sparse.csr_array:
-        """Canonical CSR of the counts that are ``kept``, at these rows and columns (Z,) of ``shape``."""
-        coo = sparse.coo_array((self.counts[kept], (rows[kept], columns[kept])), shape=shape)
-        return canonical(coo.tocsr(), self.binary)
+        """Canonical CSR of the counts that are ``kept``, at these rows and columns (Z,) of ``shape``.
+
+        It may take over the memory of these arrays.
+        """
+        counts, rows, columns = self.counts[kept], rows[kept], columns[kept]
+        if (rows[1:] >= rows[:-1]).all():  # as those of one user are: CSR but for indptr
+            indptr = np.searchsorted(rows, np.arange(shape[0] + 1, dtype=rows.dtype)).astype(columns.dtype)
+            csr = sparse.csr_array((counts, columns, indptr), shape=shape)
+        else:
+            csr = sparse.coo_array((counts, (rows, columns)), shape=shape).tocsr()
+        return canonical(csr, self.binary)
 
 
 def read(data: Any, *, dtype: type, name: str, binary: bool) -> Triplets:
@@ -110,10 +118,11 @@ def _columns(data: Any, columns: Sequence[str], name: str) -> list[Any]:
             raise ValueError(
                 f"{name} has no column {missing[0]!r}; it needs {', '.join(columns)} and has {have}"
             )
-        names = data.columns.tolist()  # comparing the index itself takes a millisecond
-        doubled = [column for column in columns if names.count(column) > 1]
-        if doubled:
-            raise ValueError(f"{name} has several columns {doubled[0]!r}")
+        if not data.columns.is_unique:
+            names = data.columns.tolist()  # comparing the index itself takes a millisecond
+            doubled = [column for column in columns if names.count(column) > 1]
+            if doubled:
+                raise ValueError(f"{name} has several columns {doubled[0]!r}")
         series = [data[column] for column in columns]
         if not pd.api.types.is_numeric_dtype(series[-1]):
             counts = series[-1].dropna()
@@ -187,8 +196,10 @@ def _checked_counts(column: pd.Series, dtype: type) -> NDArray[Any]:
         wrong = numeric.isna() & column.notna()
         if wrong.any():
             raise ValueError(f"count {shown(column[wrong].iloc[0])} is not a number")
+    # In columns of NumPy's types nothing is missing but NaN; looking for more takes ten times as long.
+    missing = {} if isinstance(numeric.dtype, np.dtype) else {"na_value": np.nan}
     with np.errstate(over="ignore"):
-        values: NDArray[Any] = numeric.to_numpy(dtype=dtype, na_value=np.nan, copy=True)
+        values: NDArray[Any] = numeric.to_numpy(dtype=dtype, copy=True, **missing)
     # Two reductions decide whether all counts are valid; only if not is the invalid one searched for.
     total, limit = values.sum(dtype=np.float64), float(np.sqrt(np.finfo(dtype).max))
     if len(values) == 0 or (values.min() >= 0 and total < limit):

@@ -175,8 +175,8 @@ def _rows_for(fitted: Fitted, ids: pd.Index, update_existing: bool) -> tuple[NDA
 
 def _columns_in_use(csr: sparse.csr_array) -> tuple[NDArray[Any], sparse.csr_array]:
     """Numbers (M',) of the columns with entries, and the matrix (B, M') restricted to them."""
-    used = np.zeros(csr.shape[1], dtype=bool)
-    used[csr.indices] = True
-    place = np.cumsum(used, dtype=csr.indices.dtype) - 1
-    numbers = np.flatnonzero(used)
+    numbers = np.unique(csr.indices)
+    # Written only where it is read: one user must not cost as much as all columns.
+    place = np.empty(csr.shape[1], csr.indices.dtype)
+    place[numbers] = np.arange(len(numbers))
     return numbers, sparse.csr_array((csr.data, place[csr.indices], csr.indptr), (csr.shape[0], len(numbers)))

@@ -156,17 +156,16 @@ class Neighbours:
 
     def among(self, numbers: Host) -> Neighbours:
         """The neighbours of some items, ``numbers`` (M',) ascending, that are themselves among them."""
-        place = np.full(len(self.sources) + 1, -1)  # one behind the last, for sources of −1
+        place = np.full(len(self.sources) + 1, -1, np.int32)  # one behind the last, for sources of −1
         place[numbers] = np.arange(len(numbers))
         sources = place[self.sources[numbers]]
-        order = np.argsort(np.where(sources < 0, len(numbers), sources), axis=1, kind="stable")
-        order = order[:, : max(1, int((sources >= 0).sum(axis=1).max(initial=0)))]
-        return Neighbours(
-            self.prior,
-            np.take_along_axis(sources, order, axis=1).astype(np.int32),
-            np.take_along_axis(self.shape[numbers], order, axis=1),
-            self.users_with[numbers],
-        )
+        items, columns = np.nonzero(sources >= 0)
+        starts = np.searchsorted(items, np.arange(len(numbers) + 1))
+        into = items, np.arange(len(items)) - starts[items]  # of the sources that are left, in their order
+        size = len(numbers), max(1, int(np.diff(starts).max(initial=0)))
+        kept, shape = np.full(size, -1, np.int32), np.full(size, self.prior.shape, self.shape.dtype)
+        kept[into], shape[into] = sources[items, columns], self.shape[numbers[items], columns]
+        return Neighbours(self.prior, kept, shape, self.users_with[numbers])
 
     def with_items(self, size: int) -> Neighbours:
         """The same for more items, ``size`` in all, of which the new ones have no neighbours."""
@@ -183,8 +182,9 @@ class Neighbours:
 
         ``users_with`` (M,) are the numbers of users after the update, if they change.
         """
-        later = self if users_with is None else replace(self, users_with=users_with)
-        return _weights(backend, self.prior, self.shape, Full(backend.asarray(self.rate)), later.rate)
+        rate = self.rate
+        later = rate if users_with is None else replace(self, users_with=users_with).rate
+        return _weights(backend, self.prior, self.shape, Full(backend.asarray(rate)), later)
 
 
 def neighbours_of(backend: Backend, weights: Weights, sources: Host, users_with: Host) -> Neighbours:
