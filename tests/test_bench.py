@@ -15,6 +15,7 @@ import ceilings
 import compare
 import competitors
 import entries
+import latency
 import likelihood
 import measures
 import numpy as np
@@ -288,6 +289,21 @@ def test_everything_is_recommended_and_compared(
     printed = capsys.readouterr().out.rpartition("some\n")[2]
     assert f"{difference.mean():+.4f} ± {half:.4f}" in printed
     assert "counts=one, k=2, maxiter=3" in printed
+
+
+def test_the_wait_of_one_user_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["latency.py", "small", "--repeats", "3", "--stages"])
+    latency.main()
+    lines = capsys.readouterr().out.splitlines()
+    for form in ("unseen, frame", "unseen, array", "unseen, matrix", "known, recommend", "known, topN"):
+        (line,) = (line for line in lines if line.startswith(f"  {form} "))
+        fast, median, processor = map(float, line.removeprefix(f"  {form}").split())
+        assert 0 < fast <= median
+        assert processor > 0
+    told = {line.split()[0] for line in lines if line.endswith("%")}
+    assert told == {name.strip("_") for _, _, name in latency.STAGES}
 
 
 # -- the report ------------------------------------------------------------------------------------
