@@ -40,7 +40,10 @@ class Triplets:
     def csr(
         self, rows: NDArray[Any], columns: NDArray[Any], kept: NDArray[Any] | slice, shape: tuple[int, int]
     ) -> sparse.csr_array:
-        """Canonical CSR of the counts that are ``kept``, at these rows and columns (Z,) of ``shape``."""
+        """Canonical CSR of the counts that are ``kept``, at these rows and columns (Z,) of ``shape``.
+
+        It may take over the memory of these arrays.
+        """
         counts, rows, columns = self.counts[kept], rows[kept], columns[kept]
         if (rows[1:] >= rows[:-1]).all():  # as those of one user are: CSR but for indptr
             indptr = np.searchsorted(rows, np.arange(shape[0] + 1, dtype=rows.dtype)).astype(columns.dtype)

@@ -244,7 +244,7 @@ class Settings:
         given = tuple(values[name] for name in NAMES)
         try:
             hash(given)
-        except TypeError:  # an error message may be due
+        except TypeError:  # one of the values is a list or the like
             return _checked.__wrapped__(*given)
         return _checked(*given)
 

@@ -94,43 +94,14 @@ struct Columns {
   Column column[count];
 };
 
-#if defined(__AVX2__)
-// Two loads take the place of two shuffles.
-static inline __m256 beside(const float* row, const float* other) {
-  return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(row)), _mm_loadu_ps(other), 1);
-}
-
-static inline __m256d beside(const double* row, const double* other) {
-  return _mm256_insertf128_pd(_mm256_castpd128_pd256(_mm_loadu_pd(row)), _mm_loadu_pd(other), 1);
-}
-
-static inline Columns<float> columns_of(const float* rows,  // (8, 4)
-                                        int64_t stride) {
-  const __m256 a = beside(rows, rows + 4 * stride), b = beside(rows + stride, rows + 5 * stride);
-  const __m256 c = beside(rows + 2 * stride, rows + 6 * stride), d = beside(rows + 3 * stride, rows + 7 * stride);
-  const __m256 ab = _mm256_unpacklo_ps(a, b), ab_high = _mm256_unpackhi_ps(a, b);
-  const __m256 cd = _mm256_unpacklo_ps(c, d), cd_high = _mm256_unpackhi_ps(c, d);
-  return {{reinterpret_cast<Columns<float>::Column>(_mm256_shuffle_ps(ab, cd, 0x44)),
-           reinterpret_cast<Columns<float>::Column>(_mm256_shuffle_ps(ab, cd, 0xee)),
-           reinterpret_cast<Columns<float>::Column>(_mm256_shuffle_ps(ab_high, cd_high, 0x44)),
-           reinterpret_cast<Columns<float>::Column>(_mm256_shuffle_ps(ab_high, cd_high, 0xee))}};
-}
-
-static inline Columns<double> columns_of(const double* rows,  // (4, 2)
-                                         int64_t stride) {
-  const __m256d a = beside(rows, rows + 2 * stride), b = beside(rows + stride, rows + 3 * stride);
-  return {{reinterpret_cast<Columns<double>::Column>(_mm256_unpacklo_pd(a, b)),
-           reinterpret_cast<Columns<double>::Column>(_mm256_unpackhi_pd(a, b))}};
-}
-#else
 template <class T>
-static inline Columns<T> columns_of(const T* rows, int64_t stride) {
+static inline Columns<T> columns_of(const T* rows,  // (Columns::rows, Columns::count)
+                                    int64_t stride) {
   Columns<T> columns;
   for (int j = 0; j < Columns<T>::count; ++j)
     for (int i = 0; i < Columns<T>::rows; ++i) columns.column[j][i] = rows[i * stride + j];
   return columns;
 }
-#endif
 
 #if defined(__AVX2__)
 
@@ -165,6 +136,35 @@ inline Four<double> lane_sums_of_four<double>(Vector<double> a, Vector<double> b
   const __m256d ab = _mm256_hadd_pd(halves(a), halves(b)), cd = _mm256_hadd_pd(halves(c), halves(d));
   const __m256d low = _mm256_permute2f128_pd(ab, cd, 0x20), high = _mm256_permute2f128_pd(ab, cd, 0x31);
   return reinterpret_cast<Four<double>>(_mm256_add_pd(low, high));
+}
+
+// Two loads take the place of two shuffles.
+static inline __m256 beside(const float* row, const float* other) {
+  return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(row)), _mm_loadu_ps(other), 1);
+}
+
+static inline __m256d beside(const double* row, const double* other) {
+  return _mm256_insertf128_pd(_mm256_castpd128_pd256(_mm_loadu_pd(row)), _mm_loadu_pd(other), 1);
+}
+
+template <>
+inline Columns<float> columns_of<float>(const float* rows, int64_t stride) {
+  using Column = Columns<float>::Column;
+  const __m256 a = beside(rows, rows + 4 * stride), b = beside(rows + stride, rows + 5 * stride);
+  const __m256 c = beside(rows + 2 * stride, rows + 6 * stride), d = beside(rows + 3 * stride, rows + 7 * stride);
+  const __m256 ab = _mm256_unpacklo_ps(a, b), ab_high = _mm256_unpackhi_ps(a, b);
+  const __m256 cd = _mm256_unpacklo_ps(c, d), cd_high = _mm256_unpackhi_ps(c, d);
+  return {{reinterpret_cast<Column>(_mm256_shuffle_ps(ab, cd, 0x44)),
+           reinterpret_cast<Column>(_mm256_shuffle_ps(ab, cd, 0xee)),
+           reinterpret_cast<Column>(_mm256_shuffle_ps(ab_high, cd_high, 0x44)),
+           reinterpret_cast<Column>(_mm256_shuffle_ps(ab_high, cd_high, 0xee))}};
+}
+
+template <>
+inline Columns<double> columns_of<double>(const double* rows, int64_t stride) {
+  using Column = Columns<double>::Column;
+  const __m256d a = beside(rows, rows + 2 * stride), b = beside(rows + stride, rows + 3 * stride);
+  return {{reinterpret_cast<Column>(_mm256_unpacklo_pd(a, b)), reinterpret_cast<Column>(_mm256_unpackhi_pd(a, b))}};
 }
 
 #endif
