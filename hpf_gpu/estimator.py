@@ -238,6 +238,7 @@ class HPF:
         w_shape: float = 0.3,
         w_rate: float = 10.0,
         temperature: float = 1.25,
+        init: str = "hpfrec",
     ) -> None:
         self.k = k
         self.a = a
@@ -278,6 +279,7 @@ class HPF:
         self.w_shape = w_shape
         self.w_rate = w_rate
         self.temperature = temperature
+        self.init = init
         self._fitted: Fitted | None = None
         check_folder(self._settings().save_folder)
 
