@@ -43,8 +43,8 @@ ORDER = {
     ),
     "data": ("__init__", "ids", "seen", "blocks", "triplets", "factors", "counts"),
     "model": (
-        "__init__", "neighbours", "priors", "start", "loadings", "posterior", "sides", "biases", "convergence",
-        "settings", "fitted", "likelihood", "inference", "stochastic",
+        "__init__", "neighbours", "priors", "start", "loadings", "posterior", "sides", "biases",
+        "convergence", "settings", "fitted", "likelihood", "inference", "stochastic",
     ),
     "files": ("__init__", "schema", "whole_file", "tensor_file", "csv_folder", "model_file", "checkpoint"),
     "answers": ("__init__", "predictions", "recommendations", "explanations"),

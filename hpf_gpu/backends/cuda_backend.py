@@ -653,9 +653,7 @@ class CudaBackend:
         out, partial = self._empty(at.shape[0], k), self._empty(at.slots, k)
         sums = self._pack(k, "Sums", out, partial)
         for segments in at.parts:
-            kernels["log_count_products"](
-                *self._warps(k, _count(segments)), segments, matrix, scale, sums
-            )
+            kernels["log_count_products"](*self._warps(k, _count(segments)), segments, matrix, scale, sums)
         blocks = at.long_row.size * -(-variant.width // 32)
         kernels["join_products"](blocks, 32 * JOIN_STRANDS, at.long_row, at.long_begin, partial, out)
         return out

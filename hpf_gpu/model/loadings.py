@@ -23,25 +23,21 @@ from hpf_gpu.data.blocks import CountBlocks
 STEPS, MORE = 2, 8
 #: Multiple of the mean row sum that is added to every row sum before the division by its root.
 REGULARIZER = 5.0
+#: Share of the smallest singular value, which is mostly noise, that is subtracted from all.
+NOISE = 0.5
 #: Rows of each side, those of the largest norm, that the rotation is found for, and its iterations.
-ROTATED, ROTATIONS = 1000, 20
+ROTATED, ROTATIONS = 1000, 30
 #: Multiple of the mean of a row's loadings that is added to all of them: no factor is shut out of a row.
 LEVEL = 3.0
-GAMMA = 2.0
-#: Eigenvalues of which no digit is left beside the largest one.
-_LOST = 1e-6
 
 
 @dataclass(frozen=True)
 class Loadings:
-    """Loadings of the users of each block and of the items, with a mean of 1 + LEVEL on each side.
-
-    Divided by ``rate`` on both sides, they expect as much in all as the sum of ln(1 + y).
-    """
+    """Loadings of the users of each block and of the items, with a mean of 1 + LEVEL on each side."""
 
     users: tuple[Host, ...]  # (B, K) each
     items: Host  # (M, K)
-    rate: float
+    rate: float  # what they are divided by for E[θ] and E[β]
 
 
 def svd_loadings(backend: Backend, blocks: CountBlocks, k: int, seed: int) -> Loadings:
@@ -56,15 +52,18 @@ def svd_loadings(backend: Backend, blocks: CountBlocks, k: int, seed: int) -> Lo
     for _ in range(STEPS):
         basis = _orthonormal(scaled.squared_times(basis))
     images = scaled.times(basis)
-    values, vectors = _largest_eigenpairs(sum(image.T @ image for image in images), k)
-    roots = values**0.25  # of the singular values
-    users, items = [image @ (vectors / roots) for image in images], basis @ (vectors * roots)
+    squares, vectors = _eigenpairs(_total([image.T @ image for image in images]))
+    singular, vectors = np.sqrt(squares[-k:]), vectors[:, -k:]
+    roots = np.sqrt(np.maximum(singular - NOISE * np.sqrt(squares[0]), 0))
+    users, items = [image @ (vectors * (roots / singular)) for image in images], basis @ (vectors * roots)
     rotation = _varimax(np.concatenate([_largest_rows(users), _largest_rows([items])]))
     users, items = [part @ rotation for part in users], items @ rotation
-    signs = np.where(sum((part**3).sum(axis=0) for part in (*users, items)) < 0, -1, 1)
-    users = [np.maximum(part * signs, 0) / scale[:, None] for part, scale in zip(users, scaled.users, strict=True)]
-    items = np.maximum(items * signs, 0) / scaled.items[:, None]
-    rate = (1 + LEVEL) * math.sqrt(k * blocks.shape[0] * blocks.shape[1] / scaled.total)
+    skewness = _total([(part**3).sum(axis=0) for part in (*users, items)])
+    for part, scale in zip((*users, items), (*scaled.users, scaled.items), strict=True):
+        part *= np.where(skewness < 0, -1, 1)
+        np.maximum(part, 0, out=part)
+        part /= scale[:, None]
+    rate = math.sqrt((1 + LEVEL) * k * blocks.shape[0] * blocks.shape[1] / scaled.total)
     return _on_one_scale(users, items, k, rate)
 
 
@@ -124,17 +123,22 @@ class _ScaledCounts:
         return self.backend.log_count_products(counts, scaled, scale, side="users")
 
 
+def _total(arrays: Sequence[Host]) -> Host:
+    total: Host = np.sum(arrays, axis=0)
+    return total
+
+
 def _orthonormal(matrix: Host) -> Host:
     """Orthonormal columns (M, L') that span those of a matrix (M, L), but for directions lost in rounding."""
-    values, vectors = _largest_eigenpairs(matrix.T @ matrix, matrix.shape[1])
+    values, vectors = _eigenpairs(matrix.T @ matrix)
     return matrix @ (vectors / np.sqrt(values))
 
 
-def _largest_eigenpairs(square: Host, count: int) -> tuple[Host, Host]:
-    """The largest eigenvalues (L',) of a matrix (L, L) and their vectors (L, L'), without those of zero."""
+def _eigenpairs(square: Host) -> tuple[Host, Host]:
+    """Eigenvalues (L',) of a matrix (L, L), ascending, and their vectors (L, L'), but for those of zero."""
     values, vectors = np.linalg.eigh(square)
-    kept = slice(max(len(values) - count, int((values <= values[-1] * _LOST).sum())), None)
-    return values[kept].astype(square.dtype), vectors[:, kept].astype(square.dtype)
+    kept = values > values[-1] * 8 * np.finfo(square.dtype).eps  # others have no digit left beside it
+    return values[kept], vectors[:, kept]
 
 
 def _largest_rows(parts: Sequence[Host]) -> Host:
@@ -148,19 +152,19 @@ def _largest_rows(parts: Sequence[Host]) -> Host:
 
 
 def _varimax(matrix: Host) -> Host:
-    """The rotation (L, L) after which the squares of a matrix (N, L) vary most within columns (Kaiser 1958)."""
+    """The rotation (L, L) after which squares of a matrix (N, L) vary most within columns (Kaiser 1958)."""
     rotation = np.eye(matrix.shape[1], dtype=matrix.dtype)
     for _ in range(ROTATIONS):
         rotated = matrix @ rotation
         squares = rotated * rotated
-        left, _, right = np.linalg.svd(matrix.T @ (rotated * (squares - GAMMA * squares.mean(axis=0))))
+        left, _, right = np.linalg.svd(matrix.T @ (rotated * (squares - squares.mean(axis=0))))
         rotation = left @ right
     return rotation
 
 
 def _on_one_scale(users: Sequence[Host], items: Host, k: int, rate: float) -> Loadings:
-    """Loadings with LEVEL added, padded to K columns; both sides have equal sums of each factor before that."""
-    user_sums, item_sums = sum(part.sum(axis=0) for part in users), items.sum(axis=0)
+    """Loadings with LEVEL added, and padded to K columns; before, both sides' sums of a factor are equal."""
+    user_sums, item_sums = _total([part.sum(axis=0) for part in users]), items.sum(axis=0)
     ratio = np.sqrt(user_sums * item_sums)
 
     def leveled(parts: Sequence[Host], sums: Host) -> list[Host]:
