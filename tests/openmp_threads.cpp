@@ -75,6 +75,8 @@ double everything(const Kernels<T>& kernels) {
     kernels.allocate(tiles, users, items, user_sums, {}, exact, threads);
     kernels.allocate(tiles, users, items, {}, item_sums, exact, threads);
   }
+  kernels.log_count_products(tiles, items.shape, log_scale, true, user_sums, threads);
+  kernels.log_count_products(tiles, users.shape, items.log_scale, false, item_sums, threads);
   double sum = kernels.log_rate_sum(tiles, users.shape, items.shape, nullptr, nullptr, threads) +
                kernels.log_rate_sum(tiles, users.exp_log, items.exp_log, &users, &items, threads) +
                kernels.log_factorial_sum(tiles, threads) +

@@ -174,6 +174,11 @@ def log_rate_sum(y: Matrix, theta: Matrix, beta: Matrix) -> float:
     return float(np.sum(y[u, i] * np.log(rate[u, i])))
 
 
+def log_count_products(y: Matrix, x: Matrix, scale: Matrix) -> Matrix:
+    """s_u Σ_i ln(1 + y_ui) x_ik (N, K)."""
+    return scale[:, None] * np.einsum("ui,ik->uk", np.log1p(y), x)
+
+
 def log_factorial_sum(y: Matrix) -> float:
     """Σ ln y! of counts (N, M)."""
     return float(gammaln(y + 1).sum())

@@ -37,6 +37,7 @@ WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "change of Theta": ({"stop_crit": "diff-norm", "stop_thr": 1e-9}, {}),
     "biases": ({"bias": True}, {}),
     "no hierarchy": ({"hierarchical": False, "counts": "binary"}, {}),
+    "SVD": ({"init": "svd"}, {}),
     "items fixed": ({}, {"fixed_items": GIVEN[:M]}),
     "users fixed": ({}, {"fixed_users": GIVEN}),
     "batches of users": ({"users_per_batch": 13}, {}),

@@ -71,6 +71,9 @@ def results(backend: Any, counted: Any, users: Any, items: Any) -> dict[str, Any
         for side in ("users", "items", "both"):
             sums = backend.allocate(counted, users, items, side=side, exact=exact)
             got[f"{side}, {exact}"] = [None if one is None else backend.asnumpy(one) for one in sums]
+    for side, x, scale in (("users", items, users), ("items", users, items)):
+        products = backend.log_count_products(counted, backend.mean(x), scale.log_scale, side=side)
+        got[f"ln(1 + y), {side}"] = backend.asnumpy(products)
     got["ELBO"] = backend.log_normalizer_sum(counted, users, items)
     got["rates"] = backend.log_rate_sum(counted, backend.mean(users), backend.mean(items))
     return got

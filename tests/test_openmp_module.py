@@ -156,6 +156,14 @@ def make_calls(dtype: type, n: int, m: int, k: int, threads: int, density: float
         ),
         "log_rate_sum": (openmp.log_rate_sum, {"counts": counts, "theta": matrix(n), "beta": matrix(m)}),
         "log_normalizer_sum": (openmp.log_normalizer_sum, sides),
+        "log_count_products of users": (
+            openmp.log_count_products,
+            {"counts": counts, "x": matrix(m), "scale": np.ones(n), "of_rows": True, "out": matrix(n)},
+        ),
+        "log_count_products of items": (
+            openmp.log_count_products,
+            {"counts": counts, "x": matrix(n), "scale": np.ones(m), "of_rows": False, "out": matrix(m)},
+        ),
         "log_factorial_sum": (openmp.log_factorial_sum, {"counts": counts}),
         "predict_pairs": (
             openmp.predict_pairs,

@@ -655,6 +655,19 @@ class CudaBackend:
             kernels["log_normalizers_exactly"](*_exactly(segments), segments, *stored, *gammas, sums, left)
         return float(sums.sum()) * users.temperature
 
+    def log_count_products(
+        self, counts: DeviceCounts, matrix: Array, scale: Array, *, side: Literal["users", "items"]
+    ) -> Array:
+        at, k = counts.users if side == "users" else counts.items, matrix.shape[1]
+        kernels, variant = self._kernels(k), self._variant(k)
+        out, partial = self._empty(at.shape[0], k), self._empty(at.slots, k)
+        sums = self._pack(k, "Sums", out, partial)
+        for segments in at.parts:
+            kernels["log_count_products"](*self._warps(k, _count(segments)), segments, matrix, scale, sums)
+        blocks = at.long_row.size * -(-variant.width // 32)
+        kernels["join_products"](blocks, 32 * JOIN_STRANDS, at.long_row, at.long_begin, partial, out)
+        return out
+
     def log_factorial_sum(self, counts: DeviceCounts) -> float:
         at = counts.users
         sums = cp.empty(at.count)

@@ -13,8 +13,8 @@ import numpy as np
 #: Sources, each compiled as a module of its own when one of its kernels is first launched.  The last two do
 #: not depend on the number of factors.
 FILES = (
-    "allocate.cu", "gamma.cu", "likelihood.cu", "predict.cu", "top_items.cu", "composed.cu", "neighbours.cu",
-    "item_to_item.cu", "counts.cu",
+    "allocate.cu", "gamma.cu", "likelihood.cu", "predict.cu", "top_items.cu", "composed.cu", "log_counts.cu",
+    "neighbours.cu", "item_to_item.cu", "counts.cu",
 )  # fmt: skip
 #: The only one that depends on the number of neighbours.
 NEIGHBOURS_FILE = "neighbours.cu"

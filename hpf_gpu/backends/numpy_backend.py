@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from scipy import sparse
@@ -285,6 +285,14 @@ class NumpyBackend:
             )
             log_rate[z] = logsumexp(log_phi, axis=1)
         return float(np.dot(y, log_rate)) * users.temperature
+
+    def log_count_products(
+        self, counts: NumpyCounts, matrix: Array, scale: Array, *, side: Literal["users", "items"]
+    ) -> Array:
+        logs = counts.with_data(np.log1p(counts.csr.data))
+        products = logs @ matrix if side == "users" else logs.T @ matrix
+        products *= scale[:, None].astype(self.dtype)
+        return products
 
     def log_factorial_sum(self, counts: NumpyCounts) -> float:
         parts = (counts.csr.data[z].astype(np.float64) for z in _blocks(counts.nnz, 1))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from scipy import sparse
@@ -296,6 +296,15 @@ class OpenMPBackend:
             sides = (self._side(factor) for factor in (items, users, weights))
             total = _openmp.log_normalizer_sum_with_neighbours(tiles, counts.had, *sides, self.threads)
         return float(total) * users.temperature
+
+    def log_count_products(
+        self, counts: TiledCounts, matrix: Array, scale: Array, *, side: Literal["users", "items"]
+    ) -> Array:
+        out = self._empty(counts.shape[0 if side == "users" else 1], matrix.shape[1])
+        # With neighbours, rows of the tiles are items.
+        of_rows = (side == "users") == (counts.had is None)
+        _openmp.log_count_products(counts.tiles, matrix, scale, of_rows, out, self.threads)
+        return out
 
     def log_factorial_sum(self, counts: TiledCounts) -> float:
         return float(_openmp.log_factorial_sum(counts.tiles, self.threads))

@@ -279,6 +279,19 @@ class Backend(Protocol):
         With ``weights``, T Σ y_ui ln of the sum to which φ of :meth:`allocate_with_neighbours` is normalized.
         """
 
+    def log_count_products(
+        self,
+        counts: Counts,
+        matrix: Array,  # x: (M, K) for the side "users", (N, K) for "items"
+        scale: Array,  # s: (N,) for the side "users", (M,) for "items"
+        *,
+        side: Literal["users", "items"],
+    ) -> Array:
+        """Products of ln(1 + y) and a matrix: s_u Σ_i ln(1 + y_ui) x_ik (N, K) for the side "users".
+
+        For "items" s_i Σ_u ln(1 + y_ui) x_uk (M, K).
+        """
+
     def log_factorial_sum(self, counts: Counts) -> float:
         """Σ ln y! over all counts, which need not be integers."""
 

@@ -52,6 +52,8 @@ from .whole_file import path_of
 MODEL = FileFormat("model", key="hpf_gpu", format=1)
 _DEFAULT = "default"  # stands for the function default_step_size
 _SIDES = ("user", "item")
+#: Parameters that files of earlier versions lack, and what their fits had.
+_LATER: dict[str, Any] = {"init": "hpfrec"}
 #: Fields of a prior in the header; pinned columns follow from the settings.
 PRIOR = ("shape", "hyper_shape", "hyper_mean", "hierarchical")
 #: Scalars in the header, and the corresponding fields of Fitted.
@@ -301,6 +303,7 @@ def _check_parameters(parameters: Any) -> Settings:
     if unknown:
         names = ", ".join(sorted(unknown))
         raise ValueError(f"parameters that this version does not know: {names}; {UPDATE}")
+    parameters = _LATER | parameters
     check_names("field of header.parameters", parameters, NAMES)
     one_of(None).check("header.parameters.save_folder", parameters["save_folder"])
     one_of(None, _DEFAULT).check("header.parameters.step_size", parameters["step_size"])

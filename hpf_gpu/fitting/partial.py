@@ -70,6 +70,11 @@ def partial_step(
     random_seed: Any,
 ) -> Fitted:
     """The model after a step with a batch; see :meth:`hpf_gpu.HPF.partial_fit`."""
+    if fitted is None and settings.init == "svd":
+        raise ValueError(
+            "init='svd' decomposes all the data, of which partial_fit has a batch: call fit first, or use "
+            "init='hpfrec'"
+        )
     size = size_of_step(settings, fitted, step_size)
     sizes = _totals(fitted, totals)
     known = _known_ids(settings, fitted, sizes)

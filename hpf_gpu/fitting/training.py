@@ -25,6 +25,7 @@ from hpf_gpu.model.convergence import Check, history_frame
 from hpf_gpu.model.fitted import Fitted
 from hpf_gpu.model.inference import Fit, Schedule, State, fit, iterate
 from hpf_gpu.model.likelihood import Having, Objective
+from hpf_gpu.model.loadings import Loadings, svd_loadings
 from hpf_gpu.model.neighbours import choose_sources, neighbours_of, start_weights
 from hpf_gpu.model.posterior import Posterior
 from hpf_gpu.model.settings import Settings, seed_or_fresh, step_at
@@ -207,27 +208,38 @@ def start_sides(
     seed: int,
     slices: tuple[slice, ...] = (slice(None),),
     fixed: dict[str, NDArray[Any]] | None = None,
+    loadings: Loadings | None = None,
 ) -> Model:
     """The model before its first update, with start values or fixed factors (n, K).
 
-    ``shape`` is (N, M), and ``slices`` are the rows of each block of users.  Biases, if any, are pinned until
-    :func:`hpf_gpu.model.biases.warm_up`, unless a side is fixed: then the factors differ from the start.
+    ``shape`` is (N, M), and ``slices`` are the rows of each block of users.  ``loadings`` are added to the
+    shapes of the factors.  Biases, if any, are pinned until :func:`hpf_gpu.model.biases.warm_up`, unless a
+    side is fixed: then the factors differ from the start.
     """
     fixed = fixed or {}
     of_users, of_items = settings.priors(biases_wait=not fixed)
     values = StartValues(*shape, settings.width, seed, backend.dtype)
 
-    def users(rows: slice) -> Side:
+    def users(number: int, rows: slice) -> Side:
         if "fixed_users" in fixed:
             return fixed_side(backend, of_users, fixed["fixed_users"][rows])
-        return start_side(backend, of_users, *values.users(of_users, rows))
+        shapes, rates = values.users(of_users, rows)
+        if loadings is not None:
+            shapes[:, : settings.k] += loadings.users[number]
+            rates[:, : settings.k] = loadings.rate
+        return start_side(backend, of_users, shapes, rates)
 
-    items = (
-        fixed_side(backend, of_items, fixed["fixed_items"])
-        if "fixed_items" in fixed
-        else start_side(backend, of_items, *values.items(of_items))
-    )
-    return Model(tuple(users(rows) for rows in slices), items)
+    def items() -> Side:
+        if "fixed_items" in fixed:
+            return fixed_side(backend, of_items, fixed["fixed_items"])
+        shapes, rates = values.items(of_items)
+        if loadings is not None:
+            shapes[:, : settings.k] += loadings.items
+            rates[:, : settings.k] = loadings.rate
+        return start_side(backend, of_items, shapes, rates)
+
+    of_all_items = items()
+    return Model(tuple(users(number, rows) for number, rows in enumerate(slices)), of_all_items)
 
 
 def _read(settings: Settings, backend: Backend, inputs: Inputs) -> _Data:
@@ -265,14 +277,16 @@ def _start(prepared: _Prepared, seed: int, update: Callable[[Model], Model]) -> 
     """The state before the first iteration."""
     started = time.perf_counter()
     settings, backend, blocks, having = prepared.settings, prepared.backend, prepared.blocks, prepared.having
-    model = start_sides(settings, backend, blocks.shape, seed, blocks.slices, prepared.fixed)
+    # A fixed side makes the factors differ, and no loadings belong to its columns.
+    by_svd = settings.init == "svd" and not prepared.fixed
+    loadings = svd_loadings(backend, blocks, settings.k, seed) if by_svd else None
+    model = start_sides(settings, backend, blocks.shape, seed, blocks.slices, prepared.fixed, loadings)
     if having is not None and prepared.totals is not None:
         prior, totals = settings.weight_prior, prepared.totals
         weights = start_weights(backend, prior, having.sources, having.users_with, totals)
         model = replace(model, items=replace(model.items, weights=weights))
-    if settings.bias_columns is None or prepared.fixed:
-        return State(model)
-    model = warm_up(backend, model, settings.bias_columns, update)
+    if settings.bias_columns is not None and not prepared.fixed:
+        model = warm_up(backend, model, settings.bias_columns, update)
     return State(model, seconds=time.perf_counter() - started)
 
 

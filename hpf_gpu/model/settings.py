@@ -237,6 +237,7 @@ class Settings:
     w_shape: float = _setting(0.3, _PRIOR)
     w_rate: float = _setting(10.0, _PRIOR)
     temperature: float = _setting(1.25, Real(1.0, 10.0))
+    init: str = _setting("hpfrec", Choice(("hpfrec", "svd")))
 
     @staticmethod
     def of(values: Mapping[str, Any]) -> Settings:
@@ -343,6 +344,8 @@ class Settings:
             raise ValueError("k=0 leaves the factors out: set neighbours, for example to 200, or a larger k")
         if self.k == 0 and self.bias:
             raise ValueError("k=0 has a base rate for each item in place of biases: set bias=False")
+        if self.k == 0 and self.init == "svd":
+            raise ValueError("init='svd' is for factors, which k=0 leaves out: use init='hpfrec'")
         if self.k == 0 and self.stop_crit == "diff-norm":
             raise ValueError("stop_crit='diff-norm' monitors Theta, which k=0 keeps constant")
         if not self.neighbours:

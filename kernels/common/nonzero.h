@@ -20,4 +20,10 @@ HPF_FN double log_lifted_rate(double sum) {
   return log_normal(sum < smallest ? smallest : sum) - 500 * 0.69314718055994530942;
 }
 
+// ln(1 + y).  The logarithm is that of the rounded sum; the factor behind it makes up for the rounding.
+HPF_FN double log_one_plus(double y) {
+  const double sum = 1.0 + y, added = sum - 1.0;
+  return added > 0.0 ? log_normal(sum) * (y / added) : y;
+}
+
 }  // namespace hpf

@@ -111,6 +111,14 @@ struct Kernels {
                                          const Factor<T>* users,    // one, or null
                                          const Factor<T>* weights,  // one, or null
                                          int threads);
+  // s Σ ln(1 + y) x over the nonzeros of each row, with the rows x of their columns; or, unless `of_rows`, over those
+  // of each column, with the rows x of their rows.
+  void (*log_count_products)(TilesView<T> tiles,
+                             Matrix<const T> x,    // (M, K), or (N, K)
+                             const double* scale,  // (N,), or (M,)
+                             bool of_rows,
+                             Matrix<T> out,  // (N, K), or (M, K)
+                             int threads);
   // Σ ln y!.
   double (*log_factorial_sum)(TilesView<T> tiles, int threads);
   void (*predict_pairs)(Matrix<const T> theta,  // (N, K)

@@ -639,6 +639,22 @@ void define(nb::module_& m, const char* counts_name, const char* side_name) {
       "counts"_a, "users"_a, "items"_a, "threads"_a, release);
 
   m.def(
+      "log_count_products",
+      [](const Counts& counts,                           // (N, M)
+         const Padded<T>& x,                             // (M, K), or (N, K)
+         const Line<const double>& scale, bool of_rows,  // (N,), or (M,)
+         const Padded<T>& out,                           // (N, K), or (M, K)
+         int64_t threads) {
+        const TilesView<T> tiles = counts.view();
+        const int64_t own = of_rows ? tiles.rows : tiles.columns, other = of_rows ? tiles.columns : tiles.rows;
+        const int64_t k = checked_factors(x.shape(1));
+        check_length("scale", scale.shape(0), own);
+        kernels<T>().log_count_products(tiles, aligned<const T>("x", x, other, k), numbers_of(scale), of_rows,
+                                        aligned<T>("out", out, own, k), checked_threads(threads));
+      },
+      "counts"_a, "x"_a.noconvert(), "scale"_a.noconvert(), "of_rows"_a, "out"_a.noconvert(), "threads"_a, release);
+
+  m.def(
       "log_factorial_sum",
       [](const Counts& counts, int64_t threads) {
         return kernels<T>().log_factorial_sum(counts.view(), checked_threads(threads));

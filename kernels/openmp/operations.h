@@ -43,6 +43,11 @@ void neighbour_rates(const int64_t* indptr, const int64_t* indices, int64_t item
 void choose_neighbours(Incidence users, Incidence items, int64_t begin, int64_t end, int64_t n, int32_t* chosen,
                        int threads);
 
+// log_counts.cpp
+template <class T>
+void log_count_products(TilesView<T> tiles, Matrix<const T> x, const double* scale, bool of_rows, Matrix<T> out,
+                        int threads);
+
 // log_rates.cpp
 template <class T>
 double log_rate_sum(TilesView<T> tiles, Matrix<const T> a, Matrix<const T> b, const Factor<T>* users,

@@ -4,7 +4,7 @@ hold other instruction sets, block sizes and forms of a backend to it.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import oracle
@@ -317,6 +317,29 @@ def log_rate_sum(backend: Backend, case: Case, tolerance: Tolerance) -> None:
     u, i = case.y.nonzero()
     scale = float(np.sum(case.y[u, i] * (1 + np.abs(np.log((theta @ beta.T)[u, i])))))
     assert_near(got, oracle.log_rate_sum(case.y, theta, beta), tolerance.log_sums, scale)
+
+
+def log_count_products(
+    backend: Backend, case: Case, tolerance: Tolerance, *, with_neighbours: bool = False
+) -> None:
+    """Of both sides, with as many columns as the counts are laid out for, and with one.
+
+    Products are of either sign, and cancel; errors are relative to the sums of their absolute values.
+    """
+    sources = make_neighbours(case.name).sources if with_neighbours else None
+    counts, rng = backend.counts(case.csr(backend.dtype), case.k, sources), np.random.default_rng(case.k)
+    sides: tuple[tuple[Literal["users", "items"], Host], ...] = (("users", case.y), ("items", case.y.T))
+    for side, y in sides:
+        scale = rng.uniform(0.1, 10.0, len(y))
+        for k in (case.k, 1):
+            x = float32_exact(rng.normal(size=(y.shape[1], k)))
+            got = backend.log_count_products(counts, backend.asarray(x), backend.asarray(scale), side=side)
+            host = backend.asnumpy(got)
+            assert host.dtype == backend.dtype
+            largest = oracle.log_count_products(y, np.abs(x), scale)
+            error = np.abs(host - oracle.log_count_products(y, x, scale))
+            assert float((error - tolerance.products * largest).max()) <= 0
+            assert host.shape == largest.shape
 
 
 def log_rate_sum_of_small_products(

@@ -104,6 +104,9 @@ def test_operations_repeat_and_leave_inputs_alone(backend: Backend, case: Case) 
         "log_normalizer_sum": lambda: (backend.log_normalizer_sum(counts, users, items),),
         "gamma_elbo": lambda: (backend.gamma_elbo(users, hyper_rate, 0.3, 0.3, 0.3),),
         "distance": lambda: (backend.distance(theta, users.shape),),
+        "log_count_products": lambda: on_host(
+            backend, (backend.log_count_products(counts, beta, hyper_rate, side="users"),)
+        ),
         "log_factorial_sum": lambda: (backend.log_factorial_sum(counts),),
         "select_rows": lambda: on_host(backend, (backend.select_rows(users.exp_log, rows),)),
         "select_columns": lambda: on_host(backend, (backend.select_columns(users.exp_log, np.array([0])),)),
@@ -148,6 +151,7 @@ def test_numpy_works_in_blocks_of_any_size(
     checks.log_rate_sum(backend, case, tolerance)
     checks.log_rate_sum_of_small_products(backend, backend.dtype, tolerance, 30)
     checks.log_normalizer_sum(backend, case, tolerance)
+    checks.log_count_products(backend, case, tolerance)
     checks.log_factorial_sum(backend, case, tolerance)
     checks.predict_pairs(backend, case, tolerance, np.int64)
     checks.top_items(backend, case, tolerance, 10)

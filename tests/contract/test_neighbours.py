@@ -24,6 +24,11 @@ def _not_for_minutes(backend: Backend, case: Case) -> None:
         pytest.skip("items that users of thousands have together take the reference ten seconds a time")
 
 
+def test_log_count_products(backend: Backend, case: Case, tolerance: Tolerance) -> None:
+    """Counts that are laid out with neighbours have them as well."""
+    checks.log_count_products(backend, case, tolerance, with_neighbours=True)
+
+
 def test_gamma_update(backend: Backend, case: Case, tolerance: Tolerance) -> None:
     checks.gamma_update_at_a_temperature(backend, case, tolerance, 1.25)
 

@@ -1,4 +1,4 @@
-"""Σ y φ of every row and column: allocate."""
+"""Sums for every row and column: allocate, and products with ln(1 + y)."""
 
 from __future__ import annotations
 
@@ -115,3 +115,7 @@ def test_a_product_at_the_threshold_is_counted_once(backend: Backend, k: int) ->
     csr = sparse.csr_array(np.ones((1, size)), dtype=backend.dtype)
     sums = backend.allocate(backend.counts(csr, k), factor_of(backend, u), factor_of(backend, v))[1]
     np.testing.assert_allclose(backend.asnumpy(sums).sum(axis=1), 1.0, rtol=1e-5)
+
+
+def test_log_count_products(backend: Backend, case: Case, tolerance: Tolerance) -> None:
+    checks.log_count_products(backend, case, tolerance)

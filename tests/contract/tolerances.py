@@ -25,6 +25,7 @@ class Tolerance:
     sums: float  # row and column sums of the mean
     allocate: float
     conservation: float  # Σ_k statistic against the counts
+    products: float  # log_count_products, per sum of the absolute values of the terms
     log_sums: float  # log_rate_sum and log_normalizer_sum, per Σ y (1 + |ln|)
     gamma_elbo: float  # per Σ |terms|
     distance: float
@@ -45,6 +46,7 @@ TOLERANCE = {
         sums=1e-13,  # 1.4e-14
         allocate=2e-5,  # 2.8e-6, columns of 2,000 counts
         conservation=1e-5,  # 1.4e-6
+        products=2e-5,  # ?
         log_sums=2e-7,  # 3.3e-8
         gamma_elbo=2e-14,  # 3.8e-15
         distance=4e-15,  # 6.6e-16
@@ -63,6 +65,7 @@ TOLERANCE = {
         sums=1e-13,  # 1.3e-14
         allocate=6e-12,  # 1.2e-12, E[ln θ] of both sides near −750: each to 2e-15 of it (special.h)
         conservation=3e-13,  # 4.8e-14
+        products=5e-14,  # ?
         log_sums=2e-14,  # 3.4e-15
         gamma_elbo=3e-14,  # 6.0e-15, log_factorial_sum without AVX
         distance=4e-15,  # 6.1e-16
