@@ -121,7 +121,7 @@ def test_counts_of_any_size(backend_name: str) -> None:
     [
         {"bias": True},
         {"hierarchical": False},
-        {"binary": True},
+        {"counts": "binary"},
         {"neighbours": 5},
         {"neighbours": 5, "bias": True},
         {"users_per_batch": 50, "maxiter": 4},
