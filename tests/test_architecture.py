@@ -46,8 +46,8 @@ ORDER = {
     "data": ("__init__", "ids", "seen", "blocks", "triplets", "factors", "counts"),
     "model": (
         "__init__", "neighbours", "priors", "start", "loadings", "posterior", "sides", "biases",
-        "convergence", "settings", "fitted", "ensemble", "likelihood", "snapshot", "acceleration", "inference",
-        "stochastic",
+        "convergence", "settings", "fitted", "ensemble", "likelihood", "snapshot", "acceleration",
+        "inference", "stochastic",
     ),
     "files": ("__init__", "schema", "whole_file", "tensor_file", "csv_folder", "model_file", "ensemble_file",
         "checkpoint",
