@@ -107,17 +107,18 @@ def ensemble(
     users: float,
     factors: float,
     discount: float,
+    items: float = 1.0,
 ) -> ScoreBlock:
     """Neighbours among items, of ones and of ln(1 + y), neighbours among users, and eight fits with factors.
 
-    Combined by the mean of logarithms.  ``users`` and ``factors`` are the weights of the neighbours among
-    users and of the fits with factors together, beside 1 for both fits with neighbours among items together.
+    Combined by the mean of logarithms.  ``items`` is the weight of both fits with neighbours among items
+    together, ``users`` that of the neighbours among users, ``factors`` that of all fits with factors together.
     """
     alone: Parameters = {"k": 0, "random_seed": seed} | SHORT
     members = [alone | neighbours | {"counts": counts} for counts in ("binary", "log1p")]
     members += [alone | {"counts": "binary", "transposed": True}]
     members += [{"k": k, "counts": "log1p", "random_seed": 8 * seed + number} for number in range(8)]
-    model = _fitted(train, members).with_weights([0.5, 0.5, users, *[factors / 8] * 8])
+    model = _fitted(train, members).with_weights([items / 2, items / 2, users, *[factors / 8] * 8])
     return model_scores(model, discount)
 
 
@@ -184,6 +185,15 @@ METHODS = {
 }
 
 
+#: What is left out of the ensemble that was chosen, with ``--ablate``.
+ABLATIONS: dict[str, Parameters] = {
+    "no neighbours among users": {"users": 0.0},
+    "no factors": {"factors": 0.0},
+    "no discount": {"discount": 0.0},
+    "factors alone": {"items": 0.0, "users": 0.0, "factors": 1.0},
+}
+
+
 # -- measuring -----------------------------------------------------------------------------------------
 
 
@@ -233,7 +243,7 @@ def tuned(method: Method, train: sparse.csr_array, seed: int) -> Parameters:
 
 
 def measure(
-    counts: sparse.csr_array, methods: dict[str, Method], splits: int, tune_once: bool
+    counts: sparse.csr_array, methods: dict[str, Method], splits: int, tune_once: bool, ablate: bool
 ) -> Iterator[dict[str, Any]]:
     chosen: dict[str, tuple[int, Parameters]] = {}
     for seed in range(splits):
@@ -246,6 +256,10 @@ def measure(
             scores, seconds = method.fit(train, seed, **parameters), time.perf_counter() - started
             found = {"recall": recall(scores, train, held_out), "s": seconds, "tuned_on": tuned_on}
             yield {"method": name, "split": seed} | found | {"parameters": described(parameters)}
+            for left_out, others in ABLATIONS.items() if ablate and name == "ensemble" else ():
+                scores = method.fit(train, seed, **parameters | others)
+                found = {"recall": recall(scores, train, held_out), "s": seconds, "tuned_on": tuned_on}
+                yield {"method": f"  {left_out}", "split": seed} | found | {"parameters": described(others)}
 
 
 # -- tables --------------------------------------------------------------------------------------------
@@ -285,6 +299,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="METHOD")
     parser.add_argument("--splits", type=int, default=5)
     parser.add_argument("--tune-once", action="store_true", help="only on the first split")
+    parser.add_argument("--ablate", action="store_true", help="the ensemble without some of its parts, too")
     parser.add_argument("--out", type=Path, metavar="FILE")
     arguments = parser.parse_args()
     methods, out = {name: METHODS[name] for name in arguments.only}, arguments.out
@@ -293,7 +308,7 @@ def main() -> None:
     for given in arguments.data:
         name, counts = Path(given).name.partition(".")[0], read(given)
         say(f"{name}: {counts.shape[0]:,} users, {counts.shape[1]:,} items, {counts.nnz:,} counts")
-        for result in measure(counts, methods, arguments.splits, arguments.tune_once):
+        for result in measure(counts, methods, arguments.splits, arguments.tune_once, arguments.ablate):
             say("  {method:28}split {split}  {recall:.4f}  {s:7.1f} s  {parameters}".format(**result))
             lines.append({"data": name} | result | facts)
             if out:
