@@ -112,7 +112,7 @@ def ensemble(
     """Neighbours among items, of ones and of ln(1 + y), neighbours among users, and eight fits with factors.
 
     Combined by the mean of logarithms.  ``items`` is the weight of both fits with neighbours among items
-    together, ``users`` that of the neighbours among users, ``factors`` that of all fits with factors together.
+    together, ``users`` that of the neighbours among users, ``factors`` that of the fits with factors together.
     """
     alone: Parameters = {"k": 0, "random_seed": seed} | SHORT
     members = [alone | neighbours | {"counts": counts} for counts in ("binary", "log1p")]
@@ -243,7 +243,7 @@ def tuned(method: Method, train: sparse.csr_array, seed: int) -> Parameters:
 
 
 def measure(
-    counts: sparse.csr_array, methods: dict[str, Method], splits: int, tune_once: bool, ablate: bool
+    counts: sparse.csr_array, methods: dict[str, Method], splits: int, tune_once: bool, ablate: bool = False
 ) -> Iterator[dict[str, Any]]:
     chosen: dict[str, tuple[int, Parameters]] = {}
     for seed in range(splits):
