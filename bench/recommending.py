@@ -111,8 +111,8 @@ def ensemble(
 ) -> ScoreBlock:
     """Neighbours among items, of ones and of ln(1 + y), neighbours among users, and eight fits with factors.
 
-    Combined by the mean of logarithms.  ``items`` is the weight of both fits with neighbours among items
-    together, ``users`` that of the neighbours among users, ``factors`` that of the fits with factors together.
+    Combined by the mean of logarithms.  ``items`` is the weight of both fits with neighbours among items,
+    ``users`` that of the neighbours among users, ``factors`` that of the fits with factors.
     """
     alone: Parameters = {"k": 0, "random_seed": seed} | SHORT
     members = [alone | neighbours | {"counts": counts} for counts in ("binary", "log1p")]
