@@ -39,7 +39,7 @@ FITS = {
     },
     "elbo": {"stop_crit": "elbo", "stop_thr": 1e-3, "check_every": 3, "random_seed": None},
     "diff-norm": {"stop_crit": "diff-norm", "stop_thr": 1.0, "check_every": 4},
-    "accelerated": {"schedule": "accelerated", "stop_crit": "elbo", "stop_thr": 1e-9, "check_every": 7},
+    "accelerated": {"schedule": "accelerated", "stop_crit": "elbo", "stop_thr": 1e-9, "check_every": 3},
     "users": {"stop_crit": "maxiter", "maxiter": 7, "users_per_batch": 13},
     "items": {"stop_crit": "train-llk", "items_per_batch": 7, "check_every": 2, "stop_thr": 0.02},
     "both": {"stop_crit": "diff-norm", "users_per_batch": 20, "items_per_batch": 9, "stop_thr": 3.0},
@@ -378,7 +378,7 @@ def test_checkpoints_and_models_are_told_apart(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["diff-norm", "val-llk", "both", "biases", "known", "accelerated neighbours"]
+    "name", ["diff-norm", "val-llk", "both", "biases", "known", "accelerated"]
 )
 def test_every_field_and_array_is_checked(name, tmp_path, monkeypatch):
     """Checkpoints that are wrong in one place, with the right checksum: errors that name the place."""
