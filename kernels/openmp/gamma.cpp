@@ -158,31 +158,35 @@ void extrapolate(Matrix<const T> exp_log, const double* log_scale, Matrix<const 
   Scratch<double> memory(3 * row, team);
 #pragma omp parallel num_threads(team)
   {
-    double *now = memory.share(), *then = now + row, *exps = then + row;
+    double *now = memory.share(), *then = now + row, *change = then + row;
 #pragma omp for schedule(static)
     for (int64_t u = 0; u < n; ++u) {
-      const T* entries = row_of(exp_log, u);
       T* result = row_of(out, u);
-      out_scale[u] = log_scale[u] + momentum * (log_scale[u] - earlier_scale[u]);
       if (momentum == 0) {
+        const T* entries = row_of(exp_log, u);
         for (int64_t j = 0; j < out.stride; ++j) result[j] = entries[j];
+        out_scale[u] = log_scale[u];
         continue;
       }
-      row_as_double(entries, k, now);
+      const double scale_change = log_scale[u] - earlier_scale[u];
+      row_as_double(row_of(exp_log, u), k, now);
       row_as_double(row_of(earlier, u), k, then);
-      double top = log_normal(smallest);
-#pragma omp simd reduction(max : top)
-      for (int64_t j = 0; j < k; ++j) {
-        const double log_now = log_normal(now[j] < smallest ? 1.0 : now[j]);
-        const double change = log_now - log_normal(then[j] < smallest ? 1.0 : then[j]);
-        const double moved = log_now + (then[j] < smallest ? 0.0 : momentum * change);
-        now[j] = now[j] < smallest ? -1e300 : moved;  // whose exponential is zero
-        top = now[j] > top ? now[j] : top;
-      }
-      row_exp(now, top, k, exps);
-      for (int64_t j = 0; j < k; ++j) result[j] = T(exps[j]);
+      for (int64_t first = 0; first < row; first += group)
+#pragma omp simd
+        for (int64_t j = first; j < first + group; ++j) {
+          const double ratio = now[j] / (then[j] < smallest ? smallest : then[j]);
+          change[j] = log_normal(now[j] < smallest || then[j] < smallest ? 1.0 : ratio);
+        }
+      // The largest is taken out of all, so that no power overflows.
+      const double most = maximum(change, k);
+      for (int64_t first = 0; first < row; first += group)
+#pragma omp simd
+        for (int64_t j = first; j < first + group; ++j)
+          then[j] = (now[j] < smallest ? 0.0 : now[j]) * exp_nonpositive<T>(momentum * (change[j] - most));
+      const double top = maximum(then, k);
+      for (int64_t j = 0; j < k; ++j) result[j] = T(then[j] / top);
       for (int64_t j = k; j < out.stride; ++j) result[j] = 0;
-      out_scale[u] += top;
+      out_scale[u] = log_scale[u] + momentum * (scale_change + most) + log_normal(top);
     }
   }
 }
