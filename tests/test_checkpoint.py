@@ -377,9 +377,7 @@ def test_checkpoints_and_models_are_told_apart(tmp_path):
         fit(model, checkpoint=path)
 
 
-@pytest.mark.parametrize(
-    "name", ["diff-norm", "val-llk", "both", "biases", "known", "accelerated"]
-)
+@pytest.mark.parametrize("name", ["diff-norm", "val-llk", "both", "biases", "known", "accelerated"])
 def test_every_field_and_array_is_checked(name, tmp_path, monkeypatch):
     """Checkpoints that are wrong in one place, with the right checksum: errors that name the place."""
     path, files, options = tmp_path / "state", [], {}

@@ -355,6 +355,9 @@ def test_rows_are_padded_with_zeros(cuda: Any, exact: bool) -> None:
     returned = {
         "statistics": cuda.allocate(counts, users, items, exact=exact),
         "gamma_update": (users.shape, users.exp_log),
+        "extrapolate": (
+            cuda.extrapolate(users, (users.exp_log, users.log_scale), cuda.asarray(np.ones(1))).exp_log,
+        ),
         "mean": (cuda.mean(users),),
         "select_rows": (cuda.select_rows(users.exp_log, some),),
         "select_columns": (cuda.select_columns(users.exp_log, some),),
@@ -846,6 +849,7 @@ def every_operation(backend: Any) -> dict[str, tuple[Any, ...]]:
         "read_device_data": (table,),
         "operand": (np.ones((2, 5)),),
         "gamma_update": (users.shape, 0.3, users.rates),
+        "extrapolate": (users, (users.exp_log, users.log_scale), backend.asarray(np.ones(1))),
         "mean": (users,),
         "gamma_elbo": (users, backend.asarray(np.ones(23)), 0.3, 0.3, 0.3),
         "distance": (theta, theta),

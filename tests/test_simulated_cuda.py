@@ -49,13 +49,13 @@ class Leg:
 
 #: For every day, half a minute with nothing compiled yet: every kernel with K=5 in float32, and a whole fit.
 CORE = (
-    "((allocate or gamma_update or mean or predict or select or top_items) and 5 or one-nonzero or 7-3"
+    "((allocate or gamma_update or extrapolate or mean or predict or select or top_items) and 5 or one-nonzero or 7-3"
     " or iterations or test_fit) and not float64 and not 50 and not equal_scores"
     " and not where_blocks_meet and not memory"
 )
 #: Every operation and a whole fit, once.
 FEW = (
-    "(allocate or gamma or sum or predict or top_items or iterations or by_items or device or stream or wait)"
+    "(allocate or gamma or extrapolate or sum or predict or top_items or iterations or by_items or device or stream or wait)"
     " and not float64 and not where_blocks_meet and not csr_types and not memory"
 )
 #: The same for few cases.
@@ -77,7 +77,9 @@ LEGS = {
     "random streams": Leg("fast", SMALL, streams="random", seed=2),
     # CuPy's own kernel behind flatnonzero has a race, so no data from the device; ranking takes minutes.
     "tsan": Leg(
-        "tsan", "(allocate or gamma_update or log_ or pairs or by_items or any_sign) and not float64", seed=3
+        "tsan",
+        "(allocate or gamma_update or extrapolate or log_ or pairs or by_items or any_sign) and not float64",
+        seed=3,
     ),
     "streamed counts, tsan": Leg("tsan", f"({STREAMED}) and not overtakes", ("test_cuda_stream.py",)),
 }
