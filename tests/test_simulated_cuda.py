@@ -49,14 +49,14 @@ class Leg:
 
 #: For every day, half a minute with nothing compiled yet: every kernel with K=5 in float32, and a whole fit.
 CORE = (
-    "((allocate or gamma_update or extrapolate or mean or predict or select or top_items) and 5 or one-nonzero or 7-3"
-    " or iterations or test_fit) and not float64 and not 50 and not equal_scores"
+    "((allocate or gamma_update or extrapolate or mean or predict or select or top_items) and 5"
+    " or one-nonzero or 7-3 or iterations or test_fit) and not float64 and not 50 and not equal_scores"
     " and not where_blocks_meet and not memory"
 )
 #: Every operation and a whole fit, once.
 FEW = (
-    "(allocate or gamma or extrapolate or sum or predict or top_items or iterations or by_items or device or stream or wait)"
-    " and not float64 and not where_blocks_meet and not csr_types and not memory"
+    "(allocate or gamma or extrapolate or sum or predict or top_items or iterations or by_items or device"
+    " or stream or wait) and not float64 and not where_blocks_meet and not csr_types and not memory"
 )
 #: The same for few cases.
 SMALL = f"{FEW} and (5 or user or nonzero or device or stream or wait or recorded) and not 50"
