@@ -426,7 +426,7 @@ def test_checkpoints_and_models_are_told_apart(tmp_path):
         fit(model, checkpoint=path)
 
 
-@pytest.mark.parametrize("name", ["diff-norm", "val-llk", "both", "biases", "known", "accelerated"])
+@pytest.mark.parametrize("name", ["diff-norm", "val-llk", "best", "both", "biases", "known", "accelerated"])
 def test_every_field_and_array_is_checked(name, tmp_path, monkeypatch):
     """Checkpoints that are wrong in one place, with the right checksum: errors that name the place."""
     path, files, options = tmp_path / "state", [], {}
@@ -487,6 +487,9 @@ def is_another_state(path, value, header, tensors):
         return type(value) is float and np.isfinite(value)
     if path in (("kept", "iteration"), ("kept", "falls")):
         return number and (1 <= value <= 6 if path[1] == "iteration" else value < 2**63)
+    if path == ("best_iteration",):
+        keeps = header["best_iteration"] > 0
+        return keeps and number and value > 0 and value in tensors["history.iteration"]
     if path == ("seconds",):
         return type(value) is float and tensors["history.seconds"][-1] <= value < np.inf
     return path == ("version",) and value == "zz"
@@ -500,7 +503,8 @@ def are_those_of_another_state(name, change, tensors, before, header):
     if (array.dtype, array.shape) != (before[name].dtype, before[name].shape):
         return False
     if name == "history.iteration":
-        return bool((array > 0).all() and (np.diff(array) > 0).all() and array[-1] <= 6)
+        rises = bool((array > 0).all() and (np.diff(array) > 0).all() and array[-1] <= 6)
+        return rises and header["best_iteration"] in (0, *array)
     if name == "history.seconds":
         return bool((array >= 0).all() and (np.diff(array) >= 0).all() and array[-1] <= before[name][-1])
     if name == "history.elbo" and header["parameters"]["stop_crit"] != "elbo":

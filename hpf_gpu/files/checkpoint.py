@@ -328,6 +328,9 @@ class Checkpoint:
         check_fields("header", header, self.identity.fields())
         n, m = self.identity.shape
         best = header["best_iteration"]
+        if (best > 0) != any(name.startswith("best.") for name in tensors):
+            there = "missing" if best else "there"
+            raise ValueError(f"header.best_iteration is {best}, and the arrays of its model are {there}")
         check_arrays(
             tensors,
             self.identity.arrays(has_best=best > 0),
