@@ -1,6 +1,7 @@
 """Compile the CUDA kernels for every architecture, on a machine without a GPU, and look at the result.
 
     python bench/compile_cuda.py            all of it: writes bench/results/cuda_kernels.tsv
+    python bench/compile_cuda.py gamma.cu   the kernels of these files: replaces their rows in that table
     python bench/compile_cuda.py --check    all of it, compared with that table
     python bench/compile_cuda.py --quick    a seventh of it, compared with that table
 
@@ -27,7 +28,7 @@ import numpy as np
 from cubin import CompileError, Kernel, compile_source, tightest_loop
 from occupancy import MULTIPROCESSORS, resident_warps
 
-from hpf_gpu.backends.cuda_source import Variant, source
+from hpf_gpu.backends.cuda_source import FILES, Variant, source
 
 TABLE = Path(__file__).resolve().parent / "results" / "cuda_kernels.tsv"
 PRECISIONS = {"float32": ("f4", False), "float64": ("f8", False), "mixed": ("f4", True)}
@@ -59,6 +60,7 @@ class Case(NamedTuple):
     precision: str
     sm: int
     k: int
+    files: tuple[str, ...] = FILES
 
 
 class Place(NamedTuple):
@@ -113,14 +115,14 @@ def compile_case(case: Case) -> Outcome:
     kind, half = PRECISIONS[case.precision]
     variant = Variant(case.k, np.dtype(kind), half=half, neighbours=NEIGHBOURS)
     try:
-        compiled = compile_source(source() + PROBE, case.sm, variant.options)
+        compiled = compile_source(source(case.files) + PROBE, case.sm, variant.options)
     except CompileError as error:
         return Outcome({}, "", str(error))
     figures = {
         name: figures_of(name, kernel, compiled.constants, case.sm)
         for name, kernel in compiled.kernels.items()
     }
-    if unmatched := set(variant.signatures()) ^ set(figures):
+    if unmatched := set(variant.signatures(case.files)) ^ set(figures):
         return Outcome({}, "", f"launched or compiled, but not both: {', '.join(sorted(unmatched))}")
     return Outcome(figures, compiled.compiler, compiled.messages)
 
@@ -157,7 +159,7 @@ def compile_all(cases: list[Case]) -> dict[Case, Outcome]:
 
 
 def said_by_compiler(outcomes: dict[Case, Outcome]) -> Iterator[str]:
-    for (precision, sm, k), outcome in outcomes.items():
+    for (precision, sm, k, _), outcome in outcomes.items():
         if outcome.message:
             yield f"{precision}, sm_{sm}, K={k}: {outcome.message}"
 
@@ -227,15 +229,21 @@ def main() -> None:
     )
     parser.add_argument("--check", action="store_true", help="compare with the table, do not write it")
     parser.add_argument("--quick", action="store_true", help="few cases, compared with the table")
+    parser.add_argument("files", nargs="*", metavar="FILE", help="sources, in place of all")
     arguments = parser.parse_args()
+    files = tuple(arguments.files) or FILES
+    if unknown := set(files) - set(FILES):
+        parser.error(f"{', '.join(sorted(unknown))}: not among {', '.join(FILES)}")
+    if files != FILES and (arguments.check or arguments.quick):
+        parser.error("--check and --quick compile all files")
     sms, factors = (QUICK["sm"], QUICK["k"]) if arguments.quick else (tuple(MULTIPROCESSORS), FACTORS)
-    cases = [Case(*values) for values in itertools.product(PRECISIONS, sms, factors)]
+    cases = [Case(*values, files) for values in itertools.product(PRECISIONS, sms, factors)]
 
     outcomes = compile_all(cases)
     compiled = all(outcome.figures for outcome in outcomes.values())
     compiler = outcomes[cases[0]].compiler
     table = {
-        Place(name, *case): figures
+        Place(name, *case[:3]): figures
         for case, outcome in outcomes.items()
         for name, figures in outcome.figures.items()
     }
@@ -247,6 +255,9 @@ def main() -> None:
         else:
             failures.append(f"the table was made with NVRTC {other}, this is {compiler}: nothing to compare")
     elif compiled:
+        if files != FILES:
+            recorded, _ = read_table(TABLE.read_text(encoding="utf-8"))
+            table = recorded | table
         TABLE.write_text(as_text(table, compiler), encoding="utf-8")
     sys.stdout.write("".join(f"{failure}\n" for failure in failures))
     sys.stdout.write(f"{len(table)} kernels in {len(cases)} compilations, {len(failures)} failures\n")
