@@ -31,10 +31,10 @@ def drawn(n: int = 300, m: int = 200, k: int = 8) -> sparse.csr_array:
     return sparse.csr_array(rng.poisson(rates).astype(float))
 
 
-def fitted(counts: Any = None, *, backend: str = "numpy", **parameters: Any) -> HPF:
+def fitted(data: Any = None, *, backend: str = "numpy", **parameters: Any) -> HPF:
     settings = {"k": GROUPS, "maxiter": 10, "stop_crit": "maxiter", "random_seed": 1, "init": "svd"}
     model = HPF(**(settings | parameters), backend=backend, verbose=False)
-    return model.fit(grouped() if counts is None else counts)
+    return model.fit(grouped() if data is None else data)
 
 
 def elbo(model: HPF) -> float:
