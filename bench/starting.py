@@ -43,13 +43,13 @@ def given(name: str) -> sparse.csr_array:
     return read(name)
 
 
-def elbos(counts: sparse.csr_array, seed: int, iterations: int, **parameters: Any) -> np.ndarray:
+def elbos(data: sparse.csr_array, seed: int, iterations: int, **parameters: Any) -> np.ndarray:
     """The ELBO after each iteration, (iterations,)."""
     model = HPF(
         **parameters, stop_crit="elbo", stop_thr=1e-300, check_every=1, maxiter=iterations,
         random_seed=seed, verbose=False,
     )  # fmt: skip
-    return model.fit(counts).history_.elbo.to_numpy()
+    return model.fit(data).history_.elbo.to_numpy()
 
 
 def first_at(curve: np.ndarray, target: float) -> float:
@@ -71,7 +71,7 @@ def compare(counts: sparse.csr_array, k: int, taken: str, seeds: int) -> float:
         several = range(seeds)
         curves[name] = [elbos(counts, seed, max(TARGETS), k=k, counts=taken, **way) for seed in several]
     own = curves["hpfrec"]
-    targets = [float(np.median([curve[n - 1] for curve in own])) for n in TARGETS]
+    targets = [float(np.median([curve[:n][-1] for curve in own])) for n in TARGETS]
     for name, several in curves.items():
         reached = [median([first_at(curve, target) for curve in several]) for target in targets]
         last = np.median([curve[-1] for curve in several])
