@@ -148,7 +148,9 @@ def _fit(
     update = partial(iterate, backend, blocks, schedule=schedule)
     step = partial(accelerated, backend, update) if schedule.accelerated else update
     full = partial(_advance, backend.recorded(step))
-    epochs = _epochs(prepared, seed) if settings.is_stochastic else None
+    sources = None if having is None else having.sources
+    training = prepared.training
+    epochs = _epochs(settings, backend, training, seed, sources) if settings.is_stochastic else None
     rng = None if epochs is None else epochs.rng
     if saved is not None and rng is not None:
         saved.draw_on(rng)
@@ -161,7 +163,6 @@ def _fit(
             answer = None if callback is None else callback(check)
             return isinstance(answer, (bool, np.bool_)) and bool(answer)
 
-        sources = None if having is None else having.sources
         # No variable refers to the start state, so that its matrices are freed when no longer needed.
         result = fit(
             backend,
@@ -307,11 +308,11 @@ def _totals(data: TrainingData) -> NDArray[Any]:
     return np.bincount(csr.indices, csr.data, minlength=csr.shape[1])
 
 
-def _epochs(prepared: _Prepared, seed: int) -> Epochs:
+def _epochs(
+    settings: Settings, backend: Backend, data: TrainingData, seed: int, sources: NDArray[Any] | None
+) -> Epochs:
     """The epochs of a stochastic fit, with their batches."""
-    settings, backend, having = prepared.settings, prepared.backend, prepared.having
     rng, k = np.random.default_rng(seed), settings.width
-    sources = None if having is None else having.sources
 
     def batches(csr: Any, size: int | None) -> tuple[Batch, ...]:
         parts = () if size is None else row_batches(csr, size, rng)
@@ -319,7 +320,7 @@ def _epochs(prepared: _Prepared, seed: int) -> Epochs:
             Batch(rows, backend.counts(part, k, sources), csr.shape[0] / len(rows)) for rows, part in parts
         )
 
-    csr = prepared.training.host_csr
+    csr = data.host_csr
     by_user = batches(csr, settings.users_per_batch)
     by_item = batches(csr.T.tocsr(), settings.items_per_batch) if settings.items_per_batch else ()
     step = partial(step_at, settings.step_size)
