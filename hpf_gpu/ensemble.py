@@ -479,8 +479,10 @@ class HPFEnsemble:
             for number, (model, member) in enumerate(zip(models, ensemble.members, strict=True))
             if not member.transposed
         }
-        if not able:
-            raise ValueError("all members are transposed, and know the users of the training data only")
+        if not any(ensemble.members[number].weight for number in able):
+            raise ValueError(
+                "all members with a weight are transposed, and know the users of the training data only"
+            )
         return able
 
     def _taken(self, what: str) -> str:

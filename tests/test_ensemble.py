@@ -349,8 +349,9 @@ def test_what_cannot_be_answered(mixed: HPFEnsemble) -> None:
         mixed.topN(7)
     only = HPFEnsemble([{"transposed": True}], **GIVEN).fit(COUNTS)
     assert only.topN(USERS[0], 3).shape == (3,)
-    with pytest.raises(ValueError, match="all members are transposed"):
-        only.recommend(counts=COUNTS)
+    for none_for_new_users in (only, mixed.with_weights([0, 0, 0, 0, 1])):
+        with pytest.raises(ValueError, match="all members with a weight are transposed"):
+            none_for_new_users.recommend(counts=COUNTS)
     forgetful = HPFEnsemble(2, keep_data=False, **GIVEN).fit(COUNTS)
     assert forgetful.topN(USERS[0], 3, exclude_seen=False).shape == (3,)
     with pytest.raises(ValueError, match="keep_data=True"):
