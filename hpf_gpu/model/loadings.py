@@ -26,7 +26,7 @@ REGULARIZER = 5.0
 #: Share of the smallest singular value, which is mostly noise, that is subtracted from all.
 NOISE = 0.5
 #: Rows of each side, those of the largest norm, that the rotation is found for, and its iterations.
-ROTATED, ROTATIONS = 1000, 30
+ROTATED, ROTATIONS = 1000, 45
 #: Multiple of the mean of a row's loadings that is added to all of them: no factor is shut out of a row.
 LEVEL = 3.0
 
@@ -47,8 +47,8 @@ def svd_loadings(backend: Backend, blocks: CountBlocks, k: int, seed: int) -> Lo
     matrix (N, K + MORE) and some (M, K + MORE).
     """
     scaled = _ScaledCounts.of(backend, blocks)
-    start = np.random.default_rng(seed).standard_normal((blocks.shape[1], k + MORE))
-    basis = _orthonormal(start.astype(backend.dtype))
+    rng, size = np.random.default_rng(seed), (blocks.shape[1], k + MORE)
+    basis: Host = rng.standard_normal(size, dtype=backend.dtype.type)
     for _ in range(STEPS):
         basis = _orthonormal(scaled.squared_times(basis))
     images = scaled.times(basis)
@@ -58,12 +58,10 @@ def svd_loadings(backend: Backend, blocks: CountBlocks, k: int, seed: int) -> Lo
     users, items = [image @ (vectors * (roots / singular)) for image in images], basis @ (vectors * roots)
     rotation = _varimax(np.concatenate([_largest_rows(users), _largest_rows([items])]))
     users, items = [part @ rotation for part in users], items @ rotation
-    skewness = _total([(part**3).sum(axis=0) for part in (*users, items)])
     for part, scale in zip((*users, items), (*scaled.users, scaled.items), strict=True):
-        part *= np.where(skewness < 0, -1, 1)
         np.maximum(part, 0, out=part)
         part /= scale[:, None]
-    rate = math.sqrt((1 + LEVEL) * k * blocks.shape[0] * blocks.shape[1] / scaled.total)
+    rate = math.sqrt(k * blocks.shape[0] * blocks.shape[1] / scaled.total)
     return _on_one_scale(users, items, k, rate)
 
 
@@ -92,9 +90,12 @@ class _ScaledCounts:
             )
             of_items += backend.asnumpy(column_sums)
         total = float(of_items.sum())
-        users = tuple(np.sqrt(sums + REGULARIZER * total / blocks.shape[0]) for sums in of_users)
-        items = np.sqrt(of_items[:, 0] + REGULARIZER * total / m)
-        return _ScaledCounts(backend, blocks, users, items, total)
+        # In the precision of the matrices: NumPy would compute in the higher one.
+        users, items = (
+            [np.sqrt(sums + REGULARIZER * total / size).astype(backend.dtype) for sums in side]
+            for side, size in ((of_users, blocks.shape[0]), ([of_items[:, 0]], m))
+        )
+        return _ScaledCounts(backend, blocks, tuple(users), items[0], total)
 
     def times(self, matrix: Host) -> list[Host]:
         """X times a matrix (M, L): the rows (B, L) of each block."""
@@ -152,13 +153,18 @@ def _largest_rows(parts: Sequence[Host]) -> Host:
 
 
 def _varimax(matrix: Host) -> Host:
-    """The rotation (L, L) after which squares of a matrix (N, L) vary most within columns (Kaiser 1958)."""
+    """The rotation (L, L) after which squares of a matrix (N, L) vary most within columns (Kaiser 1958).
+
+    With signs that make the large entries of a column positive.
+    """
     rotation = np.eye(matrix.shape[1], dtype=matrix.dtype)
     for _ in range(ROTATIONS):
         rotated = matrix @ rotation
         squares = rotated * rotated
         left, _, right = np.linalg.svd(matrix.T @ (rotated * (squares - squares.mean(axis=0))))
         rotation = left @ right
+    rotated = matrix @ rotation
+    rotation *= np.where((rotated * rotated * rotated).sum(axis=0) < 0, matrix.dtype.type(-1), 1)
     return rotation
 
 
