@@ -43,8 +43,8 @@ class Loadings:
 def svd_loadings(backend: Backend, blocks: CountBlocks, k: int, seed: int) -> Loadings:
     """Loadings on ``k`` factors; those on factors beyond the rank of the counts are the same in all columns.
 
-    The counts are only multiplied by matrices, block by block, by the backend.  On the host there are a
-    matrix (N, K + MORE) and some (M, K + MORE).
+    The backend multiplies the counts by matrices, block by block; all else is done on the host, with two or
+    three matrices (N, K + MORE) and (M, K + MORE) at a time.
     """
     scaled = _ScaledCounts.of(backend, blocks)
     rng, size = np.random.default_rng(seed), (blocks.shape[1], k + MORE)
@@ -145,11 +145,10 @@ def _eigenpairs(square: Host) -> tuple[Host, Host]:
 def _largest_rows(parts: Sequence[Host]) -> Host:
     """The rows of the largest norm, ROTATED or all, of matrices (B, L)."""
     squares = np.concatenate([np.einsum("nk,nk->n", part, part) for part in parts])
-    least = -np.inf if len(squares) <= ROTATED else np.partition(squares, -ROTATED)[-ROTATED]
-    ends = np.cumsum([len(part) for part in parts])[:-1]
-    return np.concatenate(
-        [part[own >= least] for part, own in zip(parts, np.split(squares, ends), strict=True)]
-    )
+    chosen, count = np.zeros(len(squares), bool), min(ROTATED, len(squares))
+    chosen[np.argpartition(squares, -count)[-count:]] = True
+    of_parts = np.split(chosen, np.cumsum([len(part) for part in parts])[:-1])
+    return np.concatenate([part[own] for part, own in zip(parts, of_parts, strict=True)])
 
 
 def _varimax(matrix: Host) -> Host:
