@@ -356,7 +356,7 @@ def test_errors_name_the_shape() -> None:
 
 
 #: Some work in what they are given, and take no memory.
-FRUGAL = ("Side", "predict_pairs")
+FRUGAL = ("Side", "predict_pairs", "log_count_products of users", "log_count_products of items")
 
 
 @pytest.mark.parametrize("threads", [1, 3])
