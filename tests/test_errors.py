@@ -337,7 +337,6 @@ def test_auto_passes_over_a_backend_that_takes_fewer_factors(monkeypatch):
         return really("numpy", dtype, threads)
 
     monkeypatch.setattr(backends, "create", create)
-    monkeypatch.setattr(backends, "_loaded", {})
     backends.choose("auto", np.float32, k=1024)
     backends.choose("auto", np.float32, k=1025)
     assert tried == ["cuda", "openmp"]
@@ -362,7 +361,6 @@ def test_the_choice_of_a_backend(monkeypatch):
 
     broken, double = set(), np.dtype(np.float64)
     monkeypatch.setattr(backends, "_load", load)
-    monkeypatch.setattr(backends, "_loaded", {})
     monkeypatch.setattr(backends, "_announced", set(backends.NAMES))
     for name in ("auto", "cuda", "openmp", "numpy"):
         backends.choose(name, np.float64, 3, k=2000)

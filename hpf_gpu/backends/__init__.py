@@ -174,9 +174,6 @@ def choose(
         return create(able[0], dtype, threads, **options)
     passed_over = {}
     for candidate in (other for other in able if k <= entry_of(other).max_factors):
-        if isinstance(known := _loaded.get(candidate), BackendUnavailable):
-            passed_over[candidate] = known  # without raising it, at every query
-            continue
         try:
             backend = create(candidate, dtype, threads)
         except BackendUnavailable as error:
