@@ -12,7 +12,6 @@ that of a whole fit that reaches its ELBO, with the counts read and laid out.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ import numpy as np
 import pandas as pd
 import synthetic
 from cases import Input
-from recommending import read
+from recommending import read, say
 from record import machine
 from scipy import sparse
 
@@ -100,11 +99,6 @@ def beside_hpfrec(counts: sparse.csr_array, k: int, target: float) -> None:
         ours = time.perf_counter() - started
         took = f"{needed:>6} iterations {ours:8.2f} s"
         say(f"  {name:22}{took}, hpfrec 100 in {theirs:.1f} s: {theirs / ours:.0f} ×")
-
-
-def say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
 
 
 def main() -> None:

@@ -20,8 +20,8 @@ from hpf_gpu.model.fitted import Fitted
 from hpf_gpu.model.likelihood import pair_llk
 from hpf_gpu.ranking import top_columns
 
-from .predictions import backend_for, paired, rates_of_pairs
-from .recommendations import pool_of, table_of
+from .predictions import backend_for, of_pairs, rates_of_pairs
+from .recommendations import discounts, pool_of, table_of
 
 _BLOCK = 1 << 22  # scores that exist at once
 
@@ -56,14 +56,11 @@ def _of_pairs(
     answer: Callable[[Sequence[NDArray[Any]]], NDArray[Any]],
 ) -> Any:
     """The answer from the members' expected counts of pairs; NaN where an id is unknown."""
-    users, items = ensemble.user_ids, ensemble.item_ids
-    rows, columns = paired(users.codes_of(user), items.codes_of(item))
-    known = (rows >= 0) & (columns >= 0)
-    answers = np.full(len(rows), np.nan, dtype=ensemble.dtype)
-    answers[known] = answer(
-        [_pairs(member, threads, rows[known], columns[known]) for member in ensemble.members]
-    )
-    return answers[0] if users.is_single(user) and items.is_single(item) else answers
+
+    def of_numbers(rows: NDArray[Any], columns: NDArray[Any]) -> NDArray[Any]:
+        return answer([_pairs(member, threads, rows, columns) for member in ensemble.members])
+
+    return of_pairs(ensemble.user_ids, ensemble.item_ids, user, item, ensemble.dtype, of_numbers)
 
 
 def eval_llk(
@@ -177,18 +174,14 @@ def recommend_for(
 
 def all_scores(ensemble: Ensemble, users: NDArray[Any], *, discount: float = 0.0) -> NDArray[Any]:
     """Combined expected counts of all items for some users (B,), by row number, (B, M)."""
-    rates = [_rates(member, users) for member in ensemble.members]
-    return _combined(ensemble, ensemble.members, rates, slice(len(users)), discount)
+    rates = [_rates(member, users)(slice(None)) for member in ensemble.members]
+    scores = ensemble.combined(rates, ensemble.members)
+    return scores * _factors(ensemble, discount) if discount else scores
 
 
-def _combined(
-    ensemble: Ensemble, members: Sequence[Member], rates: Sequence[_Rates], part: slice, discount: float
-) -> NDArray[Any]:
-    """The scores of some of the users in question, (B, M)."""
-    scores = ensemble.combined([of_member(part) for of_member in rates], members)
-    if discount:
-        scores *= (np.maximum(ensemble.users_with, 1.0) ** -discount).astype(scores.dtype)
-    return scores
+def _factors(ensemble: Ensemble, discount: float) -> NDArray[Any]:
+    """What the combined expected counts of each item are multiplied by, (M,)."""
+    return discounts(ensemble.users_with, discount, ensemble.dtype)
 
 
 def _best(
@@ -204,9 +197,12 @@ def _best(
     """Numbers and scores of the best items, (B, n) or with fewer columns if there are fewer items."""
     pool = None if items_pool is None else pool_of(ensemble.item_ids, items_pool)
     n = min(n, ensemble.item_ids.size if pool is None else len(pool))
+    factors = _factors(ensemble, discount) if discount else None
     found: list[tuple[NDArray[Any], NDArray[Any]]] = []
     for part in _parts(size, ensemble.item_ids.size):
-        scores = _combined(ensemble, members, rates, part, discount)
+        scores = ensemble.combined([of_member(part) for of_member in rates], members)
+        if factors is not None:
+            scores *= factors
         if seen is not None:
             indptr, indices = items_of(np.arange(part.start, part.stop), seen)
             scores[np.repeat(np.arange(len(scores)), np.diff(indptr)), indices] = -np.inf

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from hpf_gpu import backends
 from hpf_gpu.backends.protocol import Backend
 from hpf_gpu.data.counts import held_out_pairs
+from hpf_gpu.data.ids import Ids
 from hpf_gpu.data.seen import items_of
 from hpf_gpu.data.triplets import Triplets
 from hpf_gpu.model.fitted import Fitted
@@ -19,13 +21,24 @@ from hpf_gpu.model.likelihood import pair_llk
 
 def predict(fitted: Fitted, threads: int | None, user: Any, item: Any) -> Any:
     """Expected counts of pairs; see :meth:`hpf_gpu.HPF.predict`."""
-    users, items = fitted.user_ids, fitted.item_ids
+    rates = partial(rates_of_pairs, backend_for(fitted, threads), fitted)
+    return of_pairs(fitted.user_ids, fitted.item_ids, user, item, fitted.dtype, rates)
+
+
+def of_pairs(
+    users: Ids,
+    items: Ids,
+    user: Any,
+    item: Any,
+    dtype: np.dtype[Any],
+    answer: Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]],
+) -> Any:
+    """The answer for pairs of ids from that for row and column numbers (Z,); NaN where an id is unknown."""
     rows, columns = paired(users.codes_of(user), items.codes_of(item))
     known = (rows >= 0) & (columns >= 0)
-    rates = np.full(len(rows), np.nan, dtype=fitted.dtype)
-    backend = backend_for(fitted, threads)
-    rates[known] = rates_of_pairs(backend, fitted, rows[known], columns[known])
-    return rates[0] if users.is_single(user) and items.is_single(item) else rates
+    answers = np.full(len(rows), np.nan, dtype=dtype)
+    answers[known] = answer(rows[known], columns[known])
+    return answers[0] if users.is_single(user) and items.is_single(item) else answers
 
 
 def eval_llk(fitted: Fitted, threads: int | None, triplets: Triplets, *, full_llk: bool) -> dict[str, Any]:

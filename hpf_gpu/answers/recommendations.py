@@ -13,7 +13,7 @@ from scipy import sparse
 from hpf_gpu import backends
 from hpf_gpu.backends.protocol import Backend, ItemScores
 from hpf_gpu.data.ids import Ids, table
-from hpf_gpu.data.seen import UserItems, items_of, places_in, places_of
+from hpf_gpu.data.seen import UserItems, items_of, places_in, places_of, users_with
 from hpf_gpu.messages import shown, warn
 from hpf_gpu.model.fitted import Fitted
 
@@ -128,7 +128,9 @@ def rank(
         exclude = None if exclude is None else places_in(pool, len(beta), exclude)
         beta = beta[pool]
     if discount:
-        factors = discounts(fitted, discount)
+        if fitted.seen is None:
+            raise ValueError("a discount needs the items of each user: fit with keep_data=True")
+        factors = discounts(users_with(fitted.seen, len(fitted.beta)), discount, fitted.dtype)
         factors = factors if pool is None else factors[pool]
         beta = beta * factors[:, None]
         if neighbours is not None:
@@ -139,13 +141,10 @@ def rank(
     return best if pool is None else np.where(best < 0, -1, pool[best]), scores
 
 
-def discounts(fitted: Fitted, discount: float) -> NDArray[Any]:
-    """What the expected counts of each item are multiplied by, (M,)."""
-    if fitted.seen is None:
-        raise ValueError("a discount needs the items of each user: fit with keep_data=True")
-    users_with = np.bincount(fitted.seen[1], minlength=len(fitted.beta))
+def discounts(users_with: NDArray[Any], discount: float, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """What the expected counts of items are multiplied by, (M,), for the numbers of users that have them."""
     factors: NDArray[Any] = np.maximum(users_with, 1.0) ** -discount
-    return factors.astype(fitted.dtype)
+    return factors.astype(dtype)
 
 
 def _added(weights: sparse.csr_array, had: UserItems, pool: NDArray[Any] | None) -> ItemScores:

@@ -27,6 +27,11 @@ def places_of(rows: NDArray[Any], indptr: NDArray[Any]) -> tuple[NDArray[np.int6
     return starts, np.arange(starts[-1]) + np.repeat(first - starts[:-1], sizes)
 
 
+def users_with(items: UserItems, n_items: int) -> NDArray[np.float64]:
+    """Number of users that have each item, (M,)."""
+    return np.bincount(items[1], minlength=n_items).astype(np.float64)
+
+
 def with_items(items: UserItems, rows: NDArray[Any], new: UserItems) -> UserItems:
     """Replace the items of some users, ``rows`` (B,), by ``new``; row numbers past the end append users."""
     indptr, indices = items

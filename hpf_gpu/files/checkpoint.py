@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hpf_gpu.backends.protocol import Backend
 from hpf_gpu.data.blocks import CountBlocks, Pairs
 from hpf_gpu.model.acceleration import Kept
-from hpf_gpu.model.convergence import Check
+from hpf_gpu.model.convergence import Check, keeps_best
 from hpf_gpu.model.inference import State
 from hpf_gpu.model.likelihood import Having
 from hpf_gpu.model.neighbours import Neighbours
@@ -138,7 +138,7 @@ class Identity:
 
     @property
     def _keeps_best(self) -> bool:
-        return self.settings.patience is not None and self.settings.stop_crit == "val-llk"
+        return keeps_best(self.settings.stop_crit, self.settings.patience)
 
     def fields(self) -> Fields:
         """The fields of the header of a checkpoint of this fit."""

@@ -30,6 +30,11 @@ class Check:
     seconds: float = math.nan
 
 
+def keeps_best(stop_crit: str, patience: int | None) -> bool:
+    """Whether a fit ends with the best model on held-out counts, and not with the last."""
+    return patience is not None and stop_crit == "val-llk"
+
+
 def has_converged(
     stop_crit: str, stop_thr: float, history: Sequence[Check], patience: int | None = None
 ) -> bool:

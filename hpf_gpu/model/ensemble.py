@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from hpf_gpu.data.ids import Ids
+from hpf_gpu.data.seen import users_with
 
 from .fitted import Fitted
 
@@ -76,7 +77,7 @@ class Ensemble:
     def users_with(self) -> NDArray[np.float64]:
         """Number of users that have each item in the training data, (M,)."""
         csr = self.items_of_users
-        return np.bincount(csr.indices, minlength=csr.shape[1]).astype(np.float64)
+        return users_with((csr.indptr, csr.indices), csr.shape[1])
 
     def combined(self, rates: Sequence[NDArray[Any]], members: Sequence[Member]) -> NDArray[Any]:
         """The weighted mean of expected counts, or the exponential of that of their logarithms."""

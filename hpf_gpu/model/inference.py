@@ -14,7 +14,7 @@ from hpf_gpu.backends.protocol import Array, Backend, Counts, SideName
 from hpf_gpu.data.blocks import CountBlocks
 
 from .acceleration import SAFEGUARD_EVERY, Kept, with_momentum
-from .convergence import Check, has_converged
+from .convergence import Check, has_converged, keeps_best
 from .likelihood import Objective
 from .sides import Model, Side, Statistic, allocate, column_sums, update_side
 from .snapshot import Best, Snapshot
@@ -39,11 +39,6 @@ class Schedule:
     exact_phi: bool = False
     accelerated: bool = False
     patience: int | None = None
-
-    @property
-    def keeps_best(self) -> bool:
-        """Whether the fit ends with the best model on held-out counts, and not with the last."""
-        return self.patience is not None and self.stop_crit == "val-llk"
 
 
 @dataclass(frozen=True)
@@ -204,7 +199,9 @@ def _is_over(schedule: Schedule, state: State) -> bool:
 def _with_best(backend: Backend, state: State, schedule: Schedule) -> State:
     """The state that remembers its model if that is the best on held-out counts so far."""
     val_llk, best = state.history[-1].val_llk, state.best
-    if not schedule.keeps_best or (best is not None and val_llk <= best.val_llk):
+    if not keeps_best(schedule.stop_crit, schedule.patience) or (
+        best is not None and val_llk <= best.val_llk
+    ):
         return state
     return replace(state, best=Best(state.iteration, val_llk, Snapshot.of(backend, state.model)))
 

@@ -11,7 +11,7 @@ from scipy.special import gammaln
 
 from hpf_gpu.backends.protocol import Array, Backend, Factor, Full, Host, RankOne
 from hpf_gpu.data.blocks import CountBlocks, Pairs
-from hpf_gpu.data.seen import UserItems
+from hpf_gpu.data.seen import UserItems, users_with
 
 from .convergence import Check
 from .neighbours import Weights, users_with_sources
@@ -32,8 +32,7 @@ class Having:
     @staticmethod
     def of(items: UserItems, sources: Host) -> Having:
         """For the items of each user."""
-        users_with = np.bincount(items[1], minlength=len(sources)).astype(np.float64)
-        return Having(items, sources, users_with)
+        return Having(items, sources, users_with(items, len(sources)))
 
     def rates(self, backend: Backend, w: Array, users: slice, pairs: Pairs) -> Host:
         """Σ_l w_il over the neighbours that the user has, for pairs (Z,) of some of the users."""
