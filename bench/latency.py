@@ -73,7 +73,7 @@ STAGES = (
     (1, recommendations, "rank"),
     (2, recommendations, "_added"),
     (2, OpenMPBackend, "top_items"),
-    (1, recommendations, "table"),
+    (0, recommendations.Lists, "table"),
 )
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from .answers import ensembles
+from .answers.recommendations import Lists, Wanted, known_users
 from .data.triplets import read
 from .estimator import HPF
 from .files.ensemble_file import load_ensemble, save_ensemble
@@ -280,9 +281,7 @@ class HPFEnsemble:
         ValueError, TypeError
             If an id is unknown, or the ensemble is not fitted.
         """
-        n = whole_number("n", n, 1)
-        ensemble = self._ensemble
-        return ensembles.top_n(ensemble, user, n, exclude_seen=bool(exclude_seen), items_pool=items_pool)
+        return ensembles.top_n(self._ensemble, user, Wanted.checked(n, exclude_seen, items_pool))
 
     def recommend(
         self,
@@ -291,14 +290,15 @@ class HPFEnsemble:
         *,
         counts: Any = None,
         exclude_seen: bool = True,
-        items_pool: Any = None,
+        items: Any = None,
         discount: float = 0.0,
-    ) -> pd.DataFrame:
+        as_frame: bool = True,
+    ) -> Any:
         """The ``n`` best items of users of the model, or of new users by their counts.
 
         Parameters
         ----------
-        users, n, counts, exclude_seen, items_pool
+        users, n, counts, exclude_seen, items, as_frame
             As for :meth:`hpf_gpu.HPF.recommend`.
         discount : float
             Scores are combined expected counts divided by n_i to this power, where n_i users have the item.
@@ -307,41 +307,35 @@ class HPFEnsemble:
 
         Returns
         -------
-        DataFrame
-            Columns UserId, ItemId and Score, best first, users one after the other.
+        DataFrame, or tuple of arrays (B, n) and (B, n)
+            As of :meth:`hpf_gpu.HPF.recommend`.
 
         Raises
         ------
         ValueError, TypeError
-            If neither or both of ``users`` and ``counts`` are given, an id is unknown, ``discount`` is
-            negative, or the ensemble is not fitted; with ``counts``, if all members are transposed or were
-            fitted with keep_all_objs=False.
+            If both ``users`` and ``counts`` are given, no user is known, ``discount`` is negative, or the
+            ensemble is not fitted; with ``counts``, if all members are transposed or were fitted with
+            keep_all_objs=False.
         """
-        if (users is None) == (counts is None):
-            raise ValueError("recommend needs either users, ids of the model, or counts of new users")
-        n, exclude_seen = whole_number("n", n, 1), bool(exclude_seen)
-        discount = from_zero("discount", discount)
-        ensemble = self._ensemble
+        if users is not None and counts is not None:
+            raise ValueError("recommend takes users, ids of the model, or counts of new users, and not both")
+        wanted, ensemble = Wanted.checked(n, exclude_seen, items, discount), self._ensemble
         if counts is None:
-            return ensembles.recommend(
-                ensemble, users, n, exclude_seen=exclude_seen, items_pool=items_pool, discount=discount
-            )
+            lists = ensembles.recommend(ensemble, known_users(ensemble.user_ids, users), wanted)
+        else:
+            lists = self._recommend_for(ensemble, counts, wanted)
+        return lists.table() if as_frame else lists.arrays()
+
+    def _recommend_for(self, ensemble: Ensemble, counts: Any, wanted: Wanted) -> Lists:
+        """The lists of new users."""
         folded = []
         for number, model in self._for_new_users().items():
             settings, fitted = Settings.of(model.get_params()), ensemble.members[number].fitted
             triplets = read(counts, dtype=fitted.dtype.type, name="counts", taken=settings.counts)
             folded.append(factors_of_new_users(settings, fitted, triplets, maxiter=10, stop_thr=1e-3))
         new, _ = folded[0]
-        return ensembles.recommend_for(
-            ensemble,
-            new.ids,
-            [theta for _, theta in folded],
-            (new.csr.indptr, new.csr.indices),
-            n,
-            exclude_seen=exclude_seen,
-            items_pool=items_pool,
-            discount=discount,
-        )
+        had = new.csr.indptr, new.csr.indices
+        return ensembles.recommend_for(ensemble, new.ids, [theta for _, theta in folded], had, wanted)
 
     def transform(self, counts_df: Any, maxiter: int = 10, stop_thr: float = 1e-3) -> pd.DataFrame:
         """Factors of new users in every member that is not transposed, without adding them.

@@ -8,14 +8,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
 from .answers.explanations import explain, related_items
 from .answers.predictions import eval_llk, predict
-from .answers.recommendations import recommend, recommend_for, top_n
+from .answers.recommendations import Wanted, known_users, recommend, recommend_for, top_n
 from .data.triplets import Triplets, on_host, read, read_one_user
 from .files.csv_folder import write_csv_folder
 from .files.model_file import load_model, save_model
@@ -30,7 +29,6 @@ from .model.settings import (
     Settings,
     check_folder,
     default_step_size,
-    from_zero,
     is_default,
     thread_count,
     whole_number,
@@ -779,14 +777,8 @@ class HPF:
         never a matrix of users by items.  Ties are broken by the order of the rows of Beta.  For many users,
         a model that was fitted on a GPU is ranked there if possible.
         """
-        return top_n(
-            self._require_fitted(),
-            thread_count(self.ncores),
-            user,
-            whole_number("n", n, 1),
-            exclude_seen=bool(exclude_seen),
-            items_pool=items_pool,
-        )
+        wanted = Wanted.checked(n, exclude_seen, items_pool)
+        return top_n(self._require_fitted(), thread_count(self.ncores), user, wanted)
 
     def recommend(
         self,
@@ -795,68 +787,56 @@ class HPF:
         *,
         counts: Any = None,
         exclude_seen: bool = True,
-        items_pool: Any = None,
+        items: Any = None,
         discount: float = 0.0,
-    ) -> pd.DataFrame:
-        """A table of the items with the highest expected counts, for users of the model or for new ones.
+        as_frame: bool = True,
+    ) -> Any:
+        """The items with the highest expected counts and these, for users of the model or for new ones.
 
         Parameters
         ----------
-        users : id, or array-like (B,) of ids
-            Users of the training data.
+        users : id, or array-like (B,) of ids, optional
+            Users of the training data; if neither these nor ``counts`` are passed, all of them.  Of many
+            users, those who are not in the model are left out with a warning.
         n : int
             Number of items for each user; fewer are returned if fewer are left.
         counts : same forms as for :meth:`transform`
             In place of ``users``: counts of users who are not added to the model.
         exclude_seen : bool
             Whether to exclude the items that the user has in the training data, or in ``counts``.
-        items_pool : array-like of ids, optional
+        items : array-like of ids, optional
             Items to choose from, for all users.  Unknown items are left out with a warning.
         discount : float
             Scores are expected counts divided by n_i to this power, where n_i users have the item.  Expected
             counts of popular items are high for everybody; a discount of 0.1 to 0.3 puts what is particular
             to a user first, and finds more held-out items on three of four data sets (docs/quality.md).
+        as_frame : bool
+            Whether to return a table rather than arrays.
 
         Returns
         -------
-        DataFrame
-            Columns UserId, ItemId and Score; users in the given order, best items first.
+        DataFrame, or tuple of arrays (B, n) and (B, n)
+            Columns UserId, ItemId and Score; users in the given order, best items first.  Or ids of items and
+            scores, a row for each user; where fewer items are left, rows end in None and −∞.
 
         Raises
         ------
         ValueError, TypeError
-            If not exactly one of ``users`` and ``counts`` is passed; if ``discount`` is negative, or is not
-            zero and keep_data=False; and as for :meth:`topN` and :meth:`transform`.
+            If both ``users`` and ``counts`` are passed; if no user is known; if ``discount`` is negative, or
+            is not zero and keep_data=False; and as for :meth:`topN` and :meth:`transform`.
         """
-        if (users is None) == (counts is None):
-            raise ValueError("recommend needs either users, ids of the model, or counts of new users")
-        n, exclude_seen = whole_number("n", n, 1), bool(exclude_seen)
-        discount = from_zero("discount", discount)
+        if users is not None and counts is not None:
+            raise ValueError("recommend takes users, ids of the model, or counts of new users, and not both")
+        wanted = Wanted.checked(n, exclude_seen, items, discount)
+        fitted, threads = self._require_fitted(), thread_count(self.ncores)
         if counts is None:
-            return recommend(
-                self._require_fitted(),
-                thread_count(self.ncores),
-                users,
-                n,
-                exclude_seen=exclude_seen,
-                items_pool=items_pool,
-                discount=discount,
-            )
-        settings, fitted = self._settings(), self._require_fitted()
-        triplets = read(counts, dtype=fitted.dtype.type, name="counts", taken=settings.counts)
-        new, theta = factors_of_new_users(settings, fitted, triplets, maxiter=10, stop_thr=1e-3)
-        return recommend_for(
-            fitted,
-            settings.threads,
-            new.ids,
-            np.arange(new.ids.size),
-            theta,
-            (new.csr.indptr, new.csr.indices),
-            n,
-            exclude_seen=exclude_seen,
-            items_pool=items_pool,
-            discount=discount,
-        )
+            lists = recommend(fitted, threads, known_users(fitted.user_ids, users), wanted)
+        else:
+            settings = self._settings()
+            triplets = read(counts, dtype=fitted.dtype.type, name="counts", taken=settings.counts)
+            new, theta = factors_of_new_users(settings, fitted, triplets, maxiter=10, stop_thr=1e-3)
+            lists = recommend_for(fitted, threads, new.ids, theta, (new.csr.indptr, new.csr.indices), wanted)
+        return lists.table() if as_frame else lists.arrays()
 
     def explain(self, user: Any, item: Any, n: int = 5) -> pd.DataFrame:
         """Why counts are expected: their shares from the user's own items and from the factors.

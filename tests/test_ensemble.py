@@ -176,7 +176,7 @@ def test_lists(
     if pool is not None:
         scores[:, ~np.isin(ITEMS, pool)] = -np.inf
     best = best_by_hand(scores, 6)
-    table = mixed.recommend(USERS, 6, exclude_seen=exclude_seen, items_pool=pool, discount=discount)
+    table = mixed.recommend(USERS, 6, exclude_seen=exclude_seen, items=pool, discount=discount)
     want = np.take_along_axis(scores, best, axis=1)
     left = want > -np.inf
     assert table.UserId.tolist() == np.repeat(USERS, left.sum(axis=1)).tolist()
@@ -334,6 +334,17 @@ def test_bad_parameters(given: dict, error: type[Exception], message: str) -> No
         HPFEnsemble(**given)
 
 
+def test_all_users_and_some_that_are_unknown(mixed: HPFEnsemble) -> None:
+    pd.testing.assert_frame_equal(mixed.recommend(n=3), mixed.recommend(USERS, 3))
+    with pytest.warns(UserWarning, match="users 7, 'x' were not in the training data, and left out"):
+        some = mixed.recommend([USERS[0], 7, "x"], 3)
+    pd.testing.assert_frame_equal(some, mixed.recommend(USERS[0], 3))
+    ids, scores = mixed.recommend(USERS[:2], 3, as_frame=False)
+    table = mixed.recommend(USERS[:2], 3)
+    assert ids.ravel().tolist() == table.ItemId.tolist()
+    assert scores.ravel().tolist() == table.Score.tolist()
+
+
 def test_what_cannot_be_answered(mixed: HPFEnsemble) -> None:
     with pytest.raises(ValueError, match="not been fitted yet: call fit first"):
         HPFEnsemble(2).predict(1, 2)
@@ -341,8 +352,8 @@ def test_what_cannot_be_answered(mixed: HPFEnsemble) -> None:
         mixed.eval_llk(COUNTS)
     with pytest.raises(ValueError, match="members with counts='log1p' and 'raw' has no meaning"):
         mixed.spread(USERS, ITEMS[0])
-    with pytest.raises(ValueError, match="either users, ids of the model, or counts"):
-        mixed.recommend()
+    with pytest.raises(ValueError, match="users, ids of the model, or counts of new users, and not both"):
+        mixed.recommend(USERS, counts=COUNTS)
     with pytest.raises(ValueError, match="discount=-1 must be at least zero"):
         mixed.recommend(USERS, discount=-1)
     with pytest.raises(ValueError, match="user 7 was not in the training data"):

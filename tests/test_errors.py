@@ -521,7 +521,7 @@ def test_big_endian_arrays():
 
 def test_a_pool_is_a_list():
     model = HPF(k=2, verbose=False).fit(frame())
-    with pytest.raises(TypeError, match="items_pool is 'x': pass a list of item ids"):
+    with pytest.raises(TypeError, match="items to choose from are 'x': pass a list of item ids"):
         model.topN("a", items_pool="x")
 
 

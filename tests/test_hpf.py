@@ -414,7 +414,7 @@ def test_topn_names_unknown_users(fitted):
 
 def test_topn_pools(fitted):
     items = fitted.item_mapping_
-    with pytest.warns(UserWarning, match="2 items of items_pool"):
+    with pytest.warns(UserWarning, match="2 of the items to choose from"):
         top = fitted.topN(0, n=3, exclude_seen=False, items_pool=["x", items[4], -5, items[4], items[1]])
     assert sorted(top) == sorted([items[4], items[1]])
     assert fitted.topN(0, n=3, exclude_seen=False, items_pool=[items[4]]).tolist() == [items[4]]
@@ -429,7 +429,7 @@ def test_topn_pools(fitted):
     assert fitted.topN([user], n=3, items_pool=pool).tolist() == [[pool[1], None, None]]
     with pytest.raises(ValueError, match="none of the items"):
         fitted.topN(0, items_pool=["x"])
-    with pytest.raises(ValueError, match="items_pool is empty"):
+    with pytest.raises(ValueError, match="items to choose from is empty"):
         fitted.topN(0, items_pool=[])
     with pytest.raises(ValueError, match="'nobody'"):
         fitted.topN("nobody")

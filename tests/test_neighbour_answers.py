@@ -87,7 +87,7 @@ def test_lists(model, n, exclude_seen, pool):
     rates = dense_rates(model)
     users = [5, 0, 7, 39, 5]
     many = model.topN(users, n=n, exclude_seen=exclude_seen, items_pool=pool)
-    table = model.recommend(users, n, exclude_seen=exclude_seen, items_pool=pool)
+    table = model.recommend(users, n, exclude_seen=exclude_seen, items=pool)
     assert list(table) == ["UserId", "ItemId", "Score"]
     assert table.Score.to_numpy() == pytest.approx(rates[table.UserId, table.ItemId], rel=1e-5)
     begin = 0
@@ -110,7 +110,7 @@ def test_lists(model, n, exclude_seen, pool):
 def test_a_discount_of_popularity(model, exclude_seen, pool):
     users_with = np.maximum((Y > 0).sum(axis=0), 1)
     rates = dense_rates(model) / users_with**0.4
-    table = model.recommend([5, 0, 7], 4, exclude_seen=exclude_seen, items_pool=pool, discount=0.4)
+    table = model.recommend([5, 0, 7], 4, exclude_seen=exclude_seen, items=pool, discount=0.4)
     assert table.Score.to_numpy() == pytest.approx(rates[table.UserId, table.ItemId], rel=1e-5)
     for user in (5, 0, 7):
         out = set(np.flatnonzero(Y[user])) if exclude_seen else set()
@@ -130,7 +130,7 @@ def test_recommend_for_new_counts_is_what_added_users_get(model):
     """In the order of their first appearance, and the model stays as it is."""
     before, given = model._fitted, rows_of(NEW, 1000)[::-1]
     tables = [
-        model.recommend(counts=given, n=5, exclude_seen=exclude, items_pool=pool)
+        model.recommend(counts=given, n=5, exclude_seen=exclude, items=pool)
         for exclude in (True, False)
         for pool in (None, [1, 2, 3, 4])
     ]
@@ -144,7 +144,7 @@ def test_recommend_for_new_counts_is_what_added_users_get(model):
     for table, (exclude, pool) in zip(
         tables, [(e, p) for e in (True, False) for p in (None, [1, 2, 3, 4])], strict=True
     ):
-        want = more.recommend(order, 5, exclude_seen=exclude, items_pool=pool)
+        want = more.recommend(order, 5, exclude_seen=exclude, items=pool)
         assert table.ItemId.tolist() == want.ItemId.tolist()
         assert (table.UserId - 1000 + N).tolist() == want.UserId.tolist()
         assert table.Score.to_numpy() == pytest.approx(want.Score.to_numpy(), rel=1e-6)
@@ -160,6 +160,28 @@ def test_recommend_without_neighbours(backend_name):
     assert len(lean.recommend(3, 5, exclude_seen=False)) == 5
     with pytest.raises(ValueError, match="keep_data=True"):
         lean.recommend(3)
+
+
+def test_all_users_and_some_that_are_unknown(model):
+    everyone = model.recommend(n=3)
+    pd.testing.assert_frame_equal(everyone, model.recommend(np.arange(N), 3))
+    with pytest.warns(UserWarning, match="user 777 was not in the training data, and left out"):
+        some = model.recommend([3, 777, 5], 3)
+    pd.testing.assert_frame_equal(some, model.recommend([3, 5], 3))
+
+
+def test_lists_as_arrays(model):
+    """The ids and scores of the table; where fewer items are left, None and minus infinity."""
+    table, (ids, scores) = model.recommend([5, 0, 7], M), model.recommend([5, 0, 7], M, as_frame=False)
+    assert ids.shape == scores.shape == (3, M)
+    there = ids != np.array(None)
+    assert ids[there].tolist() == table.ItemId.tolist()
+    assert (scores[there] == table.Score.to_numpy()).all()
+    assert (scores[~there] == -np.inf).all()
+    assert there.sum(axis=1).tolist() == [(Y[user] == 0).sum() for user in (5, 0, 7)]
+    new = rows_of(NEW, 1000)
+    ids, scores = model.recommend(counts=new, n=2, as_frame=False)
+    assert ids.ravel().tolist() == model.recommend(counts=new, n=2).ItemId.tolist()
 
 
 def test_tables_are_the_users_own(model):
@@ -178,12 +200,16 @@ def test_tables_are_the_users_own(model):
 @pytest.mark.parametrize(
     ("given", "kind", "message"),
     [
-        ({}, ValueError, "either users, ids of the model, or counts of new users"),
-        ({"users": 1, "counts": FRAME}, ValueError, "either users, ids of the model, or counts"),
-        ({"users": [1, 777]}, ValueError, "user 777 was not in the training data"),
+        (
+            {"users": 1, "counts": FRAME},
+            ValueError,
+            "users, ids of the model, or counts of new users",
+        ),
+        ({"users": 777}, ValueError, "user 777 was not in the training data"),
+        ({"users": [777, "x"]}, ValueError, "users 777, 'x' were not in the training data"),
         ({"users": 1, "n": 0}, ValueError, "n=0 must be at least 1"),
-        ({"users": 1, "items_pool": [777]}, ValueError, "none of the items in items_pool"),
-        ({"users": 1, "items_pool": 3}, TypeError, "items_pool is 3: pass a list"),
+        ({"users": 1, "items": [777]}, ValueError, "none of the items to choose from"),
+        ({"users": 1, "items": 3}, TypeError, "items to choose from are 3: pass a list"),
         ({"counts": FRAME.assign(ItemId=777)}, ValueError, "counts has no item that was in the training"),
         ({"counts": "all"}, TypeError, "counts must"),
     ],

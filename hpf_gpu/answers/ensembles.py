@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
@@ -21,7 +20,7 @@ from hpf_gpu.model.likelihood import pair_llk
 from hpf_gpu.ranking import top_columns
 
 from .predictions import backend_for, of_pairs, rates_of_pairs
-from .recommendations import discounts, pool_of, table_of
+from .recommendations import Lists, Wanted, discounts
 
 _BLOCK = 1 << 22  # scores that exist at once
 
@@ -112,40 +111,22 @@ def _rates_of_transposed(member: Member, users: NDArray[Any], part: slice) -> ND
 # -- lists ---------------------------------------------------------------------------------------
 
 
-def recommend(
-    ensemble: Ensemble, user: Any, n: int, *, exclude_seen: bool, items_pool: Any, discount: float
-) -> pd.DataFrame:
-    """A table of the best items of known users; see :meth:`hpf_gpu.HPFEnsemble.recommend`."""
-    rows = ensemble.user_ids.require(user)
-    best, scores = rank(
-        ensemble, rows, n, exclude_seen=exclude_seen, items_pool=items_pool, discount=discount
-    )
-    return table_of(ensemble.user_ids, rows, ensemble.item_ids, best, scores)
+def recommend(ensemble: Ensemble, rows: NDArray[Any], wanted: Wanted) -> Lists:
+    """The best items of known users, by row number (B,); see :meth:`hpf_gpu.HPFEnsemble.recommend`."""
+    rates = [_rates(member, rows) for member in ensemble.members]
+    had = None
+    if wanted.exclude_seen:
+        csr = ensemble.items_of_users
+        had = items_of(rows, (csr.indptr, csr.indices))
+    best, scores = _best(ensemble, ensemble.members, rates, len(rows), had, wanted)
+    return Lists(ensemble.user_ids, rows, ensemble.item_ids, best, scores)
 
 
-def top_n(ensemble: Ensemble, user: Any, n: int, *, exclude_seen: bool, items_pool: Any) -> NDArray[Any]:
+def top_n(ensemble: Ensemble, user: Any, wanted: Wanted) -> NDArray[Any]:
     """Ids of the items with the highest expected counts; see :meth:`hpf_gpu.HPFEnsemble.topN`."""
     users = ensemble.user_ids
-    best, _ = rank(ensemble, users.require(user), n, exclude_seen=exclude_seen, items_pool=items_pool)
+    best = recommend(ensemble, users.require(user), wanted).best
     return ensemble.item_ids.labels(best[best >= 0] if users.is_single(user) else best)
-
-
-def rank(
-    ensemble: Ensemble,
-    rows: NDArray[Any],  # (B,)
-    n: int,
-    *,
-    exclude_seen: bool,
-    items_pool: Any = None,
-    discount: float = 0.0,
-) -> tuple[NDArray[np.int64], NDArray[Any]]:
-    """Numbers (B, n) and scores (B, n) of the best items of known users, by row number."""
-    rates = [_rates(member, rows) for member in ensemble.members]
-    seen = None
-    if exclude_seen:
-        csr = ensemble.items_of_users
-        seen = items_of(rows, (csr.indptr, csr.indices))
-    return _best(ensemble, ensemble.members, rates, len(rows), n, seen, items_pool, discount)
 
 
 def recommend_for(
@@ -153,13 +134,9 @@ def recommend_for(
     users: Ids,
     thetas: Sequence[NDArray[Any]],  # (B, K) of each member that is not transposed
     had: UserItems,  # of the B users
-    n: int,
-    *,
-    exclude_seen: bool,
-    items_pool: Any,
-    discount: float,
-) -> pd.DataFrame:
-    """The same table for users who are not in the model, by the members that are not transposed."""
+    wanted: Wanted,
+) -> Lists:
+    """The same for users who are not in the model, by the members that are not transposed."""
     members = [member for member in ensemble.members if not member.transposed]
     indptr, indices = had
     ones = np.ones(len(indices), ensemble.dtype)
@@ -167,9 +144,9 @@ def recommend_for(
     rates = [
         _rates_of_factors(member.fitted, theta, items) for member, theta in zip(members, thetas, strict=True)
     ]
-    seen = had if exclude_seen else None
-    best, scores = _best(ensemble, members, rates, users.size, n, seen, items_pool, discount)
-    return table_of(users, np.arange(users.size), ensemble.item_ids, best, scores)
+    exclude = had if wanted.exclude_seen else None
+    best, scores = _best(ensemble, members, rates, users.size, exclude, wanted)
+    return Lists(users, np.arange(users.size), ensemble.item_ids, best, scores)
 
 
 def all_scores(ensemble: Ensemble, users: NDArray[Any], *, discount: float = 0.0) -> NDArray[Any]:
@@ -189,22 +166,20 @@ def _best(
     members: Sequence[Member],
     rates: Sequence[_Rates],
     size: int,
-    n: int,
-    seen: UserItems | None,
-    items_pool: Any,
-    discount: float,
+    exclude: UserItems | None,
+    wanted: Wanted,
 ) -> tuple[NDArray[np.int64], NDArray[Any]]:
     """Numbers and scores of the best items, (B, n) or with fewer columns if there are fewer items."""
-    pool = None if items_pool is None else pool_of(ensemble.item_ids, items_pool)
-    n = min(n, ensemble.item_ids.size if pool is None else len(pool))
-    factors = _factors(ensemble, discount) if discount else None
+    pool = wanted.pool(ensemble.item_ids)
+    n = min(wanted.n, ensemble.item_ids.size if pool is None else len(pool))
+    factors = _factors(ensemble, wanted.discount) if wanted.discount else None
     found: list[tuple[NDArray[Any], NDArray[Any]]] = []
     for part in _parts(size, ensemble.item_ids.size):
         scores = ensemble.combined([of_member(part) for of_member in rates], members)
         if factors is not None:
             scores *= factors
-        if seen is not None:
-            indptr, indices = items_of(np.arange(part.start, part.stop), seen)
+        if exclude is not None:
+            indptr, indices = items_of(np.arange(part.start, part.stop), exclude)
             scores[np.repeat(np.arange(len(scores)), np.diff(indptr)), indices] = -np.inf
         if pool is not None:
             scores = scores[:, pool]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,92 +16,123 @@ from hpf_gpu.data.ids import Ids, table
 from hpf_gpu.data.seen import UserItems, items_of, places_in, places_of, users_with
 from hpf_gpu.messages import shown, warn
 from hpf_gpu.model.fitted import Fitted
+from hpf_gpu.model.settings import from_zero, whole_number
 
 from .predictions import backend_for
 
 _MIN_USERS_FOR_GPU = 1000  # below this many, copying the model to the GPU does not pay
 
 
-def top_n(
-    fitted: Fitted, threads: int | None, user: Any, n: int, *, exclude_seen: bool, items_pool: Any
-) -> NDArray[Any]:
+@dataclass(frozen=True)
+class Wanted:
+    """What a list of recommendations is to be."""
+
+    n: int
+    exclude_seen: bool
+    items: Any = None  # ids to choose from; None for all
+    discount: float = 0.0
+
+    @classmethod
+    def checked(cls, n: Any, exclude_seen: Any, items: Any, discount: Any = 0.0) -> Wanted:
+        """The same after a check; ValueError or TypeError if ``n`` or ``discount`` is out of range."""
+        return cls(whole_number("n", n, 1), bool(exclude_seen), items, from_zero("discount", discount))
+
+    def pool(self, items: Ids) -> NDArray[Any] | None:
+        """Numbers of the items to choose from, ascending; None for all."""
+        return None if self.items is None else pool_of(items, self.items)
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Lists of recommendations: numbers of items, best first, −1 where none is left, and their scores."""
+
+    users: Ids
+    rows: NDArray[Any]  # (B,) numbers of the users in ``users``
+    items: Ids
+    best: NDArray[Any]  # (B, n)
+    scores: NDArray[Any]  # (B, n)
+
+    def table(self) -> pd.DataFrame:
+        """A row for each recommendation, the users one after the other."""
+        row, place = np.nonzero(self.best >= 0)
+        return table(
+            {
+                "UserId": self.users.column(self.rows[row]),
+                "ItemId": self.items.column(self.best[row, place]),
+                "Score": self.scores[row, place],
+            }
+        )
+
+    def arrays(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Ids of items and scores, (B, n) each; None and −∞ where no item is left."""
+        return self.items.labels(self.best), self.scores
+
+
+def known_users(ids: Ids, users: Any) -> NDArray[np.int64]:
+    """Row numbers of one user, of many or, if None, of all; of many, those that are unknown are left out.
+
+    Raises
+    ------
+    ValueError
+        If no user is known, or none is asked for.
+    """
+    if users is None:
+        return np.arange(ids.size)
+    if ids.is_single(users):
+        return ids.require(users)
+    codes = ids.codes(users)
+    unknown = codes < 0
+    if unknown.any():
+        named = ids.missing(users, unknown)
+        if unknown.all():
+            raise ValueError(f"{named} not in the training data")
+        warn(f"{named} not in the training data, and left out")
+    return codes[~unknown]
+
+
+def top_n(fitted: Fitted, threads: int | None, user: Any, wanted: Wanted) -> NDArray[Any]:
     """Ids of the items with the highest expected counts; see :meth:`hpf_gpu.HPF.topN`."""
     rows = fitted.user_ids.require(user)
-    had = _had_by(fitted, rows, exclude_seen)
-    exclude = had if exclude_seen else None
-    pool = None if items_pool is None else pool_of(fitted.item_ids, items_pool)
-    on_gpu = not backends.entry_of(fitted.backend).on_host and len(rows) >= _MIN_USERS_FOR_GPU
-    among = tuple(dict.fromkeys((fitted.backend, *backends.NAMES))) if on_gpu else backends.ON_HOST
-    backend = backend_for(fitted, threads, among)
-    best, _ = rank(backend, fitted, fitted.theta[rows], n, had=had, exclude=exclude, pool=pool)
+    best = recommend(fitted, threads, rows, wanted).best
     return fitted.item_ids.labels(best[best >= 0] if fitted.user_ids.is_single(user) else best)
 
 
-def recommend(
-    fitted: Fitted,
-    threads: int | None,
-    user: Any,
-    n: int,
-    *,
-    exclude_seen: bool,
-    items_pool: Any,
-    discount: float,
-) -> pd.DataFrame:
-    """A table of the best items of known users; see :meth:`hpf_gpu.HPF.recommend`."""
-    users = fitted.user_ids
-    rows = users.require(user)
-    had, theta = _had_by(fitted, rows, exclude_seen), fitted.theta[rows]
-    return recommend_for(
-        fitted,
-        threads,
-        users,
-        rows,
-        theta,
-        had,
-        n,
-        exclude_seen=exclude_seen,
-        items_pool=items_pool,
-        discount=discount,
-    )
+def recommend(fitted: Fitted, threads: int | None, rows: NDArray[Any], wanted: Wanted) -> Lists:
+    """The best items of known users, by row number (B,); see :meth:`hpf_gpu.HPF.recommend`."""
+    on_gpu = not backends.entry_of(fitted.backend).on_host and len(rows) >= _MIN_USERS_FOR_GPU
+    among = tuple(dict.fromkeys((fitted.backend, *backends.NAMES))) if on_gpu else backends.ON_HOST
+    backend = backend_for(fitted, threads, among)
+    had, theta = _had_by(fitted, rows, wanted.exclude_seen), fitted.theta[rows]
+    return _lists(backend, fitted, fitted.user_ids, rows, theta, had, wanted)
 
 
 def recommend_for(
     fitted: Fitted,
     threads: int | None,
+    users: Ids,  # of the B users
+    theta: NDArray[Any],  # (B, K)
+    had: UserItems,  # of the B users
+    wanted: Wanted,
+) -> Lists:
+    """The same from the factors and items of users who are not in the model."""
+    backend = backend_for(fitted, threads)
+    return _lists(backend, fitted, users, np.arange(users.size), theta, had, wanted)
+
+
+def _lists(
+    backend: Backend,
+    fitted: Fitted,
     users: Ids,
     rows: NDArray[Any],  # (B,) numbers of the users in ``users``
     theta: NDArray[Any],  # (B, K)
     had: UserItems | None,  # of the B users; None if neither neighbours nor exclude_seen need them
-    n: int,
-    *,
-    exclude_seen: bool,
-    items_pool: Any,
-    discount: float,
-) -> pd.DataFrame:
-    """The same table from the factors and items of users, who need not be in the model."""
-    pool = None if items_pool is None else pool_of(fitted.item_ids, items_pool)
-    exclude = had if exclude_seen else None
-    backend = backend_for(fitted, threads)
-    best, scores = rank(backend, fitted, theta, n, had=had, exclude=exclude, pool=pool, discount=discount)
-    return table_of(users, rows, fitted.item_ids, best, scores)
-
-
-def table_of(
-    users: Ids,
-    rows: NDArray[Any],  # (B,) numbers of the users in ``users``
-    items: Ids,
-    best: NDArray[Any],  # (B, n) numbers of items, −1 where there is none
-    scores: NDArray[Any],  # (B, n)
-) -> pd.DataFrame:
-    """A row for each recommendation, the users one after the other."""
-    row, place = np.nonzero(best >= 0)
-    return table(
-        {
-            "UserId": users.column(rows[row]),
-            "ItemId": items.column(best[row, place]),
-            "Score": scores[row, place],
-        }
+    wanted: Wanted,
+) -> Lists:
+    pool, exclude = wanted.pool(fitted.item_ids), had if wanted.exclude_seen else None
+    best, scores = rank(
+        backend, fitted, theta, wanted.n, had=had, exclude=exclude, pool=pool, discount=wanted.discount
     )
+    return Lists(users, rows, fitted.item_ids, best, scores)
 
 
 def rank(
@@ -169,16 +200,16 @@ def _had_by(fitted: Fitted, rows: NDArray[Any], exclude_seen: bool) -> UserItems
     return items_of(rows, fitted.seen)
 
 
-def pool_of(items: Ids, items_pool: Any) -> NDArray[Any]:
-    """Numbers of the pool's items that are in the model, ascending."""
-    if not pd.api.types.is_list_like(items_pool):
-        raise TypeError(f"items_pool is {shown(items_pool)}: pass a list of item ids")
-    codes = items.codes(items_pool)
+def pool_of(items: Ids, pool: Any) -> NDArray[Any]:
+    """Numbers of the items to choose from that are in the model, ascending."""
+    if not pd.api.types.is_list_like(pool):
+        raise TypeError(f"the items to choose from are {shown(pool)}: pass a list of item ids")
+    codes = items.codes(pool)
     if len(codes) == 0:
-        raise ValueError("items_pool is empty: there is nothing to recommend")
+        raise ValueError("the list of items to choose from is empty: there is nothing to recommend")
     unknown = int((codes < 0).sum())
     if unknown == len(codes):
-        raise ValueError("none of the items in items_pool was in the training data")
+        raise ValueError("none of the items to choose from was in the training data")
     if unknown:
-        warn(f"{unknown} items of items_pool were not in the training data")
+        warn(f"{unknown} of the items to choose from were not in the training data")
     return np.unique(codes[codes >= 0])

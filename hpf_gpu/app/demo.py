@@ -170,7 +170,8 @@ def _explained(model: HPF, customer: int) -> pd.DataFrame:
     recommended = model.recommend(customer, n=_SHOWN)[["ItemId"]]
     reasons = model.explain(customer, recommended["ItemId"], n=1)
     of_products = reasons.loc[reasons["Term"] == "item", ["ItemId", "Because", "Share"]]
-    return recommended.merge(of_products, how="left", on="ItemId")
+    explained: pd.DataFrame = recommended.merge(of_products, how="left", on="ItemId")
+    return explained
 
 
 # -- text ----------------------------------------------------------------------------------------

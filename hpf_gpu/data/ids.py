@@ -85,8 +85,12 @@ class Ids:
         listed = self._listed(ids)
         codes = self.codes(listed)
         if (codes < 0).any():
-            raise ValueError(f"{self._named(listed[codes < 0], 'was', 'were')} not in the training data")
+            raise ValueError(f"{self.missing(listed, codes < 0)} not in the training data")
         return codes
+
+    def missing(self, ids: Any, unknown: NDArray[np.bool_]) -> str:
+        """Those of many ids (n,) that are ``unknown`` (n,), as the subject of a message."""
+        return self._named(_column(ids)[unknown], "was", "were")
 
     def with_new(self, ids: pd.Index) -> tuple[NDArray[np.int64], Ids]:
         """Append distinct new ids (B,): their row numbers, and all ids.  ValueError if one exists already."""
@@ -219,7 +223,8 @@ def _factorize(column: pd.Series) -> tuple[NDArray[Any], Any]:
     """
     codes: NDArray[Any]
     distinct: Any
-    codes, distinct = pd.factorize(column.array)  # of a series, pandas would make an index
+    # Of a series, pandas would make an index; of its array over NumPy's memory, pandas 2 warns.
+    codes, distinct = pd.factorize(column.to_numpy() if isinstance(column.dtype, np.dtype) else column.array)
     if column.dtype != object and getattr(column.dtype, "storage", None) != "python":
         return codes, distinct
     if _mention(distinct, "\\ud") or (_strings_end_at_nul() and _mention(column, "\0")):
