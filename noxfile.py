@@ -87,6 +87,20 @@ def compile_check(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation site in docs/_build: tutorials are run, and every warning is an error."""
+    install(session, ".[docs]")
+    session.run("sphinx-build", "-W", "--keep-going", "-q", "-b", "html", "docs", "docs/_build/html")
+
+
+@nox.session
+def links(session: nox.Session) -> None:
+    """The external links of the documentation; needs the network."""
+    install(session, ".[docs]")
+    session.run("sphinx-build", "-q", "-b", "linkcheck", "docs", "docs/_build/linkcheck")
+
+
+@nox.session
 def bench_smoke(session: nox.Session) -> None:
     """Every case of the benchmark once, small."""
     install(session, ".[test,parity]")
