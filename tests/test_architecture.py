@@ -43,7 +43,7 @@ ORDER = {
         "openmp_backend", "cuda_backend",
         "__init__",
     ),
-    "data": ("__init__", "ids", "seen", "blocks", "triplets", "factors", "counts"),
+    "data": ("__init__", "growth", "ids", "seen", "blocks", "triplets", "factors", "counts"),
     "model": (
         "__init__", "neighbours", "priors", "start", "loadings", "posterior", "sides", "biases",
         "convergence", "settings", "fitted", "ensemble", "likelihood", "snapshot", "acceleration",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import warnings
 
@@ -363,6 +364,27 @@ def test_items_of_users_are_replaced_and_added(data):
         want[place] = items
     assert [indices[a:b].tolist() for a, b in itertools.pairwise(indptr)] == want
     assert indices.dtype == np.int32
+
+
+def test_adding_users_copies_the_model_once(backend_name):
+    """The rows that are there stay where they are; a model that is kept aside does not see later users."""
+    model = quick(backend=backend_name, keep_data=True).fit(COUNTS).add_users(COUNTS.assign(UserId="first"))
+    aside = copy.copy(model)
+    before = {name: getattr(model, name) for name in ("Theta", "Gamma_shp", "Gamma_rte", "k_rte", "seen")}
+    kept = {name: array.copy() for name, array in before.items()}
+    model.add_user("second", of_user(100))
+    for name, array in before.items():
+        if name != "k_rte":  # a copy in another dtype
+            assert np.shares_memory(array, getattr(model, name)), name
+        assert np.array_equal(getattr(aside, name), kept[name]), name
+    aside.add_user("third", of_user(101))
+    assert list(model.user_mapping_[-2:]) == ["first", "second"]
+    assert list(aside.user_mapping_[-2:]) == ["first", "third"]
+    assert np.isnan(aside.predict("second", COUNTS.ItemId.iloc[0]))
+    alone = quick(backend=backend_name, keep_data=True).fit(COUNTS).add_users(COUNTS.assign(UserId="first"))
+    alone.add_user("third", of_user(101))
+    for name in before:
+        assert np.array_equal(getattr(aside, name), getattr(alone, name)), name
 
 
 @pytest.mark.parametrize("update_existing", [False, True])

@@ -20,6 +20,7 @@ from hpf_gpu.backends.protocol import Backend
 from hpf_gpu.fitting import training
 from hpf_gpu.fitting.progress import ProgressBar
 from hpf_gpu.model.convergence import Check
+from hpf_gpu.model.fitted import checked_mean
 from hpf_gpu.model.settings import MAX_PRIOR, MIN_PRIOR, default_step_size
 
 rng = np.random.default_rng(8)
@@ -487,12 +488,13 @@ def test_what_was_read_of_a_model_stays_as_it_was() -> None:
         np.testing.assert_array_equal(before[name], copies[name], err_msg=name)
 
 
-@pytest.mark.parametrize("name", ["theta", "beta"])
+@pytest.mark.parametrize("name", ["Theta", "Beta"])
 def test_one_factor_that_is_too_large_is_one_too_many(name: str, fitted: HPF) -> None:
-    matrix = getattr(fitted._fitted, name).copy()
+    matrix = getattr(fitted, name).copy()
+    assert checked_mean(name, matrix) is matrix
     matrix[-1, -1] = np.inf
-    with pytest.raises(ValueError, match=f"^{name.title()} is too large for float32"):
-        dataclasses.replace(fitted._fitted, **{name: matrix})
+    with pytest.raises(ValueError, match=f"^{name} is too large for float32"):
+        checked_mean(name, matrix)
 
 
 def test_rates_that_vanish_have_a_likelihood(fitted: HPF) -> None:

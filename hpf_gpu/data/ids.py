@@ -6,6 +6,7 @@ import contextlib
 import numbers
 from collections.abc import Hashable, Iterable, Iterator
 from functools import cache, cached_property
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -14,19 +15,29 @@ from numpy.typing import NDArray
 
 from hpf_gpu.messages import shown
 
+from .growth import appended
+
 _NAMED = 3  # ids that a message names, of many
 _NUMERIC = {"i", "u", "f"}  # kinds of dtypes
 _EXACT = 2**53  # float64 holds every integer up to here
+_FEW = 1000  # ids that were added later are looked up one by one up to here, or an eighth of the others
 _BLOCK = 1 << 18  # rows that are processed at once
+
+_adding = Lock()
 
 
 class Ids:
     """The ids of one side in row order; with ``values=None`` ids are the row numbers themselves."""
 
-    def __init__(self, values: NDArray[Any] | None, size: int, kind: str) -> None:
+    def __init__(
+        self, values: NDArray[Any] | None, size: int, kind: str, later: _Later | None = None
+    ) -> None:
         self.values = values  # (size,)
         self.size = size
         self.kind = kind  # "user" or "item", for messages
+        # The first of these ids, which have an index, and the rows of those after them.  The table is shared
+        # with longer ids: rows from ``size`` on are not of these.
+        self._later = later
 
     @cached_property
     def _index(self) -> pd.Index:
@@ -70,6 +81,14 @@ class Ids:
 
     def _places(self, ids: pd.Index) -> NDArray[np.int64]:
         """Row numbers of ids (n,), found as in a dict: True, 1 and 1.0 are the same id; −1 where unknown."""
+        if self._later is not None:
+            first, rows_of_others = self._later
+            places = first._places(ids)
+            missing = np.flatnonzero(places < 0)
+            for place, one in zip(missing, ids[missing], strict=True):
+                row = rows_of_others.get(one, -1)
+                places[place] = row if row < self.size else -1
+            return places
         if _compare_as_in_python(self._index, ids):
             codes: NDArray[np.int64] = self._index.get_indexer(ids)
             return codes
@@ -100,7 +119,8 @@ class Ids:
             raise ValueError(f"{named} in the model already; to replace, pass update_existing=True")
         rows = np.arange(self.size, self.size + len(ids))
         if self.values is not None:
-            return rows, Ids(self._joined(ids), self.size + len(ids), self.kind)
+            values = self._joined(ids)
+            return rows, Ids(values, len(values), self.kind, self._with_later(values, ids))
         longer = Ids(None, self.size + len(ids), self.kind)
         codes = longer.codes(ids)
         if not np.array_equal(np.sort(codes), rows):
@@ -121,6 +141,19 @@ class Ids:
         rows[unknown], ids = self.with_new(other.index[unknown])
         return ids, rows
 
+    def _with_later(self, values: NDArray[Any], new: pd.Index) -> _Later | None:
+        """What saves ids with these ``values`` an index of their own; None if they had better make one."""
+        first, others = (self, dict[Any, int]()) if self._later is None else self._later
+        if first.values is None or first.values.dtype != values.dtype:
+            return None
+        if len(values) - first.size > max(_FEW, first.size // 8):
+            return None
+        with _adding:
+            if len(others) != self.size - first.size:  # another has gone on from these ids
+                others = {one: row for one, row in others.items() if row < self.size}
+            others.update(zip(new, range(self.size, len(values)), strict=True))
+        return first, others
+
     def _joined(self, ids: pd.Index) -> NDArray[Any]:
         """All ids in the dtype of the existing ones, or as objects if that cannot hold the new ones."""
         new, dtype = ids, self._index.dtype
@@ -130,8 +163,8 @@ class Ids:
             with contextlib.suppress(TypeError, ValueError, OverflowError), np.errstate(invalid="ignore"):
                 cast = new.astype(dtype)
                 # As Python compares: to NumPy 2**53 + 1 equals 2.0**53.
-                if [*cast] == [*ids]:
-                    return _as_values(self._index.append(cast))
+                if self.values is not None and [*cast] == [*ids]:
+                    return appended(self.values, _as_values(cast))
         return _objects([*self._index, *ids])
 
     def _named(self, ids: Iterable[Any], singular: str, plural: str) -> str:
@@ -178,6 +211,10 @@ def table(columns: dict[str, Any]) -> pd.DataFrame:
     )
     frame.columns = _names(tuple(columns)).copy()  # because users may set its name
     return frame
+
+
+#: The first ids, and the rows of all others.
+_Later = tuple[Ids, dict[Any, int]]
 
 
 @cache

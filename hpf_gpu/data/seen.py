@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from .growth import appended
+
 #: CSR indptr (N + 1,) and indices (Z,): the items of each user, ascending.
 UserItems = tuple[NDArray[Any], NDArray[Any]]
 
@@ -35,6 +37,8 @@ def users_with(items: UserItems, n_items: int) -> NDArray[np.float64]:
 def with_items(items: UserItems, rows: NDArray[Any], new: UserItems) -> UserItems:
     """Replace the items of some users, ``rows`` (B,), by ``new``; row numbers past the end append users."""
     indptr, indices = items
+    if np.array_equal(rows, np.arange(len(indptr) - 1, len(indptr) - 1 + len(rows))):
+        return appended(indptr, new[0][1:] + indptr[-1]), appended(indices, new[1])
     sizes = np.zeros(max(len(indptr) - 1, int(rows.max()) + 1), dtype=np.int64)
     sizes[: len(indptr) - 1] = np.diff(indptr)
     replaced = np.zeros(len(sizes), dtype=bool)

@@ -24,7 +24,7 @@ from hpf_gpu.backends.protocol import Full, RankOne, Rates
 from hpf_gpu.data.ids import Ids
 from hpf_gpu.model.biases import WARM_UP
 from hpf_gpu.model.convergence import Check
-from hpf_gpu.model.fitted import Fitted
+from hpf_gpu.model.fitted import Fitted, checked_mean
 from hpf_gpu.model.neighbours import Neighbours
 from hpf_gpu.model.posterior import Posterior
 from hpf_gpu.model.priors import POINT_MASS_RATE
@@ -517,8 +517,8 @@ def _fitted(header: Mapping[str, Any], settings: Settings, tensors: Tensors) -> 
     )
     columns = {name: tensors[f"history.{name}"] for name in header["history"]}
     return Fitted(
-        theta=theta,
-        beta=beta,
+        theta=checked_mean("Theta", theta),
+        beta=checked_mean("Beta", beta),
         user_ids=users,
         item_ids=items,
         posteriors=_posteriors(header, settings, tensors) if "priors" in header else None,

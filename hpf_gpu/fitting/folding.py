@@ -19,7 +19,7 @@ from hpf_gpu.data.counts import NewRows, new_rows
 from hpf_gpu.data.ids import Ids
 from hpf_gpu.data.seen import with_items
 from hpf_gpu.data.triplets import Triplets
-from hpf_gpu.model.fitted import Fitted
+from hpf_gpu.model.fitted import Fitted, checked_mean
 from hpf_gpu.model.inference import fold_in
 from hpf_gpu.model.posterior import Posterior, put_rows
 from hpf_gpu.model.settings import Settings, positive_number, whole_number
@@ -120,7 +120,7 @@ def with_users(folded: Folded, *, update_existing: bool) -> Fitted:
     if of_users.fixed:
         raise ValueError("the users of this model are fixed: use transform for the factors of other users")
     rows, users = _rows_for(fitted, folded.new.ids.index, update_existing)
-    theta = put_rows(fitted.theta, rows, folded.mean)
+    theta = put_rows(fitted.theta, rows, checked_mean("Theta", folded.mean))
     seen, csr = fitted.seen, folded.new.csr
     return replace(
         fitted,

@@ -16,7 +16,7 @@ from hpf_gpu.data.seen import UserItems, with_items, with_more_items
 from hpf_gpu.data.triplets import Triplets
 from hpf_gpu.model.biases import WARM_UP, with_free_biases
 from hpf_gpu.model.convergence import history_frame
-from hpf_gpu.model.fitted import Fitted
+from hpf_gpu.model.fitted import Fitted, checked_mean
 from hpf_gpu.model.neighbours import Neighbours, Weights, choose_sources, neighbours_of, start_weights
 from hpf_gpu.model.settings import Settings, checked_step, seed_or_fresh, step_at, whole_number
 from hpf_gpu.model.sides import Model, Side, posterior_of, side_from_posterior
@@ -120,8 +120,8 @@ def take_step(settings: Settings, fitted: Fitted | None, step: Step, threads: in
     theta, beta = (backend.asnumpy(backend.mean(side.factor)) for side in (users, items))
     of_users, of_items = step.places
     return Fitted(
-        theta=theta,
-        beta=beta,
+        theta=checked_mean("Theta", theta),
+        beta=checked_mean("Beta", beta),
         user_ids=of_users.ids,
         item_ids=of_items.ids,
         nusers=max(of_users.total, len(theta)),

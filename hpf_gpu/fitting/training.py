@@ -22,7 +22,7 @@ from hpf_gpu.files.checkpoint import Checkpoint, Identity, Saved
 from hpf_gpu.model.acceleration import accelerated
 from hpf_gpu.model.biases import warm_up
 from hpf_gpu.model.convergence import Check, history_frame
-from hpf_gpu.model.fitted import Fitted
+from hpf_gpu.model.fitted import Fitted, checked_mean
 from hpf_gpu.model.inference import Fit, Schedule, State, fit, iterate
 from hpf_gpu.model.likelihood import Having, Objective
 from hpf_gpu.model.loadings import Loadings, svd_loadings
@@ -341,8 +341,8 @@ def _fitted(prepared: _Prepared, result: Fit, seed: int) -> Fitted:
         neighbours = neighbours_of(backend, items.weights, having.sources, having.users_with)
     n_users, n_items = data.csr.shape
     return Fitted(
-        theta=theta[0] if len(theta) == 1 else np.concatenate(theta),
-        beta=beta,
+        theta=checked_mean("Theta", theta[0] if len(theta) == 1 else np.concatenate(theta)),
+        beta=checked_mean("Beta", beta),
         user_ids=data.users,
         item_ids=data.items,
         nusers=n_users,

@@ -23,11 +23,6 @@ class Fitted:
     A fit, a batch or new users produce a new Fitted, which :class:`hpf_gpu.HPF` takes in one assignment: an
     interrupt leaves either the old or the new model.  Methods that read a model fetch it once, so that a
     thread that reads during a refit never sees a mixture of two models.
-
-    Raises
-    ------
-    ValueError
-        If Theta or Beta overflow their dtype.
     """
 
     theta: NDArray[Any]  # (N, K) E[θ]
@@ -44,13 +39,6 @@ class Fitted:
     seed: int  # of the start values
     backend: str  # name of the backend that fitted the model
     neighbours: Neighbours | None = None  # of a model with neighbours; it has ``seen``, too
-
-    def __post_init__(self) -> None:
-        for name, mean in (("Theta", self.theta), ("Beta", self.beta)):
-            if np.isinf(mean).any():
-                raise ValueError(
-                    f"{name} is too large for {mean.dtype}: set use_float=False, or priors closer to 1"
-                )
 
     @property
     def k(self) -> int:
@@ -82,3 +70,10 @@ class Fitted:
                 "a fixed side has no rates of q(ξ) or q(η), and neither has a model with hierarchical=False"
             )
         return np.asarray(posterior.hyper_rate[:, None].astype(posterior.shape.dtype))
+
+
+def checked_mean(name: str, mean: NDArray[Any]) -> NDArray[Any]:
+    """Theta or Beta, or new rows of one; ValueError if they overflow their dtype."""
+    if np.isinf(mean).any():
+        raise ValueError(f"{name} is too large for {mean.dtype}: set use_float=False, or priors closer to 1")
+    return mean

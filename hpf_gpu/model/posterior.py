@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hpf_gpu.backends.protocol import Full, Host, RankOne, Rates
+from hpf_gpu.data.growth import appended
 
 from .priors import Prior
 from .start import NOISE
@@ -27,7 +28,7 @@ class Posterior:
     @property
     def rate(self) -> Host:
         """Rates of q(θ), (N, K), in the dtype of the shapes, built at each access."""
-        rate: Host = self.exact_rate.astype(self.shape.dtype)
+        rate: Host = self.exact_rate.astype(self.shape.dtype, copy=False)
         return rate
 
     @property
@@ -92,12 +93,15 @@ class Posterior:
         ``mean`` (N', K) is E[θ] of the result.  Fitted and new rows differ in the column part of their rates,
         so the rates become a full matrix.
         """
+        old = len(self.shape)
+        added = (rows >= old).all()
+        column_sums = mean[old:].sum(axis=0, dtype=np.float64) + self.column_sums if added else None
         return replace(
             self,
             shape=put_rows(self.shape, rows, new.shape),
             rates=Full(put_rows(self.rate, rows, new.rate)),
             hyper_rate=put_rows(self.hyper_rate, rows, new.hyper_rate),
-            column_sums=mean.sum(axis=0, dtype=np.float64),
+            column_sums=mean.sum(axis=0, dtype=np.float64) if column_sums is None else column_sums,
         )
 
     def with_start_rows(self, n: int, rng: np.random.Generator) -> Posterior:
@@ -121,7 +125,12 @@ class Posterior:
 
 
 def put_rows(array: Host, rows: Host, new: Host) -> Host:
-    """A copy with new rows at positions ``rows`` (B,); positions past the end make it longer."""
+    """The array with new rows at positions ``rows`` (B,); positions past the end make it longer.
+
+    Where all are past the end, in order, it may share memory with ``array``, see :func:`appended`.
+    """
+    if np.array_equal(rows, np.arange(len(array), len(array) + len(rows))):
+        return appended(array, new)
     size = max(len(array), int(rows.max()) + 1)
     result = np.empty((size, *array.shape[1:]), array.dtype)
     result[: len(array)] = array
