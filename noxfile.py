@@ -74,7 +74,7 @@ def levels(session: nox.Session) -> None:
 @nox.session
 def packages(session: nox.Session) -> None:
     """Tests of sdist, wheel and editable install, in fresh environments."""
-    install(session, ".[test]")
+    install(session, ".[test,package]")
     session.run("pytest", "-m", "package", *session.posargs)
 
 
