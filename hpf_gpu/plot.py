@@ -135,7 +135,7 @@ def selection(table: pd.DataFrame, ax: Axes) -> None:
     Parameters
     ----------
     table : pandas.DataFrame
-        ``Selection.table``; the candidate with the best score in the last round is emphasized.
+        ``Selection.table``; the candidate that was chosen is emphasized.
     ax : matplotlib.axes.Axes
         Where to draw.
 
@@ -146,10 +146,9 @@ def selection(table: pd.DataFrame, ax: Axes) -> None:
     """
     if table.empty:
         raise ValueError("the table is empty: there is no candidate to draw")
-    last = table.groupby("candidate").last()
-    best = last.score.idxmax()
     for candidate, of_one in table.groupby("candidate"):
-        colour, width = (_BLUE, 2.5) if candidate == best else (_GREY, 1.2)
+        chosen = of_one.chosen.any()
+        colour, width = (_BLUE, 2.5) if chosen else (_GREY, 1.2)
         ax.plot(of_one.iterations, of_one.score, color=colour, linewidth=width, marker="o", markersize=4)
         ax.annotate(
             str(candidate),
@@ -157,7 +156,7 @@ def selection(table: pd.DataFrame, ax: Axes) -> None:
             xytext=(6, 0),
             textcoords="offset points",
             verticalalignment="center",
-            color=_INK if candidate == best else _GREY,
+            color=_INK if chosen else _GREY,
         )
     ax.margins(x=0.08, y=0.15)
     ax.grid(axis="y", color=_GRID)
