@@ -517,6 +517,13 @@ class HPFEnsemble:
         ]
 
 
+def as_ensemble(model: HPF | HPFEnsemble) -> Ensemble:
+    """A fitted model as an ensemble of one, or a fitted ensemble; ValueError if it is not fitted."""
+    if isinstance(model, HPFEnsemble):
+        return model._ensemble
+    return Ensemble((Member(model._require_fitted(), 1.0),), of_logarithms=False)
+
+
 def _planned(number: int, parameters: Mapping[str, Any], own: Mapping[str, Any], weight: float) -> _Planned:
     if not isinstance(own, Mapping):
         raise TypeError(f"members[{number}] is {own!r}: pass a dict of parameters")
