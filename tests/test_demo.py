@@ -115,6 +115,17 @@ def test_recommendations_leave_out_what_was_bought(small_run):
     assert not bought & set(result.recommended)
 
 
+def test_without_matplotlib_the_demo_says_so_and_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr(demo, "_ITERATIONS", 1)
+    monkeypatch.setattr(demo, "_NEIGHBOURS", 5)
+    text = []
+    result = demo.run(tmp_path / "picture.png", backend="auto", seed=1, k=2, write=text.append)
+    assert text[-1] == "No picture was drawn: figures need matplotlib: pip install 'hpf_gpu[plot]'\n"
+    assert result.model.is_fitted
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_odd_number_of_factors_is_printed_and_drawn(small_run):
     output, text, result = small_run
     assert_is_picture(output)

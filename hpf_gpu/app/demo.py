@@ -44,7 +44,7 @@ def run(output: Path, backend: str, seed: int, k: int, write: Write) -> DemoResu
     Parameters
     ----------
     output : pathlib.Path
-        PNG file to write.
+        PNG file to write, if matplotlib is installed.
     backend : str
         Backend of :class:`hpf_gpu.HPF`.
     seed : int
@@ -107,11 +107,8 @@ def run(output: Path, backend: str, seed: int, k: int, write: Write) -> DemoResu
     _write_customer(write, customer, recommended, train, in_held_out, names)
     _write_reasons(write, explained, in_held_out, names)
     _write_factors(write, model, names)
-    title = f"Hierarchical Poisson factorization of UCI Online Retail, {k} factors"
-    labels = names[model.item_mapping_].tolist()
     drawn = {name: qualities[name] for name in ("HPF", "most popular")}
-    plot.save_overview(output, title, model.history_, drawn, model.Theta, model.Beta, labels)
-    write(f"Picture: {output}\n")
+    _draw(write, output, model, drawn, plot.item_labels(model.item_mapping_, names))
     return DemoResult(model, with_neighbours, qualities, customer, recommended, explained)
 
 
@@ -243,6 +240,19 @@ def _write_factors(write: Write, model: HPF, names: pd.Series) -> None:
     for left, right in zip_longest(cells[::2], cells[1::2], fillvalue=nothing):
         _write_columns(write, left, right)
         write("\n")
+
+
+def _draw(
+    write: Write, output: Path, model: HPF, qualities: dict[str, RankingQuality], labels: Sequence[str]
+) -> None:
+    """Draw the overview, if matplotlib is there: all else of the demo works without it."""
+    title = f"Hierarchical Poisson factorization of UCI Online Retail, {model.k} factors"
+    try:
+        plot.save_overview(output, title, model.history_, qualities, model.Theta, model.Beta, labels)
+    except ImportError as error:
+        write(f"No picture was drawn: {error}\n")
+    else:
+        write(f"Picture: {output}\n")
 
 
 def _write_columns(write: Write, left: Sequence[str], right: Sequence[str]) -> None:
