@@ -65,7 +65,7 @@ def activity(model: HPF | HPFEnsemble, data: Any = None) -> Activity:
     ValueError, TypeError
         If the model is not fitted, or has not kept its data and none are passed; if ``data`` are not counts.
     """
-    observed = _Observed.of(model, data).counts
+    observed = Observed.of(model, data).counts
     users = np.diff(observed.indptr).astype(np.int64)
     return Activity(users, np.bincount(observed.indices, minlength=observed.shape[1]).astype(np.int64))
 
@@ -100,7 +100,7 @@ def calibration(
         As for :func:`activity`.
     """
     groups = whole_number("groups", groups, 1)
-    question = _Observed.of(model, data)
+    question = Observed.of(model, data)
     sums = np.zeros((4, 24 * _FINE))  # pairs, predicted, observed, observed² by decimal logarithm of the rate
     for rows in _blocks(question.sample(_COMPARED, random_seed), question.counts.shape[1]):
         rates = all_scores(question.ensemble, rows).ravel().astype(np.float64)
@@ -154,7 +154,7 @@ def posterior_predictive(
         As for :func:`activity`.
     """
     draws = whole_number("draws", draws, 1)
-    question = _Observed.of(model, data)
+    question = Observed.of(model, data)
     rows = question.sample(_DRAWN, random_seed)
     drawn_rates = _drawn_rates(model, question, rows)
     rng = np.random.default_rng(random_seed)
@@ -176,7 +176,7 @@ def posterior_predictive(
 
 
 def _drawn_rates(
-    model: HPF | HPFEnsemble, question: _Observed, rows: NDArray[np.intp]
+    model: HPF | HPFEnsemble, question: Observed, rows: NDArray[np.intp]
 ) -> Callable[[np.random.Generator], NDArray[Any]]:
     """Function that draws rates (B, M) of some users (B,) from the posterior; what has none is fixed."""
     rates = all_scores(question.ensemble, rows).astype(np.float64)
@@ -224,24 +224,27 @@ def _compared(of: str, observed: NDArray[Any], drawn: list[NDArray[Any]]) -> pd.
 
 
 @dataclass(frozen=True)
-class _Observed:
-    """What a model is compared with."""
+class Observed:
+    """What a model is compared with; each check takes it as ``data``, too, so that data are read once."""
 
     ensemble: Any  # hpf_gpu.model.ensemble.Ensemble
     counts: sparse.csr_array  # (N, M)
     presence: bool  # whether counts are ones, for any count
 
     @staticmethod
-    def of(model: HPF | HPFEnsemble, data: Any) -> _Observed:
+    def of(model: HPF | HPFEnsemble, data: Any) -> Observed:
+        """The data, or what the model has kept if they are None."""
+        if isinstance(data, Observed):
+            return data
         ensemble = as_ensemble(model)
         if data is None:
-            return _Observed(ensemble, ensemble.items_of_users, presence=True)
+            return Observed(ensemble, ensemble.items_of_users, presence=True)
         taken = model._taken("a check of") if isinstance(model, HPFEnsemble) else model.counts
         triplets = read(data, dtype=ensemble.dtype.type, name="data", taken=taken)
         pairs = held_out_pairs(triplets, ensemble.user_ids, ensemble.item_ids, name="data")
         shape = (ensemble.user_ids.size, ensemble.item_ids.size)
         at = (pairs.values.astype(np.float64), (pairs.rows, pairs.columns))
-        return _Observed(ensemble, sparse.coo_array(at, shape=shape).tocsr(), presence=False)
+        return Observed(ensemble, sparse.coo_array(at, shape=shape).tocsr(), presence=False)
 
     def sample(self, n_pairs: int, seed: int) -> NDArray[np.intp]:
         """Row numbers of the users, or of so many that with all items there are about ``n_pairs`` pairs."""

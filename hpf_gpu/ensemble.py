@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from .answers import ensembles
+from .answers.summaries import facts_of_ensemble, repr_html
 from .data.triplets import read
 from .estimator import HPF
 from .files.ensemble_file import load_ensemble, save_ensemble
@@ -437,6 +438,12 @@ class HPFEnsemble:
         """The parameters that were passed."""
         given = ", ".join(f"{name}={value!r}" for name, value in self.get_params().items())
         return f"HPFEnsemble({given})"
+
+    def _repr_html_(self) -> str:
+        """The parameters that were passed, and the state of the fits, for notebooks."""
+        parameters = [(name, repr(value)) for name, value in self.get_params().items()]
+        facts = None if self._fitted is None else facts_of_ensemble(self._ensemble)
+        return repr_html("HPFEnsemble", parameters, facts)
 
     @property
     def is_fitted(self) -> bool:

@@ -416,7 +416,7 @@ def activity(model: HPF | HPFEnsemble, data: Any = None) -> Figure:
         (panels[0], found.users, "Activity of the users", "items of a user"),
         (panels[1], found.items, "Popularity of the items", "users of an item"),
     ):
-        edges = np.unique(np.geomspace(1, max(2, numbers.max() + 1), 25).round())  # no bin without an integer
+        edges = growing_edges(int(numbers.max()))
         ax.hist(numbers[numbers > 0], edges, color=_BLUE, rwidth=0.94)
         ax.set_xscale("log")
         _finish(ax, title)
@@ -475,6 +475,14 @@ def predictive_check(
             )
             ax.legend(frameon=False, labelcolor=_INK)
     return figure
+
+
+def growing_edges(largest: int) -> list[int]:
+    """Edges of bins of integers from 1 to ``largest``, each bin at least as wide as the one before."""
+    edges = [1, 2]
+    while edges[-1] <= largest:
+        edges.append(-(-edges[-1] * 4 // 3))
+    return edges
 
 
 def range_labels(low: Iterable[int], high: Iterable[int]) -> list[str]:
