@@ -37,8 +37,8 @@ class Browser:
         ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (theirs_in, theirs_out)]
         command = [
             program, "--headless", "--remote-debugging-pipe", "--no-sandbox", "--disable-gpu",
-            "--no-first-run", "--disable-dev-shm-usage", "--hide-scrollbars", "--disable-background-networking",
-            f"--user-data-dir={self._folder.name}", "about:blank",
+            "--no-first-run", "--disable-dev-shm-usage", "--hide-scrollbars",
+            "--disable-background-networking", f"--user-data-dir={self._folder.name}", "about:blank",
         ]  # fmt: skip
         self._process = subprocess.Popen(
             command,
