@@ -15,6 +15,7 @@ from scipy import sparse
 from hpf_gpu import plot
 from hpf_gpu.datasets import load_online_retail, split_by_user
 from hpf_gpu.estimator import HPF
+from hpf_gpu.html_report import report
 from hpf_gpu.metrics import RankingQuality, evaluate_ranking, model_scores, popularity_scores
 
 Write = Callable[[str], object]
@@ -44,7 +45,7 @@ def run(output: Path, backend: str, seed: int, k: int, write: Write) -> DemoResu
     Parameters
     ----------
     output : pathlib.Path
-        PNG file to write, if matplotlib is installed.
+        PNG file to write.  Without matplotlib a page is written: the same name, with the suffix ``.html``.
     backend : str
         Backend of :class:`hpf_gpu.HPF`.
     seed : int
@@ -108,7 +109,7 @@ def run(output: Path, backend: str, seed: int, k: int, write: Write) -> DemoResu
     _write_reasons(write, explained, in_held_out, names)
     _write_factors(write, model, names)
     drawn = {name: qualities[name] for name in ("HPF", "most popular")}
-    _draw(write, output, model, drawn, plot.item_labels(model.item_mapping_, names))
+    _draw(write, output, model, drawn, names)
     return DemoResult(model, with_neighbours, qualities, customer, recommended, explained)
 
 
@@ -243,16 +244,17 @@ def _write_factors(write: Write, model: HPF, names: pd.Series) -> None:
 
 
 def _draw(
-    write: Write, output: Path, model: HPF, qualities: dict[str, RankingQuality], labels: Sequence[str]
+    write: Write, output: Path, model: HPF, qualities: dict[str, RankingQuality], names: pd.Series
 ) -> None:
-    """Draw the overview, if matplotlib is there: all else of the demo works without it."""
+    """Draw the overview; without matplotlib write a page, which needs nothing but a browser."""
     title = f"Hierarchical Poisson factorization of UCI Online Retail, {model.k} factors"
+    labels = plot.item_labels(model.item_mapping_, names)
     try:
         plot.save_overview(output, title, model.history_, qualities, model.Theta, model.Beta, labels)
-    except ImportError as error:
-        write(f"No picture was drawn: {error}\n")
-    else:
         write(f"Picture: {output}\n")
+    except ImportError as error:
+        page = report(model, output.with_suffix(".html"), names=names, title=title)
+        write(f"Page: {page} ({error})\n")
 
 
 def _write_columns(write: Write, left: Sequence[str], right: Sequence[str]) -> None:
