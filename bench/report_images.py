@@ -2,8 +2,8 @@
 
 python bench/report_images.py [--page FILE]
 
-The report is of Online Retail, which comes with the package.  A page has the system's font, a picture has Inter
-if it is installed.
+The report is of Online Retail, which comes with the package.  A page has the system's font, a picture has
+Inter if it is installed.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from .data.counts import held_out_pairs
 from .data.triplets import read
 from .ensemble import HPFEnsemble, as_ensemble
 from .estimator import HPF
+from .model.ensemble import Ensemble
 from .model.posterior import Posterior
 from .model.settings import whole_number
 
@@ -28,6 +29,7 @@ _COMPARED = 1 << 23  # pairs that calibration looks at
 _DRAWN = 1 << 20  # pairs in each draw
 _FEWEST_USERS = 100  # of a sample, however many items there are
 _FINE = 40  # bins in a decade of expected counts
+_LARGEST = 1e15  # mean of what NumPy draws, with a margin
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,8 @@ def calibration(
         for total, weights in zip(sums, (None, predicted, observed, observed**2), strict=True):
             total += np.bincount(fine, weights, minlength=len(total))
     middle = np.cumsum(sums[1]) - sums[1] / 2
-    group = np.minimum((groups * middle / sums[1].sum()).astype(np.intp), groups - 1)
+    share = middle / max(sums[1].sum(), np.finfo(np.float64).tiny)
+    group = np.minimum((groups * share).astype(np.intp), groups - 1)
     of_groups = np.stack([np.bincount(group, one, minlength=groups) for one in sums])
     of_groups = of_groups[:, of_groups[0] > 0]
     pairs = of_groups[0]
@@ -161,7 +164,7 @@ def posterior_predictive(
     observed = question.counts[rows].toarray()
     drawn = []
     for _ in range(draws):
-        counts = rng.poisson(np.maximum(drawn_rates(rng), 0))
+        counts = rng.poisson(np.clip(drawn_rates(rng), 0, _LARGEST))
         drawn.append(_numbers(np.minimum(counts, 1) if question.presence else counts))
     return pd.concat(
         [
@@ -227,7 +230,7 @@ def _compared(of: str, observed: NDArray[Any], drawn: list[NDArray[Any]]) -> pd.
 class Observed:
     """What a model is compared with; each check takes it as ``data``, too, so that data are read once."""
 
-    ensemble: Any  # hpf_gpu.model.ensemble.Ensemble
+    ensemble: Ensemble
     counts: sparse.csr_array  # (N, M)
     presence: bool  # whether counts are ones, for any count
 

@@ -79,11 +79,11 @@ def report(
 
     Examples
     --------
-    >>> from hpf_gpu import HPF, report
-    >>> from hpf_gpu.datasets import load_online_retail
-    >>> retail = load_online_retail()
-    >>> model = HPF(k=20, verbose=False).fit(retail.purchases)
-    >>> page = report(model, "report.html", names=retail.product_names)  # doctest: +SKIP
+    Of a model of the purchases that come with the package::
+
+        retail = load_online_retail()
+        model = HPF(k=20).fit(retail.purchases)
+        report(model, "report.html", names=retail.product_names, data=retail.purchases)
     """
     n_items, n_users = whole_number("n_items", n_items, 0), whole_number("n_users", n_users, 0)
     if title is None:
@@ -154,6 +154,11 @@ class _Items:
         self._ids, self._names = ids, names
         self._numbers: dict[int, int] = {}
 
+    @property
+    def size(self) -> int:
+        """Number of all items, named or not."""
+        return len(self._ids)
+
     def number(self, row: int) -> int:
         return self._numbers.setdefault(int(row), len(self._numbers))
 
@@ -219,7 +224,7 @@ def _explored_items(
     items.numbers(rows)
     explored: dict[str, Any] = {
         "count": len(rows),
-        "total": int(model.nitems),
+        "total": items.size,
         "size": None if activity is None else activity.items[rows].tolist(),
         "profile": None,
         "like": None,

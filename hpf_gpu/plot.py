@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from . import checks
 from .ensemble import HPFEnsemble
 from .estimator import HPF
+from .messages import warn
 from .metrics import RankingQuality
 from .model.settings import whole_number
 
@@ -74,9 +75,14 @@ def item_labels(items: Iterable[Any], names: Any = None) -> list[str]:
     """
     if not (names is None or isinstance(names, (Mapping, pd.Series))):
         raise TypeError(f"names is a {type(names).__name__}: pass a dict or Series from item ids to names")
-    known = {} if names is None else dict(names.items())
-    named = ((item, known.get(item)) for item in items)
-    return [" ".join(str(item if name is None or name != name else name).split()) for item, name in named]
+    items, known = list(items), {} if names is None else dict(names.items())
+    found = [known.get(item) for item in items]
+    if items and known and all(name is None for name in found):
+        key = next(iter(known))
+        warn(f"no item has a name: the first id is {items[0]!r}, and the first key of names {key!r}")
+    missing = pd.Series(found, dtype=object).isna()
+    named = (item if none else name for item, name, none in zip(items, found, missing, strict=True))
+    return [" ".join(str(label).split()) for label in named]
 
 
 # -- single panels -------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ ROOMS = {
     "files": {"version", "backends", "data", "model"},
     "answers": {"messages", "ranking", "backends", "data", "model"},
     "fitting": {"backends", "data", "model", "files"},
-    "top": {"version", "ranking", "backends", "data", "model", "files", "answers", "fitting"},
+    "top": {"messages", "version", "ranking", "backends", "data", "model", "files", "answers", "fitting"},
     "app": {"top", "backends"},
 }
 

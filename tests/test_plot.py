@@ -182,6 +182,13 @@ def test_names_of_items() -> None:
     assert plot.item_labels([1, 2, 3, 4, ("a", 5)], names) == ["ant hill", "2", "3", "4", "('a', 5)"]
     assert plot.item_labels(["x"], pd.Series({"x": "ex"})) == ["ex"]
     assert plot.item_labels(["x"]) == ["x"]
+    assert plot.item_labels([1, 2], {1: ("a", 1), 2: ("b", 2)}) == ["('a', 1)", "('b', 2)"]
+    assert plot.item_labels([], {1: "one"}) == []
+    assert plot.item_labels([1, 2], {1: pd.NA, 2: "two"}) == ["1", "two"]
+    with pytest.warns(
+        UserWarning, match="no item has a name: the first id is 1, and the first key of names '1'"
+    ):
+        assert plot.item_labels([1], {"1": "one"}) == ["1"]
     with pytest.raises(TypeError, match="names is a list: pass a dict or Series"):
         plot.item_labels(["x"], ["ex"])
 

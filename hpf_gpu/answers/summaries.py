@@ -24,13 +24,16 @@ def facts_of(fitted: Fitted) -> list[Fact]:
     """The state of a fit."""
     facts = [("users", f"{fitted.nusers:,}"), ("items", f"{fitted.nitems:,}")]
     if fitted.seen is not None:
-        facts.append(("pairs with a count", f"{len(fitted.seen[1]):,}"))
+        facts.append(("nonzeros", f"{len(fitted.seen[1]):,}"))
     facts.append(("iterations", f"{fitted.niter:,}"))
     if fitted.train_llk is not None:
         facts.append(("log-likelihood", f"{fitted.train_llk:,.0f}"))
-    facts.append(("backend", fitted.backend))
     if len(fitted.history):
-        facts.append(("seconds", f"{fitted.history['seconds'].iloc[-1]:,.2f}"))
+        last = fitted.history.iloc[-1]
+        if np.isfinite(last["elbo"]):
+            facts.append(("ELBO", f"{last['elbo']:,.0f}"))
+        facts.append(("seconds", f"{last['seconds']:,.2f}"))
+    facts.append(("backend", fitted.backend))
     facts.append(("seed", str(fitted.seed)))
     return facts
 
@@ -63,7 +66,7 @@ def repr_html(
     parts = [f"<div><strong>{escape(name)}</strong>"]
     if facts is None:
         parts.append(" <em>not fitted</em>")
-    parts.append(_table("parameters that differ from the defaults", parameters))
+    parts.append(_table("parameters", parameters))
     if facts is not None:
         parts.append(_table("fit", facts))
     if history is not None:

@@ -119,7 +119,7 @@ function drawConvergence() {
   const series = [["log-likelihood", llk, "blue"], ["ELBO", elbo, "orange"]]
     .map(([name, values, colour]) => ({ name, colour, points: iteration.map((x, k) => [x, values[k]]).filter((point) => point[1] !== null) }))
     .filter((one) => one.points.length);
-  // A lone ELBO, of the last check, is told in words: in the picture it would flatten the curve.
+  // A lone ELBO, of the last check, is among the facts: here it would flatten the curve.
   const curves = series.filter((one) => one.points.length > 1);
   if (!curves.length) return at("convergence").append(make("p", { class: "note" }, "The fit was checked only once: there is no curve to draw."));
   const ys = curves.flatMap((one) => one.points.map((point) => point[1]));
@@ -301,7 +301,11 @@ function explorer(kind, count, texts, entry, tell) {
   at(`${kind}-search`).addEventListener("input", show);
   at(`${kind}-list`).addEventListener("click", (event) => {
     const button = event.target.closest("button");
-    if (button) { choose(Number(button.dataset.number)); history.replaceState(null, "", `#${kind}-${button.dataset.number}`); }
+    if (!button) return;
+    choose(Number(button.dataset.number));
+    history.replaceState(null, "", `#${kind}-${button.dataset.number}`);
+    // On a phone it is below the list.
+    if (at(kind).getBoundingClientRect().top > innerHeight - 120) at(kind).scrollIntoView();
   });
   // Arrow keys go from the field into the list, and through it.
   at(`${kind}-search`).closest(".explorer").addEventListener("keydown", (event) => {
@@ -344,7 +348,7 @@ function tellUser(number) {
 for (const [label, value] of data.facts) at("facts").append(make("div", {}, make("dt", {}, label), make("dd", {}, value)));
 at("parameters").append(data.parameters.length
   ? make("table", {}, make("tbody", {}, ...data.parameters.map(([name, value]) => make("tr", {}, make("th", { scope: "row" }, name), make("td", {}, make("code", {}, value))))))
-  : make("p", {}, "None."));
+  : make("p", {}, "All have their defaults."));
 if (data.history && data.history.iteration.length) drawConvergence();
 
 if (data.factors.length) {
