@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from .answers import ensembles
 from .answers.recommendations import Lists, Wanted, known_users
+from .answers.summaries import facts_of_ensemble, repr_html
 from .data.triplets import read
 from .estimator import HPF
 from .files.ensemble_file import load_ensemble, save_ensemble
@@ -432,6 +433,12 @@ class HPFEnsemble:
         given = ", ".join(f"{name}={value!r}" for name, value in self.get_params().items())
         return f"HPFEnsemble({given})"
 
+    def _repr_html_(self) -> str:
+        """The parameters that were passed, and the state of the fits, for notebooks."""
+        parameters = [(name, repr(value)) for name, value in self.get_params().items()]
+        facts = None if self._fitted is None else facts_of_ensemble(self._ensemble)
+        return repr_html("HPFEnsemble", parameters, facts)
+
     @property
     def is_fitted(self) -> bool:
         """Whether the ensemble has been fitted."""
@@ -509,6 +516,13 @@ class HPFEnsemble:
             _planned(number, self.parameters, own, weight)
             for number, (own, weight) in enumerate(zip(listed, weights, strict=True))
         ]
+
+
+def as_ensemble(model: HPF | HPFEnsemble) -> Ensemble:
+    """A fitted model as an ensemble of one, or a fitted ensemble; ValueError if it is not fitted."""
+    if isinstance(model, HPFEnsemble):
+        return model._ensemble
+    return Ensemble((Member(model._require_fitted(), 1.0),), of_logarithms=False)
 
 
 def _planned(number: int, parameters: Mapping[str, Any], own: Mapping[str, Any], weight: float) -> _Planned:

@@ -15,6 +15,7 @@ from scipy import sparse
 from .answers.explanations import explain, related_items
 from .answers.predictions import eval_llk, predict
 from .answers.recommendations import Wanted, known_users, recommend, recommend_for, top_n
+from .answers.summaries import changed, facts_of, repr_html
 from .data.triplets import Triplets, on_host, read, read_one_user
 from .files.csv_folder import write_csv_folder
 from .files.model_file import load_model, save_model
@@ -1034,6 +1035,13 @@ class HPF:
         return (
             f"HPF({', '.join(f'{name}={value!r}' for name, value in params if not is_default(name, value))})"
         )
+
+    def _repr_html_(self) -> str:
+        """The parameters that differ from their defaults, and the state of the fit, for notebooks."""
+        fitted, parameters = self._fitted, changed(self.get_params())
+        if fitted is None:
+            return repr_html("HPF", parameters, None)
+        return repr_html("HPF", parameters, facts_of(fitted), fitted.history)
 
     def _settings(self) -> Settings:
         """The parameters, checked again because attributes can be changed after construction."""

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from .answers.ensembles import all_scores
-from .ensemble import HPFEnsemble
+from .ensemble import HPFEnsemble, as_ensemble
 from .estimator import HPF
-from .model.ensemble import Ensemble, Member
 from .model.settings import from_zero
 from .ranking import top_columns
 
@@ -170,10 +169,7 @@ def model_scores(model: HPF | HPFEnsemble, discount: float = 0.0) -> ScoreBlock:
         If the model is not fitted, or ``discount`` is negative.
     """
     discount = from_zero("discount", discount)
-    if isinstance(model, HPFEnsemble):
-        return partial(all_scores, model._ensemble, discount=discount)
-    alone = Ensemble((Member(model._require_fitted(), 1.0),), of_logarithms=False)
-    return partial(all_scores, alone, discount=discount)
+    return partial(all_scores, as_ensemble(model), discount=discount)
 
 
 def popularity_scores(train: Any) -> ScoreBlock:

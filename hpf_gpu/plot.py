@@ -1,12 +1,12 @@
-"""Figures of a fit: convergence, ranking quality, and the leading items of its factors.
+"""Figures of a fitted model: convergence, ranking quality, factors, and checks against counts.
 
-Matplotlib is slow to import, so it is imported only where it is used, and without pyplot, so that the
-caller's figures and settings are not affected.
+Each function draws on ``ax`` if it is passed, else on a new figure of pyplot.  Matplotlib is slow to import
+and not needed for fits, so it is imported only where something is drawn: ``pip install 'hpf_gpu[plot]'``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +14,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from . import checks
+from .ensemble import HPFEnsemble
+from .estimator import HPF
+from .messages import warn
 from .metrics import RankingQuality
+from .model.settings import whole_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _INK, _GRID = "#22313f", "#e3e7eb"
 _BLUE, _ORANGE, _GREY = "#1f6fb2", "#d9622b", "#b3bdc7"
@@ -48,10 +54,41 @@ def leading_items(
     return {int(k): np.argsort(-beta[:, k], kind="stable")[:n_items] for k in largest}
 
 
+def item_labels(items: Iterable[Any], names: Any = None) -> list[str]:
+    """Names of items for figures, in one line each; the id where there is none.
+
+    Parameters
+    ----------
+    items : iterable of ids, (M,)
+        For example ``HPF.item_mapping_``.
+    names : mapping or pandas.Series, optional
+        Name of each item by its id.
+
+    Returns
+    -------
+    list of str, (M,)
+
+    Raises
+    ------
+    TypeError
+        If ``names`` is neither a mapping nor a Series.
+    """
+    if not (names is None or isinstance(names, (Mapping, pd.Series))):
+        raise TypeError(f"names is a {type(names).__name__}: pass a dict or Series from item ids to names")
+    items, known = list(items), {} if names is None else dict(names.items())
+    found = [known.get(item) for item in items]
+    if items and known and all(name is None for name in found):
+        key = next(iter(known))
+        warn(f"no item has a name: the first id is {items[0]!r}, and the first key of names {key!r}")
+    missing = pd.Series(found, dtype=object).isna()
+    named = (item if none else name for item, name, none in zip(items, found, missing, strict=True))
+    return [" ".join(str(label).split()) for label in named]
+
+
 # -- single panels -------------------------------------------------------------------------------
 
 
-def convergence(history: pd.DataFrame, ax: Axes) -> None:
+def convergence(history: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Draw log-likelihood and ELBO by iteration.
 
     Parameters
@@ -59,8 +96,12 @@ def convergence(history: pd.DataFrame, ax: Axes) -> None:
     history : pandas.DataFrame
         ``HPF.history_``: columns ``iteration``, ``llk`` and ``elbo``; missing values are left out.  Without
         ``compute_elbo=True`` the ELBO is a single point, that of the last check.
-    ax : matplotlib.axes.Axes
-        Where to draw.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; by default a new figure.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
 
     Raises
     ------
@@ -70,6 +111,7 @@ def convergence(history: pd.DataFrame, ax: Axes) -> None:
     largest = history[["llk", "elbo"]].abs().max().max()
     if not np.isfinite(largest):
         raise ValueError(f"a history of {len(history)} checks holds no finite log-likelihood or ELBO")
+    ax = _axes(ax)
     scale, unit = next((scale, unit) for scale, unit in _UNITS if largest >= scale or scale == 1)
     for column, label, colour in (("llk", "log-likelihood", _BLUE), ("elbo", "ELBO", _ORANGE)):
         rows = history.dropna(subset=[column])
@@ -93,17 +135,22 @@ def convergence(history: pd.DataFrame, ax: Axes) -> None:
     _finish(ax, "Convergence of the fit")
     ax.set_xlabel("iteration")
     ax.set_ylabel(unit)
+    return ax
 
 
-def quality(qualities: Mapping[str, RankingQuality], ax: Axes) -> None:
+def quality(qualities: Mapping[str, RankingQuality], ax: Axes | None = None) -> Axes:
     """Draw precision, recall and NDCG of several methods side by side.
 
     Parameters
     ----------
     qualities : mapping of str to RankingQuality
         Results of :func:`hpf_gpu.metrics.evaluate_ranking` by name of the method; the first is emphasized.
-    ax : matplotlib.axes.Axes
-        Where to draw.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; by default a new figure.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
 
     Raises
     ------
@@ -112,6 +159,7 @@ def quality(qualities: Mapping[str, RankingQuality], ax: Axes) -> None:
     """
     if not qualities:
         raise ValueError("qualities is empty: there is no method to draw")
+    ax = _axes(ax)
     n = next(iter(qualities.values())).n
     metrics = [f"precision@{n}", f"recall@{n}", f"NDCG@{n}"]
     width = 0.8 / len(qualities)
@@ -127,17 +175,22 @@ def quality(qualities: Mapping[str, RankingQuality], ax: Axes) -> None:
     _finish(ax, "Recommendations against held-out items")
     ax.set_yticks([])
     ax.spines["left"].set_visible(False)
+    return ax
 
 
-def selection(table: pd.DataFrame, ax: Axes) -> None:
+def selection(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Draw the scores of the candidates of :func:`hpf_gpu.select` by the iterations they were given.
 
     Parameters
     ----------
     table : pandas.DataFrame
-        ``Selection.table``; the candidate with the best score in the last round is emphasized.
-    ax : matplotlib.axes.Axes
-        Where to draw.
+        ``Selection.table``; the candidate that was chosen is emphasized.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; by default a new figure.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
 
     Raises
     ------
@@ -146,10 +199,10 @@ def selection(table: pd.DataFrame, ax: Axes) -> None:
     """
     if table.empty:
         raise ValueError("the table is empty: there is no candidate to draw")
-    last = table.groupby("candidate").last()
-    best = last.score.idxmax()
+    ax = _axes(ax)
     for candidate, of_one in table.groupby("candidate"):
-        colour, width = (_BLUE, 2.5) if candidate == best else (_GREY, 1.2)
+        chosen = of_one.chosen.any()
+        colour, width = (_BLUE, 2.5) if chosen else (_GREY, 1.2)
         ax.plot(of_one.iterations, of_one.score, color=colour, linewidth=width, marker="o", markersize=4)
         ax.annotate(
             str(candidate),
@@ -157,23 +210,24 @@ def selection(table: pd.DataFrame, ax: Axes) -> None:
             xytext=(6, 0),
             textcoords="offset points",
             verticalalignment="center",
-            color=_INK if candidate == best else _GREY,
+            color=_INK if chosen else _GREY,
         )
     ax.margins(x=0.08, y=0.15)
     ax.grid(axis="y", color=_GRID)
     _finish(ax, "Score of each candidate")
     ax.set_xlabel("iterations")
+    return ax
 
 
 def factors(
     theta: NDArray[Any],
     beta: NDArray[Any],
     item_names: Sequence[str],
-    ax: Axes,
+    ax: Axes | None = None,
     *,
     n_factors: int = 8,
     n_items: int = 4,
-) -> None:
+) -> Axes:
     """Draw the leading items of the largest factors as a heat map.
 
     A cell shows the share of the item's expected counts, over all users, that comes from the factor.  An item
@@ -185,8 +239,12 @@ def factors(
         As for :func:`leading_items`.
     item_names : sequence of str, (M,)
         Names in the order of the rows of ``beta``.
-    ax : matplotlib.axes.Axes
-        Where to draw.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; by default a new figure.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
 
     Raises
     ------
@@ -195,6 +253,7 @@ def factors(
     """
     if len(item_names) != len(beta):
         raise ValueError(f"{len(item_names)} item_names for {len(beta)} items")
+    ax = _axes(ax, (9, 8.5))
     leading = leading_items(theta, beta, n_factors, n_items)
     shown = np.concatenate(list(leading.values()))
     expected = beta[shown] * theta.sum(axis=0)
@@ -214,6 +273,65 @@ def factors(
     bar.set_label("share of the item's expected counts", color=_INK)
     bar.ax.tick_params(colors=_INK, length=0)
     bar.outline.set_visible(False)
+    return ax
+
+
+def calibration(model: HPF | HPFEnsemble, data: Any = None, ax: Axes | None = None) -> Axes:
+    """Draw predicted against observed counts, both as means of groups of pairs.
+
+    Parameters
+    ----------
+    model, data
+        As for :func:`hpf_gpu.checks.calibration`, which computes the means.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; by default a new figure.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        Points on the diagonal are well calibrated; bars are two standard errors to both sides.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As for :func:`hpf_gpu.checks.calibration`.
+    """
+    table = checks.calibration(model, data)
+    ax = _axes(ax, (6, 5.5))
+    shown = table[table.observed > 0]
+    ends = shown[["predicted", "observed"]].stack()
+    ax.plot([ends.min(), ends.max()], [ends.min(), ends.max()], color=_GREY, linewidth=1.2)
+    error = 2 * shown.error
+    below = np.minimum(error, 0.9 * shown.observed)  # a logarithmic axis has no zero
+    ax.errorbar(shown.predicted, shown.observed, yerr=[below, error], color=_BLUE, fmt="o", markersize=5)
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.grid(color=_GRID)
+    what = "share of pairs with a count" if data is None else "count"
+    _finish(ax, "Predicted and observed, in groups of pairs")
+    ax.set_xlabel(f"predicted {what}")
+    ax.set_ylabel(f"observed {what}")
+    return ax
+
+
+def require_matplotlib() -> None:
+    """ImportError, with the command that installs it, if matplotlib is not there."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ImportError("figures need matplotlib: pip install 'hpf_gpu[plot]'") from error
+
+
+def _axes(ax: Axes | None, size: tuple[float, float] = (7, 4.5)) -> Axes:
+    return _figure(size).subplots() if ax is None else ax
+
+
+def _figure(size: tuple[float, float]) -> Figure:
+    """A figure that pyplot shows, as in a notebook."""
+    require_matplotlib()
+    from matplotlib import pyplot
+
+    return pyplot.figure(figsize=size, layout="constrained")
 
 
 def _finish(ax: Axes, title: str) -> None:
@@ -225,7 +343,161 @@ def _finish(ax: Axes, title: str) -> None:
     ax.spines[["left", "bottom"]].set_color(_GREY)
 
 
-# -- the figure ----------------------------------------------------------------------------------
+# -- figures of several panels ------------------------------------------------------------------
+
+
+def top_items(
+    model: HPF, names: Any = None, *, n_factors: int = 8, n_items: int = 6, columns: int = 2
+) -> Figure:
+    """Draw the items with the largest shares of each of the largest factors.
+
+    Parameters
+    ----------
+    model : HPF
+        A fitted model with factors.
+    names : mapping or pandas.Series, optional
+        Name of each item by its id; by default the id.
+    n_factors, n_items : int
+        Number of factors, and number of items of each.
+    columns : int
+        Number of factors side by side.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        A panel for each factor, with its share of the expected counts of all factors.  A bar is
+        β_ik / Σ_j β_jk: the item's share of those of this factor.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the model is not fitted or has no factors.
+    """
+    fitted = model._require_fitted()
+    n_factors = min(whole_number("n_factors", n_factors, 1), model.k)
+    n_items, columns = whole_number("n_items", n_items, 1), whole_number("columns", columns, 1)
+    if not model.k:
+        raise ValueError("a model with k=0 has no factors")
+    theta, beta = fitted.theta[:, : model.k], fitted.beta[:, : model.k]
+    size = theta.sum(axis=0, dtype=float) * beta.sum(axis=0, dtype=float)
+    columns = min(columns, n_factors)
+    rows = -(-n_factors // columns)
+    figure = _figure((6 * columns, rows * (0.9 + 0.26 * n_items)))
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
+    for ax, (factor, items) in zip(
+        panels, leading_items(theta, beta, n_factors, n_items).items(), strict=False
+    ):
+        share = 100 * beta[items, factor] / beta[:, factor].sum(dtype=float)
+        ax.barh(range(len(items)), share, 0.7, color=_BLUE)
+        ax.set_yticks(range(len(items)), item_labels(fitted.item_ids.index[items], names))
+        ax.invert_yaxis()
+        _finish(ax, f"Factor {factor}: {100 * size[factor] / size.sum():.1f} %")
+        ax.xaxis.set_major_formatter("{x:g} %")
+    for ax in panels[n_factors:]:
+        ax.set_visible(False)
+    return figure
+
+
+def activity(model: HPF | HPFEnsemble, data: Any = None) -> Figure:
+    """Draw how many items users have, and how many users items have.
+
+    Parameters
+    ----------
+    model, data
+        As for :func:`hpf_gpu.checks.activity`.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    ValueError, TypeError
+        As for :func:`hpf_gpu.checks.activity`.
+    """
+    found = checks.activity(model, data)
+    figure = _figure((11, 4))
+    panels = figure.subplots(1, 2)
+    for ax, numbers, title, label in (
+        (panels[0], found.users, "Activity of the users", "items of a user"),
+        (panels[1], found.items, "Popularity of the items", "users of an item"),
+    ):
+        edges = growing_edges(int(numbers.max()))
+        ax.hist(numbers[numbers > 0], edges, color=_BLUE, rwidth=0.94)
+        ax.set_xscale("log")
+        _finish(ax, title)
+        ax.set_xlabel(label)
+        ax.set_ylabel("users" if ax is panels[0] else "items")
+    return figure
+
+
+_PREDICTIVE = {
+    "pair": ("Counts of pairs", "count", "pairs with a count in this range"),
+    "user": ("Totals of users", "sum of a user's counts", "users"),
+    "item": ("Totals of items", "sum of an item's counts", "items"),
+}
+
+
+def predictive_check(
+    model: HPF | HPFEnsemble, data: Any = None, *, draws: int = 20, random_seed: int = 0
+) -> Figure:
+    """Draw counts and totals that are observed, and the same drawn from the model.
+
+    Parameters
+    ----------
+    model, data, draws, random_seed
+        As for :func:`hpf_gpu.checks.posterior_predictive`.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Bars are observed; points are the medians of the draws, with lines from the 5 to the 95 % quantile.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As for :func:`hpf_gpu.checks.posterior_predictive`.
+    """
+    table = checks.posterior_predictive(model, data, draws=draws, random_seed=random_seed)
+    figure = _figure((14, 4.2))
+    for ax, (of, (title, label, unit)) in zip(figure.subplots(1, 3), _PREDICTIVE.items(), strict=True):
+        rows = table[table["of"] == of]
+        places = np.arange(len(rows))
+        ax.bar(places, rows.observed, 0.8, color=_GREY, label="observed")
+        error = [rows.drawn - rows.drawn_low, rows.drawn_high - rows.drawn]
+        ax.errorbar(places, rows.drawn, yerr=error, color=_ORANGE, fmt="o", markersize=5, label="drawn")
+        ax.set_xticks(places, range_labels(rows.low, rows.high), rotation=45, ha="right")
+        _finish(ax, title)
+        ax.set_xlabel(label)
+        ax.set_ylabel(unit)
+        if of == "pair":
+            ax.set_yscale("log")
+            drawn, seen = (
+                1 - rows.drawn.iloc[0] / rows.drawn.sum(),
+                1 - rows.observed.iloc[0] / rows.observed.sum(),
+            )
+            ax.set_title(
+                f"{100 * seen:.2f} % observed, {100 * drawn:.2f} % drawn", loc="right", color=_INK, fontsize=9
+            )
+            ax.legend(frameon=False, labelcolor=_INK)
+    return figure
+
+
+def growing_edges(largest: int) -> list[int]:
+    """Edges of bins of integers from 1 to ``largest``, each bin at least as wide as the one before."""
+    edges = [1, 2]
+    while edges[-1] <= largest:
+        edges.append(-(-edges[-1] * 4 // 3))
+    return edges
+
+
+def range_labels(low: Iterable[int], high: Iterable[int]) -> list[str]:
+    """Labels of ranges of whole numbers, both ends included."""
+    pairs = zip(low, high, strict=True)
+    return [f"{first:,}" if first == last else f"{first:,}–{last:,}" for first, last in pairs]
+
+
+# -- the overview ----------------------------------------------------------------------------------
 
 
 def save_overview(
@@ -252,7 +524,10 @@ def save_overview(
     ------
     OSError
         If ``output`` cannot be written.
+    ImportError
+        If matplotlib is not installed.
     """
+    require_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine

@@ -61,7 +61,8 @@ class Selection:
     model : HPF, HPFEnsemble or None
         The best candidate, fitted to all counts; None with ``refit=False``.
     table : DataFrame
-        A row for each fit: candidate, round, iterations (at most), score, seconds, and the parameters.
+        A row for each fit: candidate, round, iterations (at most), score, seconds, whether the candidate was
+        chosen in the end, and the parameters.
     metric : str
         What the score is.
 
@@ -161,7 +162,9 @@ def select(
             left = left[: max(1, math.floor(kept * len(left)))]
     best = trials[left[0]]
     model = best.fitted(counts_df, None) if refit else None
-    return Selection(best.parameters, best.discount, model, pd.DataFrame(rows), metric)
+    table = pd.DataFrame(rows)
+    table.insert(len(_COLUMNS), "chosen", table["candidate"] == left[0])
+    return Selection(best.parameters, best.discount, model, table, metric)
 
 
 _COLUMNS = ("candidate", "round", "iterations", "score", "seconds")

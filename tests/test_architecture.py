@@ -26,7 +26,7 @@ ROOMS = {
     "files": {"version", "backends", "data", "model"},
     "answers": {"messages", "ranking", "backends", "data", "model"},
     "fitting": {"backends", "data", "model", "files"},
-    "top": {"version", "ranking", "backends", "data", "model", "files", "answers", "fitting"},
+    "top": {"messages", "version", "ranking", "backends", "data", "model", "files", "answers", "fitting"},
     "app": {"top", "backends"},
 }
 
@@ -52,9 +52,11 @@ ORDER = {
     "files": ("__init__", "schema", "whole_file", "tensor_file", "csv_folder", "model_file", "ensemble_file",
         "checkpoint",
     ),
-    "answers": ("__init__", "predictions", "recommendations", "explanations", "ensembles"),
+    "answers": ("__init__", "summaries", "predictions", "recommendations", "explanations", "ensembles"),
     "fitting": ("__init__", "progress", "training", "partial", "folding"),
-    "top": ("__init__", "estimator", "ensemble", "metrics", "tuning", "plot", "datasets"),
+    "top": ("__init__", "estimator", "ensemble", "metrics", "checks", "tuning", "plot", "html_report",
+        "datasets",
+    ),
     "app": ("__init__", "demo", "doctor", "cli"),
 }  # fmt: skip
 
@@ -63,6 +65,7 @@ EXCEPTIONS = {
     ("backends.openmp_backend", "_openmp"): "the compiled module",
     ("__init__", "estimator"): "loaded when asked for",
     ("__init__", "ensemble"): "likewise",
+    ("__init__", "html_report"): "likewise",
     ("__init__", "tuning"): "likewise",
 }
 

@@ -115,6 +115,17 @@ def test_recommendations_leave_out_what_was_bought(small_run):
     assert not bought & set(result.recommended)
 
 
+def test_without_matplotlib_the_demo_writes_a_page(small_run, tmp_path, monkeypatch):
+    _, _, result = small_run
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    text, page = [], tmp_path / "picture.html"
+    names = load_online_retail().product_names
+    demo._draw(text.append, tmp_path / "picture.png", result.model, result.qualities, names)
+    assert text == [f"Page: {page} (figures need matplotlib: pip install 'hpf_gpu[plot]')\n"]
+    assert list(tmp_path.iterdir()) == [page]
+    assert names["22423"] in page.read_text(encoding="utf-8")
+
+
 def test_an_odd_number_of_factors_is_printed_and_drawn(small_run):
     output, text, result = small_run
     assert_is_picture(output)

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from small_data import COUNTS, quick
 
-from hpf_gpu import plot
+from hpf_gpu import HPF, checks, plot
 from hpf_gpu.metrics import RankingQuality
 
 #: Four users and five items in three factors; the last factor is the largest, then the first.
@@ -136,3 +137,124 @@ def test_the_overview_has_all_panels(tmp_path: Any) -> None:
         plot.save_overview(
             tmp_path / "no" / "png", "Title", history([-3.0], [-4.0]), methods, THETA, BETA, NAMES
         )
+
+
+# -- of a model ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model() -> HPF:
+    return quick().fit(COUNTS)
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Any:
+    """No figure of pyplot is shown, and none is left."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    yield
+    from matplotlib import pyplot
+
+    pyplot.close("all")
+
+
+def test_without_axes_there_is_a_figure_of_pyplot(model: HPF) -> None:
+    from matplotlib import pyplot
+
+    table = pd.DataFrame({"candidate": [0], "iterations": [5], "score": [0.1], "chosen": [True]})
+    drawn = [
+        plot.convergence(model.history_),
+        plot.quality({"HPF": RankingQuality(20, 5, 0.3, 0.2, 0.25)}),
+        plot.selection(table),
+        plot.factors(THETA, BETA, NAMES),
+        plot.calibration(model),
+    ]
+    assert [ax.figure.number for ax in drawn] == pyplot.get_fignums() == [1, 2, 3, 4, 5]
+
+
+def test_axes_that_are_passed_are_drawn_on(model: HPF, ax: Any) -> None:
+    assert plot.calibration(model, ax=ax) is ax
+
+
+def test_names_of_items() -> None:
+    names = {1: "ant  hill\n", 2: None, 4: float("nan")}
+    assert plot.item_labels([1, 2, 3, 4, ("a", 5)], names) == ["ant hill", "2", "3", "4", "('a', 5)"]
+    assert plot.item_labels(["x"], pd.Series({"x": "ex"})) == ["ex"]
+    assert plot.item_labels(["x"]) == ["x"]
+    assert plot.item_labels([1, 2], {1: ("a", 1), 2: ("b", 2)}) == ["('a', 1)", "('b', 2)"]
+    assert plot.item_labels([], {1: "one"}) == []
+    assert plot.item_labels([1, 2], {1: pd.NA, 2: "two"}) == ["1", "two"]
+    with pytest.warns(
+        UserWarning, match="no item has a name: the first id is 1, and the first key of names '1'"
+    ):
+        assert plot.item_labels([1], {"1": "one"}) == ["1"]
+    with pytest.raises(TypeError, match="names is a list: pass a dict or Series"):
+        plot.item_labels(["x"], ["ex"])
+
+
+def test_top_items_are_shares_of_the_factors(model: HPF) -> None:
+    names = {item: f"item {item}" for item in model.item_mapping_}
+    figure = plot.top_items(model, names, n_factors=2, n_items=3)
+    leading = plot.leading_items(model.Theta, model.Beta, 2, 3)
+    size = (model.Theta.sum(axis=0) * model.Beta.sum(axis=0)).astype(float)
+    for panel, (factor, items) in zip(figure.axes, leading.items(), strict=True):
+        title = f"Factor {factor}: {100 * size[factor] / size.sum():.1f} %"
+        assert panel.get_title(loc="left") == title
+        assert labels(panel.get_yticklabels()) == [f"item {item}" for item in model.item_mapping_[items]]
+        share = 100 * model.Beta[items, factor] / model.Beta[:, factor].sum()
+        np.testing.assert_allclose([bar.get_width() for bar in panel.patches], share, rtol=1e-5)
+    odd = plot.top_items(model, n_factors=9, columns=2)
+    assert [panel.get_visible() for panel in odd.axes] == [True, True, True, False]
+    with pytest.raises(ValueError, match="a model with k=0 has no factors"):
+        plot.top_items(quick(k=0, neighbours=3, maxiter=2).fit(COUNTS))
+
+
+def test_biases_are_no_factors() -> None:
+    model = quick(bias=True, maxiter=5).fit(COUNTS)
+    figure = plot.top_items(model, n_factors=9)
+    assert sum(panel.get_visible() for panel in figure.axes) == 3
+
+
+def test_activity_has_all_users_and_items(model: HPF) -> None:
+    users, items = plot.activity(model).axes
+    assert sum(bar.get_height() for bar in users.patches) == model.nusers
+    assert sum(bar.get_height() for bar in items.patches) == model.nitems
+    assert users.get_xlabel() == "items of a user"
+    assert items.get_xlabel() == "users of an item"
+
+
+@pytest.mark.parametrize(
+    ("data", "label"), [(None, "observed share of pairs with a count"), (COUNTS, "observed count")]
+)
+def test_calibration_has_a_point_for_each_group(model: HPF, data: Any, label: str, ax: Any) -> None:
+    plot.calibration(model, data, ax)
+    table = checks.calibration(model, data)
+    table = table[table.observed > 0]
+    diagonal = ax.lines[0]
+    points, _, _ = ax.containers[0].lines
+    np.testing.assert_array_equal(diagonal.get_xdata(), diagonal.get_ydata())
+    np.testing.assert_allclose(points.get_xdata().astype(float), table.predicted)
+    np.testing.assert_allclose(points.get_ydata().astype(float), table.observed)
+    assert ax.get_ylabel() == label
+
+
+def test_the_predictive_check_has_observed_and_drawn_numbers(model: HPF) -> None:
+    figure = plot.predictive_check(model, COUNTS, draws=5, random_seed=2)
+    table = checks.posterior_predictive(model, COUNTS, draws=5, random_seed=2)
+    for panel, of in zip(figure.axes, ("pair", "user", "item"), strict=True):
+        rows = table[table["of"] == of]
+        assert [bar.get_height() for bar in panel.patches] == rows.observed.tolist()
+        points, _, _ = panel.containers[1].lines
+        np.testing.assert_allclose(points.get_ydata().astype(float), rows.drawn)
+        assert labels(panel.get_xticklabels())[:3] == ["0", "1", "2–3"]
+    share = 100 * (1 - table.observed[0] / (60 * 40))
+    assert figure.axes[0].get_title(loc="right").startswith(f"{share:.2f} % observed")
+
+
+def test_what_to_install_without_matplotlib(model: HPF, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ImportError, match=r"figures need matplotlib: pip install 'hpf_gpu\[plot\]'"):
+        plot.calibration(model)

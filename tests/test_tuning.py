@@ -96,19 +96,32 @@ def test_the_default_candidates_work() -> None:
     assert found.table.score.between(0, 1).all()
 
 
-def test_the_figure_emphasizes_the_best() -> None:
+def test_the_figure_emphasizes_the_chosen_candidate() -> None:
+    """Also where another one had a better score in a round that it did not survive."""
     from matplotlib.figure import Figure
 
-    table = pd.DataFrame(
-        {"candidate": [0, 1, 1], "round": [0, 0, 1], "iterations": [5, 5, 10], "score": [0.1, 0.2, 0.3]}
-    )
+    columns = {"candidate": [0, 1, 0, 1, 2], "round": [0, 0, 1, 1, 0], "iterations": [5, 5, 10, 10, 5]}
+    chosen = [False, True, False, True, False]
+    table = pd.DataFrame({**columns, "score": [0.4, 0.5, 0.1, 0.2, 0.3], "chosen": chosen})
     ax = Figure().subplots()
     plot.selection(table, ax)
-    assert [list(line.get_xdata()) for line in ax.lines] == [[5], [5, 10]]
-    assert ax.lines[1].get_linewidth() > ax.lines[0].get_linewidth()
-    assert [text.get_text() for text in ax.texts] == ["0", "1"]
+    assert [list(line.get_xdata()) for line in ax.lines] == [[5, 10], [5, 10], [5]]
+    widths = [line.get_linewidth() for line in ax.lines]
+    assert widths[1] > widths[0] == widths[2]
+    assert [text.get_text() for text in ax.texts] == ["0", "1", "2"]
     with pytest.raises(ValueError, match="no candidate to draw"):
         plot.selection(table[:0], ax)
+
+
+def test_the_table_says_which_candidate_was_chosen(monkeypatch) -> None:
+    """Candidate 1 has the best of all last scores, but had not survived the round before."""
+    scores = iter([0.5, 0.45, 0.1])
+    monkeypatch.setattr(tuning._Trial, "score", lambda *_: next(scores))
+    candidates = [{"k": 1}, {"k": 2}]
+    found = select(COUNTS, candidates, rounds=(1, 2), kept=0.5, refit=False, **QUICK)
+    assert found.parameters["k"] == 1
+    assert found.table.candidate.tolist() == [0, 1, 0]
+    assert found.table.chosen.tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize(

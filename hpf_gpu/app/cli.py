@@ -92,7 +92,11 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=1, help="seed of the split and of the start values")
     demo.add_argument("--k", type=int, default=30, help="number of factors")
     demo.add_argument(
-        "--output", type=Path, default=Path("hpf_gpu_demo.png"), metavar="PNG", help="picture to write"
+        "--output",
+        type=Path,
+        default=Path("hpf_gpu_demo.png"),
+        metavar="PNG",
+        help="picture to write; without matplotlib a page, .html",
     )
     doctor = commands.add_parser(
         "doctor",

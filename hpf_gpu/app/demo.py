@@ -15,6 +15,7 @@ from scipy import sparse
 from hpf_gpu import plot
 from hpf_gpu.datasets import load_online_retail, split_by_user
 from hpf_gpu.estimator import HPF
+from hpf_gpu.html_report import report
 from hpf_gpu.metrics import RankingQuality, evaluate_ranking, model_scores, popularity_scores
 
 Write = Callable[[str], object]
@@ -44,7 +45,7 @@ def run(output: Path, backend: str, seed: int, k: int, write: Write) -> DemoResu
     Parameters
     ----------
     output : pathlib.Path
-        PNG file to write.
+        PNG file to write.  Without matplotlib a page is written: the same name, with the suffix ``.html``.
     backend : str
         Backend of :class:`hpf_gpu.HPF`.
     seed : int
@@ -107,11 +108,8 @@ def run(output: Path, backend: str, seed: int, k: int, write: Write) -> DemoResu
     _write_customer(write, customer, recommended, train, in_held_out, names)
     _write_reasons(write, explained, in_held_out, names)
     _write_factors(write, model, names)
-    title = f"Hierarchical Poisson factorization of UCI Online Retail, {k} factors"
-    labels = names[model.item_mapping_].tolist()
     drawn = {name: qualities[name] for name in ("HPF", "most popular")}
-    plot.save_overview(output, title, model.history_, drawn, model.Theta, model.Beta, labels)
-    write(f"Picture: {output}\n")
+    _draw(write, output, model, drawn, names)
     return DemoResult(model, with_neighbours, qualities, customer, recommended, explained)
 
 
@@ -244,6 +242,20 @@ def _write_factors(write: Write, model: HPF, names: pd.Series) -> None:
     for left, right in zip_longest(cells[::2], cells[1::2], fillvalue=nothing):
         _write_columns(write, left, right)
         write("\n")
+
+
+def _draw(
+    write: Write, output: Path, model: HPF, qualities: dict[str, RankingQuality], names: pd.Series
+) -> None:
+    """Draw the overview; without matplotlib write a page, which needs nothing but a browser."""
+    title = f"Hierarchical Poisson factorization of UCI Online Retail, {model.k} factors"
+    labels = plot.item_labels(model.item_mapping_, names)
+    try:
+        plot.save_overview(output, title, model.history_, qualities, model.Theta, model.Beta, labels)
+        write(f"Picture: {output}\n")
+    except ImportError as error:
+        page = report(model, output.with_suffix(".html"), names=names, title=title)
+        write(f"Page: {page} ({error})\n")
 
 
 def _write_columns(write: Write, left: Sequence[str], right: Sequence[str]) -> None:
