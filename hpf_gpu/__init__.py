@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .backends.protocol import BackendUnavailable, DeviceError, NotEnoughMemory
     from .ensemble import HPFEnsemble
     from .estimator import HPF
+    from .evaluation import Evaluation, compare, evaluate
     from .files.tensor_file import ModelFileError
     from .tuning import select
 else:
@@ -18,8 +19,11 @@ else:
         "HPFEnsemble": ".ensemble",
         "BackendUnavailable": ".backends.protocol",
         "DeviceError": ".backends.protocol",
+        "Evaluation": ".evaluation",
         "ModelFileError": ".files.tensor_file",
         "NotEnoughMemory": ".backends.protocol",
+        "compare": ".evaluation",
+        "evaluate": ".evaluation",
         "select": ".tuning",
     }
 
@@ -33,9 +37,12 @@ __all__ = [
     "HPF",
     "BackendUnavailable",
     "DeviceError",
+    "Evaluation",
     "HPFEnsemble",
     "ModelFileError",
     "NotEnoughMemory",
     "__version__",
+    "compare",
+    "evaluate",
     "select",
 ]

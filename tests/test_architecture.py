@@ -26,7 +26,7 @@ ROOMS = {
     "files": {"version", "backends", "data", "model"},
     "answers": {"messages", "ranking", "backends", "data", "model"},
     "fitting": {"backends", "data", "model", "files"},
-    "top": {"version", "ranking", "backends", "data", "model", "files", "answers", "fitting"},
+    "top": {"messages", "version", "ranking", "backends", "data", "model", "files", "answers", "fitting"},
     "app": {"top", "backends"},
 }
 
@@ -54,7 +54,9 @@ ORDER = {
     ),
     "answers": ("__init__", "predictions", "recommendations", "explanations", "ensembles"),
     "fitting": ("__init__", "progress", "training", "partial", "folding"),
-    "top": ("__init__", "estimator", "ensemble", "metrics", "tuning", "plot", "datasets"),
+    "top": ("__init__", "estimator", "ensemble", "metrics", "evaluation", "tuning", "plot", "splitting",
+        "datasets",
+    ),
     "app": ("__init__", "demo", "doctor", "cli"),
 }  # fmt: skip
 
@@ -64,6 +66,7 @@ EXCEPTIONS = {
     ("__init__", "estimator"): "loaded when asked for",
     ("__init__", "ensemble"): "likewise",
     ("__init__", "tuning"): "likewise",
+    ("__init__", "evaluation"): "likewise",
 }
 
 
