@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .estimator import HPF
     from .evaluation import Evaluation, compare, evaluate
     from .files.tensor_file import ModelFileError
+    from .model.convergence import ConvergenceWarning
     from .tuning import select
 else:
     # Imported on first access, so that `hpf-gpu doctor` also runs where NumPy or pandas is broken.
@@ -18,6 +19,7 @@ else:
         "HPF": ".estimator",
         "HPFEnsemble": ".ensemble",
         "BackendUnavailable": ".backends.protocol",
+        "ConvergenceWarning": ".model.convergence",
         "DeviceError": ".backends.protocol",
         "Evaluation": ".evaluation",
         "ModelFileError": ".files.tensor_file",
@@ -36,6 +38,7 @@ else:
 __all__ = [
     "HPF",
     "BackendUnavailable",
+    "ConvergenceWarning",
     "DeviceError",
     "Evaluation",
     "HPFEnsemble",

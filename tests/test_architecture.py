@@ -67,6 +67,7 @@ EXCEPTIONS = {
     ("__init__", "ensemble"): "likewise",
     ("__init__", "tuning"): "likewise",
     ("__init__", "evaluation"): "likewise",
+    ("__init__", "model.convergence"): "likewise",
 }
 
 
