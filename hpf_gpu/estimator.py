@@ -901,6 +901,9 @@ class HPF:
     def eval_llk(self, input_df: Any, full_llk: bool = False) -> dict[str, Any]:
         """Poisson log-likelihood of the pairs in the data, in float64; absent pairs are not included.
 
+        Where all pairs have a count, expected counts that are too large improve it: choose models by the
+        log-likelihood of all pairs, zeros included, that :func:`hpf_gpu.evaluate` computes.
+
         Parameters
         ----------
         input_df : same forms as for ``fit``

@@ -158,44 +158,12 @@ def evaluate(
 
     Standard errors are those of means, sums and ratios over users drawn independently.
     """
-    asked = None if metrics is None else _checked_metrics(metrics)
-    n = whole_number("n", n, 1)
-    if exposure is not None and not (np.isfinite(exposure) and exposure > 0):
-        raise ValueError(f"exposure={exposure!r} must be above zero")
     judged = _Judged.of(model)
-    if asked is None:
-        asked = [metric for metric in METRICS if metric in LISTS or judged.taken is not None]
-    judged.require(asked)
-    split = _Split.of(judged, train, held_out)
-    users = np.flatnonzero(np.diff(split.held_out.indptr))
-    columns: dict[str, NDArray[Any]] = {}
-    figures: dict[str, float] = {}
-    s = float("nan")
-    if any(metric in LISTS for metric in asked):
-        lists = ranked(judged.scores, split.train > 0, split.held_out > 0, n, with_auc="auc" in asked)
-        columns |= _of_lists(lists, split.train, asked)
-        if "coverage" in asked:
-            figures["coverage"] = coverage(lists.items, split.train.shape[1])
-    if judged.together is not None and any(metric in LIKELIHOODS for metric in asked):
-        s = split.exposure(users) if exposure is None else float(exposure)
-        columns |= _likelihoods(judged.together, judged.threads, split, users, s)
-    per_user = pd.DataFrame(columns, index=pd.Index(split.users.column(users), name="UserId"))
-    errors = {}
+    asked = _asked(metrics, judged)
     for metric in asked:
-        if metric not in figures:
-            figures[metric] = _figure(per_user, metric)
-        errors[metric] = float("nan") if metric == "coverage" else _error(_influence(per_user, metric))
-    kept = [name for name in columns if name in asked or name == "cells"]
-    return Evaluation(
-        {metric: figures[metric] for metric in asked},
-        errors,
-        n,
-        len(users),
-        per_user[kept],
-        s,
-        split.n_unknown,
-        split.n_repeated,
-    )
+        if metric in LIKELIHOODS and judged.taken is None:
+            raise ValueError(f"there is no {metric}, because {judged.why_not}: leave it out of metrics")
+    return _evaluation(judged, train, held_out, asked, n, exposure)
 
 
 def compare(
@@ -240,22 +208,22 @@ def compare(
     """
     if not models:
         raise ValueError("models is empty: there is nothing to compare")
-    asked = None if metrics is None else _checked_metrics(metrics)
-    taken = {judged.taken for judged in map(_Judged.of, models.values())} - {None}
+    judged = {name: _Judged.of(model) for name, model in models.items()}
+    asked = _asked(metrics, *judged.values())
+    taken = sorted({one.taken for one in judged.values() if one.taken is not None})
     if len(taken) > 1:
-        if asked is not None and (meaningless := [metric for metric in asked if metric in LIKELIHOODS]):
-            raise ValueError(
-                f"{meaningless[0]} of models with counts={' and '.join(map(repr, sorted(map(str, taken))))} "
-                "cannot be compared: leave it out of metrics"
-            )
-        asked = list(LISTS) if asked is None else asked
+        meaningless = [metric for metric in asked if metric in LIKELIHOODS]
+        if metrics is not None and meaningless:
+            of_models = f"{meaningless[0]} of models with counts={' and '.join(map(repr, taken))}"
+            raise ValueError(f"{of_models} cannot be compared: leave it out of metrics")
+        asked = [metric for metric in asked if metric in LISTS]
     found = {
-        name: evaluate(model, train, held_out, asked, n, exposure=exposure) for name, model in models.items()
+        name: _evaluation(one, train, held_out, one.having(asked), n, exposure)
+        for name, one in judged.items()
     }
     first = next(iter(found.values()))
-    listed = [metric for metric in METRICS if any(metric in one.figures for one in found.values())]
     rows = []
-    for metric in asked or listed:
+    for metric in asked:
         for name, one in found.items():
             value, error = one.figures.get(metric, np.nan), one.errors.get(metric, np.nan)
             by, error_of_it = _difference(first, one, metric)
@@ -292,11 +260,9 @@ class _Judged:
             raise TypeError(f"a model is HPF, HPFEnsemble or a function of row numbers, not {model!r}")
         return _Judged(model, None, None, None, "scores of a function need not be expected counts")
 
-    def require(self, metrics: Sequence[str]) -> None:
-        """Raise ValueError if there is no such figure."""
-        for metric in metrics:
-            if metric in LIKELIHOODS and self.taken is None:
-                raise ValueError(f"there is no {metric}, because {self.why_not}: leave it out of metrics")
+    def having(self, metrics: Sequence[str]) -> list[str]:
+        """Those of the metrics that it has."""
+        return [metric for metric in metrics if metric in LISTS or self.taken is not None]
 
 
 @dataclass(frozen=True)
@@ -357,7 +323,10 @@ def _matrix(data: Any, name: str, taken: str | None, users: Ids, items: Ids) -> 
     return triplets.csr(rows, columns, positive & known, (users.size, items.size)), n_unknown
 
 
-def _checked_metrics(metrics: Sequence[str]) -> list[str]:
+def _asked(metrics: Sequence[str] | None, *judged: _Judged) -> list[str]:
+    """The metrics that were asked for, checked; by default all that one of the models has."""
+    if metrics is None:
+        return list(METRICS if any(one.taken is not None for one in judged) else LISTS)
     asked = [metrics] if isinstance(metrics, str) else list(metrics)
     for metric in asked:
         if metric not in METRICS:
@@ -365,6 +334,34 @@ def _checked_metrics(metrics: Sequence[str]) -> list[str]:
     if not asked:
         raise ValueError(f"metrics is empty; there are {', '.join(METRICS)}")
     return list(dict.fromkeys(asked))
+
+
+def _evaluation(
+    judged: _Judged, train: Any, held_out: Any, asked: Sequence[str], n: int, exposure: float | None
+) -> Evaluation:
+    n = whole_number("n", n, 1)
+    if exposure is not None and not (np.isfinite(exposure) and exposure > 0):
+        raise ValueError(f"exposure={exposure!r} must be above zero")
+    split, s = _Split.of(judged, train, held_out), float("nan")
+    users = np.flatnonzero(np.diff(split.held_out.indptr))
+    columns: dict[str, NDArray[Any]] = {}
+    figures: dict[str, float] = dict.fromkeys(asked, float("nan"))
+    if any(metric in LISTS for metric in asked):
+        lists = ranked(judged.scores, split.train > 0, split.held_out > 0, n, with_auc="auc" in asked)
+        columns |= _of_lists(lists, split.train, asked)
+        if "coverage" in asked:
+            figures["coverage"] = coverage(lists.items, split.train.shape[1])
+    if judged.together is not None and any(metric in LIKELIHOODS for metric in asked):
+        s = split.exposure(users) if exposure is None else float(exposure)
+        columns |= _likelihoods(judged.together, judged.threads, split, users, s)
+    index = pd.Index(split.users.column(users), name="UserId")
+    per_user = pd.DataFrame({name: columns[name] for name in (*asked, "cells") if name in columns}, index)
+    errors = dict.fromkeys(asked, float("nan"))
+    for metric in asked:
+        if metric in columns:
+            figures[metric] = _figure(per_user, metric)
+            errors[metric] = _error(_influence(per_user, metric))
+    return Evaluation(figures, errors, n, len(users), per_user, s, split.n_unknown, split.n_repeated)
 
 
 # -- figures of users ------------------------------------------------------------------------------
