@@ -163,7 +163,7 @@ def evaluate(
     for metric in asked:
         if metric in LIKELIHOODS and judged.taken is None:
             raise ValueError(f"there is no {metric}, because {judged.why_not}: leave it out of metrics")
-    return _evaluation(judged, train, held_out, asked, n, exposure)
+    return _evaluation(judged, train, held_out, asked, n, exposure, set())
 
 
 def compare(
@@ -217,8 +217,9 @@ def compare(
             of_models = f"{meaningless[0]} of models with counts={' and '.join(map(repr, taken))}"
             raise ValueError(f"{of_models} cannot be compared: leave it out of metrics")
         asked = [metric for metric in asked if metric in LISTS]
+    said: set[str] = set()
     found = {
-        name: _evaluation(one, train, held_out, one.having(asked), n, exposure)
+        name: _evaluation(one, train, held_out, one.having(asked), n, exposure, said)
         for name, one in judged.items()
     }
     first = next(iter(found.values()))
@@ -278,22 +279,23 @@ class _Split:
     n_repeated: int
 
     @staticmethod
-    def of(judged: _Judged, train: Any, held_out: Any) -> _Split:
+    def of(judged: _Judged, train: Any, held_out: Any, said: set[str]) -> _Split:
+        """Read both; what is left out is said, unless it is in ``said``, to which it is added."""
         if judged.together is None:
             numpy = backends.create("numpy", np.dtype(np.float64))
             data = training_data(train, backend=numpy, reindex=True)
             users, items, known = data.users, data.items, data.host_csr
         else:
             users, items = judged.together.user_ids, judged.together.item_ids
-            known, _ = _matrix(train, "train", judged.taken, users, items)
-        wanted, n_unknown = _matrix(held_out, "held_out", judged.taken, users, items)
+            known, _ = _matrix(train, "train", judged.taken, users, items, said)
+        wanted, n_unknown = _matrix(held_out, "held_out", judged.taken, users, items, said)
         if not wanted.nnz:
             raise ValueError("held_out has no count whose user and item are both in the training data")
         new = sparse.csr_array(wanted - wanted.multiply(known > 0))
         new.eliminate_zeros()
         n_repeated = wanted.nnz - new.nnz
         if n_repeated:
-            warn(f"{n_repeated} counts of held_out were left out: their pairs are in train, too")
+            _say(f"{n_repeated} counts of held_out were left out: their pairs are in train, too", said)
         if not new.nnz:
             raise ValueError("all pairs of held_out are also in train: hold them out before the fit")
         sums = wanted.sum(axis=1, dtype=np.float64)
@@ -310,7 +312,9 @@ class _Split:
         return float(self.held_sums[users].sum()) / of_train
 
 
-def _matrix(data: Any, name: str, taken: str | None, users: Ids, items: Ids) -> tuple[sparse.csr_array, int]:
+def _matrix(
+    data: Any, name: str, taken: str | None, users: Ids, items: Ids, said: set[str]
+) -> tuple[sparse.csr_array, int]:
     """Counts (N, M) above zero in the model's rows and columns, and how many others were left out."""
     triplets = read(data, dtype=np.float64, name=name, taken=taken or "raw")
     rows, columns = users.codes(triplets.users), items.codes(triplets.items)
@@ -319,8 +323,15 @@ def _matrix(data: Any, name: str, taken: str | None, users: Ids, items: Ids) -> 
     n_unknown = int((positive & ~known).sum())
     if n_unknown:
         of_all = f"{n_unknown} of the {int(positive.sum())} counts of {name} were left out"
-        warn(f"{of_all}: their user or item is not in the model")
+        _say(f"{of_all}: their user or item is not in the model", said)
     return triplets.csr(rows, columns, positive & known, (users.size, items.size)), n_unknown
+
+
+def _say(message: str, said: set[str]) -> None:
+    """Warn, but not again of what has been said."""
+    if message not in said:
+        said.add(message)
+        warn(message)
 
 
 def _asked(metrics: Sequence[str] | None, *judged: _Judged) -> list[str]:
@@ -337,12 +348,18 @@ def _asked(metrics: Sequence[str] | None, *judged: _Judged) -> list[str]:
 
 
 def _evaluation(
-    judged: _Judged, train: Any, held_out: Any, asked: Sequence[str], n: int, exposure: float | None
+    judged: _Judged,
+    train: Any,
+    held_out: Any,
+    asked: Sequence[str],
+    n: int,
+    exposure: float | None,
+    said: set[str],
 ) -> Evaluation:
     n = whole_number("n", n, 1)
     if exposure is not None and not (np.isfinite(exposure) and exposure > 0):
         raise ValueError(f"exposure={exposure!r} must be above zero")
-    split, s = _Split.of(judged, train, held_out), float("nan")
+    split, s = _Split.of(judged, train, held_out, said), float("nan")
     users = np.flatnonzero(np.diff(split.held_out.indptr))
     columns: dict[str, NDArray[Any]] = {}
     figures: dict[str, float] = dict.fromkeys(asked, float("nan"))

@@ -16,6 +16,7 @@ from scipy import sparse, stats
 from small_data import COUNTS, planted, quick
 
 from hpf_gpu import HPF, Evaluation, HPFEnsemble, compare, evaluate, evaluation, plot
+from hpf_gpu.datasets import load_online_retail
 from hpf_gpu.metrics import OF_HITS, model_scores, popularity_scores, ranked
 from hpf_gpu.splitting import split_by_user
 
@@ -233,6 +234,14 @@ def test_pairs_of_both_parts_still_tell_of_the_exposure() -> None:
     assert got.exposure == pytest.approx(HELD_OUT.Count.sum() / of_users + 0.5)
 
 
+def test_what_is_left_out_of_a_comparison_is_said_once() -> None:
+    models = {"a": fitted({}), "b": popularity_scores(TRAIN), "c": fitted(NEIGHBOURS)}
+    with pytest.warns(UserWarning, match="left out") as caught:
+        compare(models, TRAIN, pd.concat([HELD_OUT, TRAIN[:5], ELSEWHERE[:3]]), ("recall",))
+    assert len(caught) == 2
+    assert {warning.filename for warning in caught} == {__file__}
+
+
 def test_input_is_not_modified() -> None:
     before = TRAIN.copy(), HELD_OUT.copy()
     evaluate(fitted({"counts": "binary"}), TRAIN, HELD_OUT)
@@ -410,16 +419,18 @@ def test_nothing_cannot_be_compared() -> None:
 
 
 def test_the_page(tmp_path: Path, monkeypatch: Any) -> None:
-    """What docs/evaluation.md shows runs, here with fits of few iterations."""
-    monkeypatch.chdir(tmp_path)
+    """What docs/evaluation.md shows runs, here with some of the customers and fits of few iterations."""
+    retail = load_online_retail()
+    some = replace(retail, purchases=retail.purchases[retail.purchases.UserId < 13000])
     short = {"maxiter": 2, "stop_crit": "maxiter"}
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("hpf_gpu.HPF", lambda **given: HPF(**given | short))
+    monkeypatch.setattr("hpf_gpu.datasets.load_online_retail", lambda: some)
     page = (Path(__file__).parent.parent / "docs" / "evaluation.md").read_text(encoding="utf-8")
     names: dict[str, Any] = {}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "40 of the .* counts of held_out were left out")
+    with pytest.warns(UserWarning, match="counts of held_out were left out"):
         for block in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
             exec(compile(block, "evaluation.md", "exec"), names)
     assert set(names["table"].model) == set(names["models"])
-    assert names["result"].n_users == 3683
+    assert names["result"].n_users == names["held_out"].UserId.nunique()
     assert Path("comparison.png").exists()
