@@ -7,9 +7,7 @@ from importlib import resources
 
 import pandas as pd
 
-from .splitting import split_by_user
-
-__all__ = ["OnlineRetail", "load_online_retail", "split_by_user"]
+from .splitting import split_by_user as split_by_user  # where it was before
 
 
 @dataclass(frozen=True)

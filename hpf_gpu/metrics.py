@@ -154,7 +154,7 @@ def hit_rate_at_n(hits: NDArray[Any], n_relevant: NDArray[Any]) -> NDArray[np.fl
     return any_hit
 
 
-#: Measures of a user's hits, by name.
+# Measures of a user's hits, by name.
 OF_HITS: Mapping[str, Callable[[NDArray[Any], NDArray[Any]], NDArray[np.float64]]] = {
     "normalized_precision": normalized_precision_at_n,
     "precision": precision_at_n,
