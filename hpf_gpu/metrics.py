@@ -1,4 +1,12 @@
-"""Measures of ranked lists of recommendations, each defined once, and their values on held-out items."""
+"""Measures of ranked lists of recommendations, each defined once, and their values on held-out items.
+
+Sources: Manning, Raghavan and Schütze, Introduction to Information Retrieval, 2008.  Järvelin and Kekäläinen,
+Cumulated gain-based evaluation of IR techniques, 2002.  Voorhees, The TREC-8 question answering track report,
+1999.  Deshpande and Karypis, Item-based top-N recommendation algorithms, 2004.  Rendle et al., BPR: Bayesian
+personalized ranking from implicit feedback, 2009.  Ge, Delgado-Battenfeld and Jannach, Beyond accuracy: evaluating recommender systems by coverage and serendipity, 2010.  Zhou et al.,
+Solving the apparent diversity-accuracy dilemma of recommender systems, 2010.  Gopalan, Hofman and Blei,
+Scalable recommendation with hierarchical Poisson factorization, 2015.
+"""
 
 from __future__ import annotations
 
@@ -94,7 +102,7 @@ def precision_at_n(hits: NDArray[Any], n_relevant: NDArray[Any]) -> NDArray[np.f
 
 
 def recall_at_n(hits: NDArray[Any], n_relevant: NDArray[Any]) -> NDArray[np.float64]:
-    """Recall: hits / number of held-out items (Manning, Raghavan and Schütze 2008, equation 8.2).
+    """Recall: hits / number of held-out items (Manning, Raghavan and Schütze 2008, section 8.3).
 
     Parameters, return value and errors are those of :func:`normalized_precision_at_n`.
     """
@@ -123,7 +131,7 @@ def average_precision_at_n(hits: NDArray[Any], n_relevant: NDArray[Any]) -> NDAr
     """Average precision, of which the mean over users is MAP.
 
     Σ_r hit_r · (hits among the first r) / r over ranks r = 1…n (Manning, Raghavan and Schütze 2008,
-    equation 8.8), divided by min(n, number of held-out items), so that the best possible list has 1.
+    section 8.4), divided by min(n, number of held-out items), so that the best possible list has 1.
 
     Parameters, return value and errors are those of :func:`normalized_precision_at_n`.
     """
@@ -169,7 +177,7 @@ OF_HITS: Mapping[str, Callable[[NDArray[Any], NDArray[Any]], NDArray[np.float64]
 def auc(scores: NDArray[Any], relevant: NDArray[Any]) -> float:
     """Probability that a held-out item has a higher score than another candidate; equal scores count half.
 
-    The area under the ROC curve of one user (Rendle et al. 2009, section 4.3.1), of all candidates and not
+    The area under the ROC curve of one user (Rendle et al. 2009, "Analogies to AUC optimization"), of all candidates and not
     of a list.
 
     Parameters
