@@ -3,9 +3,10 @@
 Sources: Manning, Raghavan and Schütze, Introduction to Information Retrieval, 2008.  Järvelin and Kekäläinen,
 Cumulated gain-based evaluation of IR techniques, 2002.  Voorhees, The TREC-8 question answering track report,
 1999.  Deshpande and Karypis, Item-based top-N recommendation algorithms, 2004.  Rendle et al., BPR: Bayesian
-personalized ranking from implicit feedback, 2009.  Ge, Delgado-Battenfeld and Jannach, Beyond accuracy: evaluating recommender systems by coverage and serendipity, 2010.  Zhou et al.,
-Solving the apparent diversity-accuracy dilemma of recommender systems, 2010.  Gopalan, Hofman and Blei,
-Scalable recommendation with hierarchical Poisson factorization, 2015.
+personalized ranking from implicit feedback, 2009.  Ge, Delgado-Battenfeld and Jannach, Beyond accuracy:
+evaluating recommender systems by coverage and serendipity, 2010.  Zhou et al., Solving the apparent
+diversity-accuracy dilemma of recommender systems, 2010.  Gopalan, Hofman and Blei, Scalable recommendation
+with hierarchical Poisson factorization, 2015.
 """
 
 from __future__ import annotations
@@ -177,8 +178,8 @@ OF_HITS: Mapping[str, Callable[[NDArray[Any], NDArray[Any]], NDArray[np.float64]
 def auc(scores: NDArray[Any], relevant: NDArray[Any]) -> float:
     """Probability that a held-out item has a higher score than another candidate; equal scores count half.
 
-    The area under the ROC curve of one user (Rendle et al. 2009, "Analogies to AUC optimization"), of all candidates and not
-    of a list.
+    The area under the ROC curve of one user (Rendle et al. 2009, "Analogies to AUC optimization"), of all
+    candidates and not of a list.
 
     Parameters
     ----------
