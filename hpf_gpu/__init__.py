@@ -9,8 +9,10 @@ if TYPE_CHECKING:
     from .backends.protocol import BackendUnavailable, DeviceError, NotEnoughMemory
     from .ensemble import HPFEnsemble
     from .estimator import HPF
+    from .evaluation import Evaluation, compare, evaluate
     from .files.tensor_file import ModelFileError
     from .html_report import report
+    from .model.convergence import ConvergenceWarning
     from .tuning import select
 else:
     # Imported on first access, so that `hpf-gpu doctor` also runs where NumPy or pandas is broken.
@@ -18,10 +20,14 @@ else:
         "HPF": ".estimator",
         "HPFEnsemble": ".ensemble",
         "BackendUnavailable": ".backends.protocol",
+        "ConvergenceWarning": ".model.convergence",
         "DeviceError": ".backends.protocol",
+        "Evaluation": ".evaluation",
         "ModelFileError": ".files.tensor_file",
         "NotEnoughMemory": ".backends.protocol",
         "report": ".html_report",
+        "compare": ".evaluation",
+        "evaluate": ".evaluation",
         "select": ".tuning",
     }
 
@@ -34,11 +40,15 @@ else:
 __all__ = [
     "HPF",
     "BackendUnavailable",
+    "ConvergenceWarning",
     "DeviceError",
+    "Evaluation",
     "HPFEnsemble",
     "ModelFileError",
     "NotEnoughMemory",
     "__version__",
+    "compare",
+    "evaluate",
     "report",
     "select",
 ]

@@ -1,12 +1,13 @@
-"""The data set of the demo, and a split of counts into training and held-out data."""
+"""The data set of the demo."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import resources
 
-import numpy as np
 import pandas as pd
+
+from .splitting import split_by_user as split_by_user  # where it was before
 
 
 @dataclass(frozen=True)
@@ -51,43 +52,6 @@ def load_online_retail() -> OnlineRetail:
     )
     products = _read_csv("online_retail_items.csv.gz")
     return OnlineRetail(purchases, products.set_index("StockCode")["Description"])
-
-
-def split_by_user(
-    counts: pd.DataFrame, *, fraction: float = 0.2, min_items: int = 10, seed: int = 1
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Split counts at random into training and held-out data, user by user.
-
-    Parameters
-    ----------
-    counts : pandas.DataFrame
-        One row per user and item, with a column ``UserId``.
-    fraction : float
-        Share of each user's rows to hold out, rounded to an integer number of rows.
-    min_items : int
-        Nothing is held out of users with fewer rows than this.
-    seed : int
-        Seed of the random choice.
-
-    Returns
-    -------
-    train, held_out : pandas.DataFrame
-        The rows of ``counts``, each in one of the two, in the original order and with the original index.
-
-    Raises
-    ------
-    ValueError
-        If ``fraction`` is not between 0 and 1, or ``min_items`` is below 1.
-    """
-    if not 0 < fraction < 1:
-        raise ValueError(f"fraction={fraction!r} must lie between 0 and 1")
-    if min_items < 1:
-        raise ValueError(f"min_items={min_items!r} must be at least 1")
-    shuffled = pd.Series(np.random.default_rng(seed).random(len(counts)), index=counts.index)
-    by_user = shuffled.groupby(counts["UserId"])
-    n_items = by_user.transform("size")
-    chosen = (by_user.rank(method="first") <= (fraction * n_items).round()) & (n_items >= min_items)
-    return counts[~chosen], counts[chosen]
 
 
 def _read_csv(name: str) -> pd.DataFrame:

@@ -19,7 +19,8 @@ from .estimator import HPF
 from .files.ensemble_file import load_ensemble, save_ensemble
 from .fitting.folding import factors_of_new_users
 from .fitting.training import Inputs, train_with_seeds
-from .model.convergence import Check
+from .messages import warn
+from .model.convergence import Check, ConvergenceWarning
 from .model.ensemble import Ensemble, Member
 from .model.settings import (
     NAMES,
@@ -152,6 +153,7 @@ class HPFEnsemble:
             raise ValueError("stop_crit='val-llk' needs held-out counts: fit(counts_df, val_set=...)")
         models: dict[int, HPF] = {}
         members: dict[int, Member] = {}
+        unmet = 0
         for numbers in _alike(plan):
             settings, transposed = plan[numbers[0]].settings, plan[numbers[0]].transposed
             asked = [
@@ -165,11 +167,15 @@ class HPFEnsemble:
             for number, trained in zip(numbers, fits, strict=True):
                 if trained.ended_by is not None:
                     raise trained.ended_by
+                unmet += trained.unmet
                 models[number] = HPF._of(plan[number].settings, trained.fitted)
                 members[number] = Member(trained.fitted, plan[number].weight, transposed)
         order = range(len(plan))
         together = Ensemble(tuple(members[number] for number in order), self.combine == COMBINATIONS[0])
         self._fitted = tuple(models[number] for number in order), together
+        if unmet:
+            at = f"{unmet} of the {len(plan)} fits ended at maxiter, before their rule stop_crit was met"
+            warn(f"{at}: raise maxiter, or set stop_crit='maxiter' if so many are meant", ConvergenceWarning)
         return self
 
     def with_weights(self, weights: Sequence[float]) -> HPFEnsemble:

@@ -22,7 +22,8 @@ from .files.model_file import load_model, save_model
 from .fitting.folding import Folded, factors_of_new_users, fold, phi_of_user, step_with_user, with_users
 from .fitting.partial import ITEMS, USERS, Totals, partial_step
 from .fitting.training import Inputs, train
-from .model.convergence import Check
+from .messages import warn
+from .model.convergence import Check, ConvergenceWarning
 from .model.fitted import Fitted
 from .model.settings import (
     NAMES,
@@ -79,7 +80,8 @@ class HPF:
         epoch; the default, also for None, is 1/√(epoch + 2).  With hundreds of batches smaller steps are
         better.
     maxiter : int or None
-        Maximum number of iterations (epochs in stochastic fits); None for no limit.
+        Maximum number of iterations (epochs in stochastic fits); None for no limit.  Where it ends a fit of
+        more than one check before ``stop_crit`` is met, there is a ConvergenceWarning.
     use_float : bool
         float32 if True, else float64.  Sums, likelihoods and the ELBO are always float64.
     reindex : bool
@@ -410,6 +412,10 @@ class HPF:
                 raise trained.ended_by from warning
         elif trained.ended_by is not None:
             raise trained.ended_by
+        elif trained.unmet:
+            rule = f"maxiter={settings.maxiter}, before its rule stop_crit={settings.stop_crit!r} was met"
+            advice = "raise maxiter, or set stop_crit='maxiter' if so many iterations are meant"
+            warn(f"the fit ended at {rule}: {advice}", ConvergenceWarning)
         return self
 
     def partial_fit(
@@ -895,6 +901,9 @@ class HPF:
 
     def eval_llk(self, input_df: Any, full_llk: bool = False) -> dict[str, Any]:
         """Poisson log-likelihood of the pairs in the data, in float64; absent pairs are not included.
+
+        Where all pairs have a count, expected counts that are too large improve it: choose models by the
+        log-likelihood of all pairs, zeros included, that :func:`hpf_gpu.evaluate` computes.
 
         Parameters
         ----------

@@ -1,9 +1,18 @@
-"""Precision, recall and NDCG of ranked lists of recommendations, measured on held-out items."""
+"""Measures of ranked lists of recommendations, each defined once, and their values on held-out items.
+
+Sources: Manning, Raghavan and Schütze, Introduction to Information Retrieval, 2008.  Järvelin and Kekäläinen,
+Cumulated gain-based evaluation of IR techniques, 2002.  Voorhees, The TREC-8 question answering track report,
+1999.  Deshpande and Karypis, Item-based top-N recommendation algorithms, 2004.  Rendle et al., BPR: Bayesian
+personalized ranking from implicit feedback, 2009.  Ge, Delgado-Battenfeld and Jannach, Beyond accuracy:
+evaluating recommender systems by coverage and serendipity, 2010.  Zhou et al., Solving the apparent
+diversity-accuracy dilemma of recommender systems, 2010.  Gopalan, Hofman and Blei, Scalable recommendation
+with hierarchical Poisson factorization, 2015.
+"""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,7 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from . import backends
 from .answers.ensembles import all_scores
+from .data.counts import training_data
 from .ensemble import HPFEnsemble, as_ensemble
 from .estimator import HPF
 from .model.settings import from_zero
@@ -80,8 +91,18 @@ def normalized_precision_at_n(hits: NDArray[Any], n_relevant: NDArray[Any]) -> N
     return precision
 
 
+def precision_at_n(hits: NDArray[Any], n_relevant: NDArray[Any]) -> NDArray[np.float64]:
+    """Precision: hits / n (Manning, Raghavan and Schütze 2008, section 8.4), also of lists that are shorter.
+
+    Parameters, return value and errors are those of :func:`normalized_precision_at_n`.
+    """
+    hits, _ = _checked_hits(hits, n_relevant)
+    precision: NDArray[np.float64] = hits.sum(axis=1) / hits.shape[1]
+    return precision
+
+
 def recall_at_n(hits: NDArray[Any], n_relevant: NDArray[Any]) -> NDArray[np.float64]:
-    """Recall: hits / number of held-out items.
+    """Recall: hits / number of held-out items (Manning, Raghavan and Schütze 2008, section 8.3).
 
     Parameters, return value and errors are those of :func:`normalized_precision_at_n`.
     """
@@ -104,6 +125,122 @@ def ndcg_at_n(hits: NDArray[Any], n_relevant: NDArray[Any]) -> NDArray[np.float6
     ideal = np.cumsum(discount)[np.minimum(n, n_relevant) - 1]
     ndcg: NDArray[np.float64] = (hits @ discount) / ideal
     return ndcg
+
+
+def average_precision_at_n(hits: NDArray[Any], n_relevant: NDArray[Any]) -> NDArray[np.float64]:
+    """Average precision, of which the mean over users is MAP.
+
+    Σ_r hit_r · (hits among the first r) / r over ranks r = 1…n (Manning, Raghavan and Schütze 2008,
+    section 8.4), divided by min(n, number of held-out items), so that the best possible list has 1.
+
+    Parameters, return value and errors are those of :func:`normalized_precision_at_n`.
+    """
+    hits, n_relevant = _checked_hits(hits, n_relevant)
+    n = hits.shape[1]
+    precisions = np.cumsum(hits, axis=1) / np.arange(1, n + 1)
+    average: NDArray[np.float64] = (precisions * hits).sum(axis=1) / np.minimum(n, n_relevant)
+    return average
+
+
+def reciprocal_rank_at_n(hits: NDArray[Any], n_relevant: NDArray[Any]) -> NDArray[np.float64]:
+    """Reciprocal rank of the first hit, 0 without a hit; the mean over users is MRR (Voorhees 1999).
+
+    Parameters, return value and errors are those of :func:`normalized_precision_at_n`.
+    """
+    hits, _ = _checked_hits(hits, n_relevant)
+    reciprocal: NDArray[np.float64] = hits.any(axis=1) / (1.0 + hits.argmax(axis=1))
+    return reciprocal
+
+
+def hit_rate_at_n(hits: NDArray[Any], n_relevant: NDArray[Any]) -> NDArray[np.float64]:
+    """Whether there is any hit, 0 or 1 (Deshpande and Karypis 2004).
+
+    Parameters, return value and errors are those of :func:`normalized_precision_at_n`.
+    """
+    hits, _ = _checked_hits(hits, n_relevant)
+    any_hit: NDArray[np.float64] = hits.max(axis=1).astype(np.float64)
+    return any_hit
+
+
+# Measures of a user's hits, by name.
+OF_HITS: Mapping[str, Callable[[NDArray[Any], NDArray[Any]], NDArray[np.float64]]] = {
+    "normalized_precision": normalized_precision_at_n,
+    "precision": precision_at_n,
+    "recall": recall_at_n,
+    "ndcg": ndcg_at_n,
+    "map": average_precision_at_n,
+    "mrr": reciprocal_rank_at_n,
+    "hit_rate": hit_rate_at_n,
+}
+
+
+def auc(scores: NDArray[Any], relevant: NDArray[Any]) -> float:
+    """Probability that a held-out item has a higher score than another candidate; equal scores count half.
+
+    The area under the ROC curve of one user (Rendle et al. 2009, "Analogies to AUC optimization"), of all
+    candidates and not of a list.
+
+    Parameters
+    ----------
+    scores : numpy.ndarray, (C,)
+        Scores of the candidates: all items without a training count.
+    relevant : numpy.ndarray of bool, (C,)
+        Which of them are held-out items.
+
+    Returns
+    -------
+    float
+        Between 0 and 1; NaN if all candidates are held-out items, or none is.
+    """
+    wanted, others = scores[relevant], np.sort(scores[~relevant])
+    if not len(wanted) or not len(others):
+        return float("nan")
+    below, up_to = (np.searchsorted(others, wanted, side) for side in ("left", "right"))
+    return float((below + up_to).mean() / (2 * len(others)))
+
+
+def coverage(items: NDArray[Any], n_items: int) -> float:
+    """Share of the catalogue that is in at least one list (Ge, Delgado-Battenfeld and Jannach 2010).
+
+    Parameters
+    ----------
+    items : numpy.ndarray of int, (U, n)
+        Item numbers of the lists; −1 where a list is shorter.
+    n_items : int
+        Number of items in the catalogue.
+
+    Returns
+    -------
+    float
+        Between 0 and 1.
+    """
+    return len(np.unique(items[items >= 0])) / n_items
+
+
+def novelty(items: NDArray[Any], users_with: NDArray[Any], n_users: int) -> NDArray[np.float64]:
+    """Mean of −log₂(n_i / N) over the items of a list, in bits, where n_i of N users have item i.
+
+    The self-information of what is recommended (Zhou et al. 2010).  An item that nobody has counts as if one
+    user had it.
+
+    Parameters
+    ----------
+    items : numpy.ndarray of int, (U, n)
+        Item numbers of the lists; −1 where a list is shorter.
+    users_with : numpy.ndarray, (M,)
+        Number of users with a training count of each item.
+    n_users : int
+        Number of users N.
+
+    Returns
+    -------
+    numpy.ndarray, (U,)
+        One value per user; NaN for an empty list.
+    """
+    listed = items >= 0
+    bits = np.where(listed, np.log2(n_users / np.maximum(users_with, 1.0))[items], 0.0)
+    n = listed.sum(axis=1)
+    return np.where(n > 0, bits.sum(axis=1) / np.maximum(n, 1), np.nan)
 
 
 def _checked_hits(hits: NDArray[Any], n_relevant: NDArray[Any]) -> tuple[NDArray[np.bool_], NDArray[np.intp]]:
@@ -177,19 +314,22 @@ def popularity_scores(train: Any) -> ScoreBlock:
 
     Parameters
     ----------
-    train : scipy sparse matrix, (U, M)
-        Training counts.
+    train : scipy sparse matrix (U, M), or another form of counts that :meth:`hpf_gpu.HPF.fit` takes
+        Training counts.  Of a frame, users and items are numbered as in a fit.
 
     Returns
     -------
     callable
-        For :func:`evaluate_ranking`.
+        For :func:`evaluate_ranking` and :func:`hpf_gpu.evaluate`.
 
     Raises
     ------
-    TypeError
-        If ``train`` is not a sparse matrix.
+    ValueError, TypeError
+        If ``train`` does not hold counts of users and items.
     """
+    if not sparse.issparse(train):
+        numpy = backends.create("numpy", np.dtype(np.float64))
+        train = training_data(train, backend=numpy, reindex=True).host_csr
     n_users = _as_binary(train).sum(axis=0).astype(np.float64)
     return lambda users: np.tile(n_users, (len(users), 1))
 
@@ -229,37 +369,68 @@ def evaluate_ranking(scores: ScoreBlock, train: Any, held_out: Any, n: int = 20)
         raise ValueError(f"n={n} must lie between 1 and the number of items, {n_items}")
     if shared := train.multiply(held_out).nnz:
         raise ValueError(f"{shared} entries are both in train and held_out")
-    n_relevant = np.diff(held_out.indptr)
-    users = np.flatnonzero(n_relevant)
-    if len(users) == 0:
+    lists = ranked(scores, train, held_out, n)
+    if len(lists.users) == 0:
         raise ValueError("held_out is empty")
-
-    hits = np.empty((len(users), n), dtype=bool)
-    step = max(1, _BLOCK_SCORES // n_items)
-    for start in range(0, len(users), step):
-        block = slice(start, start + step)
-        hits[block] = _hits(scores, train, held_out, users[block], n)
     return RankingQuality(
         n=n,
-        n_users=len(users),
-        precision=float(normalized_precision_at_n(hits, n_relevant[users]).mean()),
-        recall=float(recall_at_n(hits, n_relevant[users]).mean()),
-        ndcg=float(ndcg_at_n(hits, n_relevant[users]).mean()),
+        n_users=len(lists.users),
+        precision=float(normalized_precision_at_n(lists.hits, lists.n_relevant).mean()),
+        recall=float(recall_at_n(lists.hits, lists.n_relevant).mean()),
+        ndcg=float(ndcg_at_n(lists.hits, lists.n_relevant).mean()),
     )
 
 
-def _hits(scores: ScoreBlock, train: Any, held_out: Any, users: NDArray[Any], n: int) -> NDArray[np.bool_]:
-    """Whether each item (B, n) of the users' lists is a held-out item."""
+@dataclass(frozen=True)
+class Lists:
+    """Lists of the users with held-out items, out of the items without a training count."""
+
+    users: NDArray[np.intp]  # (U,) row numbers
+    items: NDArray[np.intp]  # (U, n) item numbers, best first; −1 where no item is left
+    hits: NDArray[np.bool_]  # (U, n) whether these are held-out items
+    n_relevant: NDArray[Any]  # (U,) number of held-out items
+    auc: NDArray[np.float64]  # (U,) see :func:`auc`; NaN unless asked for
+
+
+def ranked(scores: ScoreBlock, train: Any, held_out: Any, n: int, *, with_auc: bool = False) -> Lists:
+    """Lists of at most ``n`` items for all users with held-out items.
+
+    ``train`` and ``held_out`` are CSR arrays of booleans (U, M) without a common entry.
+    """
+    n_relevant = np.diff(held_out.indptr)
+    users = np.flatnonzero(n_relevant)
+    items = np.full((len(users), n), -1)
+    hits, areas = np.zeros(items.shape, bool), np.full(len(users), np.nan)
+    width, step = min(n, train.shape[1]), max(1, _BLOCK_SCORES // train.shape[1])
+    for start in range(0, len(users), step):
+        rows = slice(start, start + step)
+        block, seen = _scores_of(scores, train, users[rows])
+        wanted = held_out[users[rows]].toarray()
+        if with_auc:
+            areas[rows] = [
+                auc(row[unseen], of_row[unseen])
+                for row, of_row, unseen in zip(block, wanted, ~seen, strict=True)
+            ]
+        block[seen] = -np.inf
+        best = top_columns(block, width)
+        left = np.take_along_axis(block, best, axis=1) > -np.inf
+        items[rows, :width] = np.where(left, best, -1)
+        hits[rows, :width] = np.take_along_axis(wanted, best, axis=1) & left
+    return Lists(users, items, hits, n_relevant[users], areas)
+
+
+def _scores_of(
+    scores: ScoreBlock, train: Any, users: NDArray[Any]
+) -> tuple[NDArray[np.floating[Any]], NDArray[np.bool_]]:
+    """A copy of the users' scores (B, M), checked, and whether they have each item in ``train`` (B, M)."""
     raw = np.asarray(scores(users))
     expected = (len(users), train.shape[1])
     if raw.shape != expected:
         raise ValueError(f"scores have shape {raw.shape}, not (users, items) = {expected}")
-    block = raw.astype(np.result_type(raw, np.float32))  # a copy, because it is modified
+    block = raw.astype(np.result_type(raw, np.float32))
     if np.isnan(block).any():
         raise ValueError(f"a score of user {users[np.isnan(block).any(axis=1)][0]} is nan")
-    block[train[users].nonzero()] = -np.inf
-    relevant = held_out[users].toarray() & (block > -np.inf)
-    return np.take_along_axis(relevant, top_columns(block, n), axis=1)
+    return block, train[users].toarray()
 
 
 def _as_binary(matrix: Any) -> Any:

@@ -541,3 +541,50 @@ def save_overview(
     quality(qualities, panels["quality"])
     factors(theta, beta, item_names, panels["factors"])
     FigureCanvasAgg(figure).print_figure(output, format="png", dpi=130)
+
+
+# -- of several models ---------------------------------------------------------------------------
+
+
+def comparison(table: pd.DataFrame, ax: Axes, metric: str | None = None) -> None:
+    """Draw a figure of several models with 95 % intervals, the first model emphasized.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Result of :func:`hpf_gpu.compare`.
+    ax : matplotlib.axes.Axes
+        Where to draw.
+    metric : str, optional
+        Which figure; by default the first in the table.
+
+    Raises
+    ------
+    ValueError
+        If the table is empty, or ``metric`` is not in it.
+    """
+    if table.empty:
+        raise ValueError("the table is empty: there is no model to draw")
+    metrics = list(dict.fromkeys(table["metric"]))
+    metric = metrics[0] if metric is None else metric
+    if metric not in metrics:
+        raise ValueError(f"metric {metric!r} is not in the table; it has {', '.join(map(repr, metrics))}")
+    rows = table[table["metric"] == metric]
+    for place, (low, value, high) in enumerate(rows[["low", "value", "high"]].to_numpy(np.float64)):
+        colour = _BLUE if place == 0 else _GREY
+        ax.plot([low, high], [place, place], color=colour, linewidth=2.5, solid_capstyle="round")
+        ax.plot([value], [place], color=colour, marker="o", markersize=7)
+        ax.annotate(
+            f"{value:.4g}",
+            (value, place),
+            xytext=(0, 8),
+            textcoords="offset points",
+            horizontalalignment="center",
+            color=_INK,
+        )
+    ax.set_yticks(range(len(rows)), rows["model"])
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.margins(x=0.1)
+    ax.grid(axis="x", color=_GRID)
+    _finish(ax, "Models on held-out counts")
+    ax.set_xlabel(metric + (", with 95 % interval" if rows["error"].notna().any() else ""))

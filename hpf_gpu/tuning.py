@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -20,6 +21,7 @@ from .data.triplets import read
 from .ensemble import HPFEnsemble
 from .estimator import HPF
 from .metrics import evaluate_ranking, model_scores
+from .model.convergence import ConvergenceWarning
 from .model.settings import NAMES, Choice, Real, from_zero, whole_number
 
 Parameters: TypeAlias = dict[str, Any]
@@ -152,7 +154,10 @@ def select(
             if tried.get(candidate) == (limit := trial.limit(most)):
                 continue  # it has nothing to gain
             started = time.perf_counter()
-            scores[candidate] = trial.score(trial.fitted(train, limit), train, held_out, metric, n)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)  # of those that were to be short
+                model = trial.fitted(train, limit)
+            scores[candidate] = trial.score(model, train, held_out, metric, n)
             tried[candidate] = limit
             seconds = time.perf_counter() - started
             found = (candidate, number, limit, scores[candidate], seconds)
@@ -161,10 +166,10 @@ def select(
         if number < len(rounds) - 1:
             left = left[: max(1, math.floor(kept * len(left)))]
     best = trials[left[0]]
-    model = best.fitted(counts_df, None) if refit else None
+    of_all = best.fitted(counts_df, None) if refit else None
     table = pd.DataFrame(rows)
     table.insert(len(_COLUMNS), "chosen", table["candidate"] == left[0])
-    return Selection(best.parameters, best.discount, model, table, metric)
+    return Selection(best.parameters, best.discount, of_all, table, metric)
 
 
 _COLUMNS = ("candidate", "round", "iterations", "score", "seconds")

@@ -54,8 +54,8 @@ ORDER = {
     ),
     "answers": ("__init__", "summaries", "predictions", "recommendations", "explanations", "ensembles"),
     "fitting": ("__init__", "progress", "training", "partial", "folding"),
-    "top": ("__init__", "estimator", "ensemble", "metrics", "checks", "tuning", "plot", "html_report",
-        "datasets",
+    "top": ("__init__", "estimator", "ensemble", "metrics", "evaluation", "checks", "tuning", "plot",
+        "html_report", "splitting", "datasets",
     ),
     "app": ("__init__", "demo", "doctor", "cli"),
 }  # fmt: skip
@@ -67,6 +67,8 @@ EXCEPTIONS = {
     ("__init__", "ensemble"): "likewise",
     ("__init__", "html_report"): "likewise",
     ("__init__", "tuning"): "likewise",
+    ("__init__", "evaluation"): "likewise",
+    ("__init__", "model.convergence"): "likewise",
 }
 
 

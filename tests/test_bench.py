@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import biases
 import cases
 import ceilings
 import compare
@@ -289,6 +290,21 @@ def test_everything_is_recommended_and_compared(
     printed = capsys.readouterr().out.rpartition("some\n")[2]
     assert f"{difference.mean():+.4f} ± {half:.4f}" in printed
     assert "counts=one, k=2, maxiter=3" in printed
+
+
+def test_biases_are_compared_with_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "some.tsv"
+    TINY.frame.to_csv(data, sep="\t", index=False)
+    command = ["biases.py", str(data), "--seeds", "1", "--k", "2", "--iterations", "3"]
+    monkeypatch.setattr(sys, "argv", command)
+    biases.main()
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert "seed 0: most popular 0." in head
+    assert [line.split("  ")[1].strip() for line in lines] == list(biases.WAYS)
+    assert ["prior" in line for line in lines] == [False, True, False, True]
+    assert all(line.endswith("3 iterations") for line in lines)
 
 
 def test_the_wait_of_one_user_is_told(

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import warnings
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 from problems import SMALL
+from small_data import COUNTS, quick
 
+from hpf_gpu import ConvergenceWarning, HPFEnsemble, select
 from hpf_gpu.backends import create
 from hpf_gpu.model.convergence import Check, has_converged
 from hpf_gpu.model.inference import Schedule, State, fit, iterate
@@ -84,3 +88,69 @@ def test_the_change_of_two_blocks_is_that_of_all_users() -> None:
         norms.append([check.diff_norm for check in fitted.history])
     # The norms are 0.1 to 100 times those of what rounding changes 1e-15 of.
     assert norms[1] == pytest.approx(norms[0], rel=1e-12)
+
+
+# -- fits that end before their rule is met ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", ["train-llk", "val-llk", "elbo", "diff-norm"])
+def test_a_fit_that_is_not_over_says_so_once(rule: str) -> None:
+    model = quick(stop_crit=rule, check_every=2, maxiter=6, stop_thr=1e-12, backend="numpy")
+    val_set = COUNTS[:20] if rule == "val-llk" else None
+    said = f"ended at maxiter=6, before its rule stop_crit='{rule}' was met: raise maxiter"
+    with pytest.warns(ConvergenceWarning, match=said) as caught:
+        model.fit(COUNTS, val_set)
+    assert [warning.filename for warning in caught] == [__file__]
+    assert model.niter == 6
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"stop_crit": "maxiter"},
+        {"stop_thr": 10.0},  # the rule is met at the second check, before the end
+        {"stop_thr": 10.0, "maxiter": 4},  # and there
+        {"maxiter": 2},  # a single check judges nothing
+        {"stop_crit": "diff-norm", "stop_thr": 1e9},
+    ],
+)
+def test_others_say_nothing(given: dict[str, Any]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quick(**{"check_every": 2, "maxiter": 6, "stop_thr": 1e-12, "backend": "numpy"} | given).fit(COUNTS)
+
+
+def test_who_ends_a_fit_is_not_told() -> None:
+    model = quick(check_every=2, maxiter=6, stop_thr=1e-12, backend="numpy")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.fit(COUNTS, callback=lambda check: check.iteration == 6)
+        with pytest.raises(ZeroDivisionError):
+            model.fit(COUNTS, callback=lambda check: 1 / (6 - check.iteration))
+
+
+def test_where_warnings_are_errors_the_model_is_kept() -> None:
+    model = quick(check_every=2, maxiter=6, stop_thr=1e-12, backend="numpy")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ConvergenceWarning):
+            model.fit(COUNTS)
+    assert model.niter == 6
+
+
+def test_an_ensemble_says_it_once_for_all_members() -> None:
+    short = {"check_every": 2, "stop_thr": 1e-12, "verbose": False, "random_seed": 1, "backend": "numpy"}
+    members = [{}, {}, {"stop_crit": "maxiter"}]
+    with pytest.warns(ConvergenceWarning, match="2 of the 3 fits ended at maxiter") as caught:
+        HPFEnsemble(members, k=2, maxiter=6, **short).fit(COUNTS)
+    assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_rounds_of_select_are_short_on_purpose() -> None:
+    given = {"rounds": (4, None), "check_every": 2, "stop_thr": 1e-12, "maxiter": 6, "backend": "numpy"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        select(COUNTS, {"k": [1, 2]}, n=5, refit=False, **given)
+    with pytest.warns(ConvergenceWarning) as caught:
+        select(COUNTS, {"k": [1, 2]}, n=5, **given)
+    assert len(caught) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -35,9 +36,21 @@ def test_ndcg_discounts_by_rank():
     np.testing.assert_allclose(metrics.ndcg_at_n(HITS, N_RELEVANT), expected)
 
 
-@pytest.mark.parametrize(
-    "metric", [metrics.normalized_precision_at_n, metrics.recall_at_n, metrics.ndcg_at_n]
-)
+def test_other_measures_of_hits():
+    wanted = {
+        "precision": [2 / 3, 0, 2 / 3],
+        "map": [(1 + 2 / 3) / 3, 0, 1],
+        "mrr": [1, 0, 1],
+        "hit_rate": [1, 0, 1],
+    }
+    for name, values in wanted.items():
+        np.testing.assert_allclose(metrics.OF_HITS[name](HITS, N_RELEVANT), values, err_msg=name)
+    late = np.array([[False, False, True]])
+    assert metrics.reciprocal_rank_at_n(late, np.array([9])) == 1 / 3
+    assert metrics.average_precision_at_n(late, np.array([9])) == 1 / 9
+
+
+@pytest.mark.parametrize("metric", metrics.OF_HITS.values(), ids=metrics.OF_HITS)
 @pytest.mark.parametrize(
     ("hits", "n_relevant", "message"),
     [
@@ -62,24 +75,34 @@ def random_split(rng, n_users, n_items):
     return sparse.csr_array(kind == 1), sparse.csr_array(kind == 2)
 
 
-def evaluate_slowly(scores, train, held_out, n):
-    """Precision, recall and NDCG in plain Python, from dense arrays (U, M)."""
-    results = []
-    for row, seen, wanted in zip(scores, train, held_out, strict=True):
-        if not wanted.any():
-            continue
-        unseen = [item for item in range(len(row)) if not seen[item] and row[item] > -math.inf]
-        ranked = sorted(unseen, key=lambda item: (-row[item], item))[:n]
-        gain = sum(1 / math.log2(rank + 2) for rank, item in enumerate(ranked) if wanted[item])
-        best = sum(1 / math.log2(rank + 2) for rank in range(min(n, wanted.sum())))
-        hits = sum(wanted[item] for item in ranked)
-        results.append((hits / min(n, wanted.sum()), hits / wanted.sum(), gain / best))
-    return np.mean(results, axis=0), len(results)
+def listed_slowly(row, seen, n):
+    """The items of a user's list, in plain Python, from her scores and training items (M,)."""
+    unseen = [item for item in range(len(row)) if not seen[item] and row[item] > -math.inf]
+    return sorted(unseen, key=lambda item: (-row[item], item))[:n]
 
 
-@pytest.mark.parametrize("n", [1, 4, 23])
+#: A user's figures from her list, held-out items and the length that was asked for.
+SLOWLY: dict[str, Callable] = {
+    "normalized_precision": lambda ranked, wanted, n: sum(wanted[ranked]) / min(n, sum(wanted)),
+    "precision": lambda ranked, wanted, n: sum(wanted[ranked]) / n,
+    "recall": lambda ranked, wanted, n: sum(wanted[ranked]) / sum(wanted),
+    "ndcg": lambda ranked, wanted, n: (
+        sum(1 / math.log2(rank + 2) for rank, item in enumerate(ranked) if wanted[item])
+        / sum(1 / math.log2(rank + 2) for rank in range(min(n, sum(wanted))))
+    ),
+    "map": lambda ranked, wanted, n: (
+        sum(sum(wanted[ranked[: r + 1]]) / (r + 1) for r, item in enumerate(ranked) if wanted[item])
+        / min(n, sum(wanted))
+    ),
+    "mrr": lambda ranked, wanted, n: next((1 / (r + 1) for r, i in enumerate(ranked) if wanted[i]), 0.0),
+    "hit_rate": lambda ranked, wanted, n: float(any(wanted[item] for item in ranked)),
+}
+
+
+@pytest.mark.parametrize("n", [1, 4, 23, 30])
 @pytest.mark.parametrize("kind", ["distinct", "tied", "infinite"])
 def test_rankings_agree_with_plain_loops(monkeypatch, n, kind):
+    """Also where a list is longer than the items that are left to a user, or than the catalogue."""
     rng = np.random.default_rng(n)
     train, held_out = random_split(rng, n_users=37, n_items=23)
     scores = rng.normal(size=train.shape) if kind == "distinct" else rng.integers(0, 4, train.shape)
@@ -88,12 +111,64 @@ def test_rankings_agree_with_plain_loops(monkeypatch, n, kind):
     before = scores.copy()
     monkeypatch.setattr(metrics, "_BLOCK_SCORES", 5 * 23)  # several blocks, the last one smaller
 
-    result = evaluate_ranking(lambda users: scores[users], train, held_out, n)
+    lists = metrics.ranked(lambda users: scores[users], train, held_out, n)
 
-    expected, n_users = evaluate_slowly(scores, train.toarray(), held_out.toarray(), n)
-    np.testing.assert_allclose((result.precision, result.recall, result.ndcg), expected)
-    assert (result.n, result.n_users) == (n, n_users)
+    seen, wanted = train.toarray(), held_out.toarray()
+    users = [user for user in range(37) if wanted[user].any()]
+    assert lists.users.tolist() == users
+    ranked = {user: listed_slowly(scores[user], seen[user], n) for user in users}
+    assert [row[row >= 0].tolist() for row in lists.items] == list(ranked.values())
+    assert set(SLOWLY) == set(metrics.OF_HITS)
+    means = {}
+    for name, slowly in SLOWLY.items():
+        expected = [slowly(ranked[user], wanted[user], n) for user in users]
+        got = metrics.OF_HITS[name](lists.hits, lists.n_relevant)
+        np.testing.assert_allclose(got, expected, atol=1e-15, err_msg=name)
+        means[name] = np.mean(expected)
     np.testing.assert_array_equal(scores, before)
+    if n <= 23:
+        result = evaluate_ranking(lambda users: scores[users], train, held_out, n)
+        expected = [means[name] for name in ("normalized_precision", "recall", "ndcg")]
+        np.testing.assert_allclose((result.precision, result.recall, result.ndcg), expected)
+        assert (result.n, result.n_users) == (n, len(users))
+
+
+@pytest.mark.parametrize("kind", ["distinct", "tied"])
+def test_whole_rankings_agree_with_scikit_learn(kind):
+    """Of all candidates.  In average precision and NDCG scikit-learn gives equal scores the same rank."""
+    from sklearn.metrics import average_precision_score, ndcg_score, roc_auc_score
+
+    rng = np.random.default_rng(8)
+    train, held_out = random_split(rng, 30, 25)
+    scores = rng.permutation(750).reshape(30, 25) if kind == "distinct" else rng.integers(0, 5, (30, 25))
+    lists = metrics.ranked(lambda users: scores[users], train, held_out, 25, with_auc=True)
+    unseen = ~train.toarray()
+    average = metrics.average_precision_at_n(lists.hits, lists.n_relevant)
+    ndcg = metrics.ndcg_at_n(lists.hits, lists.n_relevant)
+    assert len(lists.users) > 25
+    for place, user in enumerate(lists.users):
+        left = unseen[user]
+        truth, score = held_out.toarray()[user][left], scores[user][left]
+        if truth.all():
+            assert np.isnan(lists.auc[place])
+            continue
+        assert lists.auc[place] == pytest.approx(roc_auc_score(truth, score))
+        if kind == "distinct":
+            assert average[place] == pytest.approx(average_precision_score(truth, score))
+            assert ndcg[place] == pytest.approx(ndcg_score(truth[None].astype(float), score[None]))
+
+
+def test_auc_needs_something_to_compare():
+    assert np.isnan(metrics.auc(np.array([1.0, 2.0]), np.array([True, True])))
+    assert np.isnan(metrics.auc(np.array([1.0, 2.0]), np.array([False, False])))
+    assert metrics.auc(np.array([1.0, 1.0, -np.inf]), np.array([True, False, False])) == 0.75
+
+
+def test_coverage_and_novelty_by_hand():
+    items = np.array([[0, 2, -1], [2, 3, 0], [-1, -1, -1]])
+    assert metrics.coverage(items, 6) == 3 / 6
+    users_with = np.array([8, 5, 4, 0, 1, 1])  # of 8 users: 0, 0.68, 1, 3 (as if one had it), 3, 3 bits
+    np.testing.assert_allclose(metrics.novelty(items, users_with, 8), [(0 + 1) / 2, (1 + 3 + 0) / 3, np.nan])
 
 
 def test_a_score_block_may_hand_out_its_own_array():
@@ -137,6 +212,12 @@ def test_a_model_without_a_fit_has_no_scores():
 def test_popularity_counts_users_and_not_their_counts():
     train = sparse.csr_array([[9, 1, 0], [0, 1, 0], [0, 2, 1]])
     np.testing.assert_array_equal(popularity_scores(train)(np.array([0, 2])), [[1, 3, 1]] * 2)
+
+
+def test_popularity_of_a_frame_is_in_the_order_of_a_fit():
+    model = quick(maxiter=1).fit(COUNTS)
+    n_users = COUNTS.groupby("ItemId").size()[model.item_mapping_]
+    np.testing.assert_array_equal(popularity_scores(COUNTS)(np.arange(2)), [n_users, n_users])
 
 
 def test_explicit_zeros_are_no_items():

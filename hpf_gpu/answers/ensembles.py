@@ -67,9 +67,16 @@ def eval_llk(
 ) -> dict[str, Any]:
     """Log-likelihood of counts; see :meth:`hpf_gpu.HPFEnsemble.eval_llk`."""
     pairs = held_out_pairs(triplets, ensemble.user_ids, ensemble.item_ids, name="input_df")
-    rates = [_pairs(member, threads, pairs.rows, pairs.columns) for member in ensemble.members]
-    llk = pair_llk(ensemble.combined(rates, ensemble.members), pairs, full_llk=full_llk)
-    return {"llk": llk, "nobs": len(pairs.values)}
+    rates = combined_pairs(ensemble, threads, pairs.rows, pairs.columns)
+    return {"llk": pair_llk(rates, pairs, full_llk=full_llk), "nobs": len(pairs.values)}
+
+
+def combined_pairs(
+    ensemble: Ensemble, threads: int | None, users: NDArray[Any], items: NDArray[Any]
+) -> NDArray[Any]:
+    """Combined expected counts of pairs of row and column numbers, (Z,) each."""
+    rates = [_pairs(member, threads, users, items) for member in ensemble.members]
+    return ensemble.combined(rates, ensemble.members)
 
 
 def _pairs(member: Member, threads: int | None, users: NDArray[Any], items: NDArray[Any]) -> NDArray[Any]:
@@ -106,6 +113,37 @@ def _rates_of_transposed(member: Member, users: NDArray[Any], part: slice) -> ND
     if fitted.neighbours is not None:
         block += (fitted.neighbours.by_target[rows] @ member.items_of_users).toarray()
     return block
+
+
+# -- sums over all items ---------------------------------------------------------------------------
+
+
+def expected_totals(ensemble: Ensemble, users: NDArray[Any]) -> NDArray[np.float64]:
+    """Σ_i of the combined expected counts of some users (B,) over all items, (B,).
+
+    Means of expected counts need no matrix of users by items: Σ_i θ_u·β_i = θ_u·Σ_i β_i, and what neighbours
+    add is Σ_j Σ_i w_ji over the items j that the user has.  Means of logarithms have no such form.
+    """
+    if not ensemble.of_logarithms:
+        return weighted_mean([_totals(member, users) for member in ensemble.members], ensemble.members)
+    totals = np.empty(len(users))
+    for part in _parts(len(users), ensemble.item_ids.size):
+        totals[part] = all_scores(ensemble, users[part]).sum(axis=1, dtype=np.float64)
+    return totals
+
+
+def _totals(member: Member, users: NDArray[Any]) -> NDArray[np.float64]:
+    """The same of one member."""
+    fitted, neighbours = member.fitted, member.fitted.neighbours
+    rows, columns = (fitted.beta, fitted.theta) if member.transposed else (fitted.theta, fitted.beta)
+    totals: NDArray[np.float64] = rows[users].astype(np.float64) @ columns.sum(axis=0, dtype=np.float64)
+    if neighbours is None:
+        return totals
+    if member.transposed:
+        totals += neighbours.by_target[users] @ member.items_of_users.sum(axis=1, dtype=np.float64)
+    else:
+        totals += member.items_of_users[users] @ neighbours.by_source.sum(axis=1, dtype=np.float64)
+    return totals
 
 
 # -- lists ---------------------------------------------------------------------------------------

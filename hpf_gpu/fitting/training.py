@@ -61,10 +61,11 @@ class _Data:
 
 @dataclass(frozen=True)
 class Trained:
-    """A fitted model, and the KeyboardInterrupt or the callback's exception that ended the fit, or None."""
+    """A fitted model, and how the fit ended; see :class:`hpf_gpu.model.inference.Fit`."""
 
     fitted: Fitted
     ended_by: BaseException | None
+    unmet: bool
 
 
 def train(
@@ -174,7 +175,7 @@ def _fit(
             on_state=None if file is None else partial(file.save_if_due, backend, seed, rng, sources),
         )
     del full  # and with it the matrices that the model has no more
-    return Trained(_fitted(prepared, result, seed), result.ended_by)
+    return Trained(_fitted(prepared, result, seed), result.ended_by, result.unmet)
 
 
 def working_backend(settings: Settings, dtype: np.dtype[Any], k: int, threads: int | None) -> Backend:

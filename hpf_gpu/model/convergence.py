@@ -18,6 +18,10 @@ STOP_CRITERIA = {
 }
 
 
+class ConvergenceWarning(UserWarning):
+    """A fit that ended by ``maxiter`` although its stopping rule had been judged, and was not met."""
+
+
 @dataclass(frozen=True)
 class Check:
     """One row of the history: figures after ``iteration`` iterations; NaN where not computed."""

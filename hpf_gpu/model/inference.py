@@ -59,13 +59,15 @@ class Fit:
     """The result of the loop: the model after the last finished iteration, the checks, and how it ended.
 
     The last check is that of the last iteration, and has the ELBO.  ``ended_by`` is the KeyboardInterrupt, or
-    the exception of a callback, that stopped the fit; else None.
+    the exception of a callback, that stopped the fit; else None.  ``unmet`` says that ``maxiter`` stopped it
+    although its rule had been judged, by more than one check, and was not met.
     """
 
     model: Model
     history: tuple[Check, ...]
     iterations: int
     ended_by: BaseException | None
+    unmet: bool
 
 
 def iterate(backend: Backend, blocks: CountBlocks, model: Model, schedule: Schedule) -> Model:
@@ -148,6 +150,7 @@ def fit(
     """
     started = time.perf_counter() - state.seconds
     ended_by: BaseException | None = None
+    unmet = False
     try:
         if schedule.stop_crit == "diff-norm" and not state.checked_theta:
             state = replace(state, checked_theta=_user_means(backend, state.model))
@@ -172,9 +175,12 @@ def fit(
                 state = replace(state, history=(*state.history, check), checked_theta=theta)
                 state = _with_best(backend, state, schedule)
             # Where the model is that of an earlier iteration, nothing has been gained, but may be.
-            over = last or (due and not fell and _is_over(schedule, state))
+            met = due and not fell and _is_over(schedule, state)
             try:
-                if report(check) is True or over:
+                if report(check) is True or met:
+                    break
+                if last:
+                    unmet = schedule.stop_crit != "maxiter" and len(state.history) > 1
                     break
                 if on_state is not None:
                     on_state(state)
@@ -188,7 +194,7 @@ def fit(
             raise
         ended_by = interrupt
         state = _completed(backend, state, schedule, objective, started)
-    return Fit(_without_spares(state.model), state.history, state.iteration, ended_by)
+    return Fit(_without_spares(state.model), state.history, state.iteration, ended_by, unmet)
 
 
 def _is_over(schedule: Schedule, state: State) -> bool:
