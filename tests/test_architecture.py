@@ -54,7 +54,10 @@ ORDER = {
     ),
     "answers": ("__init__", "predictions", "recommendations", "explanations", "ensembles"),
     "fitting": ("__init__", "progress", "training", "partial", "folding"),
-    "top": ("__init__", "estimator", "ensemble", "metrics", "tuning", "plot", "datasets"),
+    "top": (
+        "__init__", "estimator", "ensemble", "metrics", "tuning", "plot", "datasets",
+        "sklearn",
+    ),
     "app": ("__init__", "demo", "doctor", "cli"),
 }  # fmt: skip
 
