@@ -26,7 +26,7 @@ ROOMS = {
     "files": {"version", "backends", "data", "model"},
     "answers": {"messages", "ranking", "backends", "data", "model"},
     "fitting": {"backends", "data", "model", "files"},
-    "top": {"version", "ranking", "backends", "data", "model", "files", "answers", "fitting"},
+    "top": {"messages", "version", "ranking", "backends", "data", "model", "files", "answers", "fitting"},
     "app": {"top", "backends"},
 }
 
@@ -56,7 +56,7 @@ ORDER = {
     "fitting": ("__init__", "progress", "training", "partial", "folding"),
     "top": (
         "__init__", "estimator", "ensemble", "metrics", "tuning", "plot", "datasets",
-        "sklearn",
+        "sklearn", "anndata",
     ),
     "app": ("__init__", "demo", "doctor", "cli"),
 }  # fmt: skip
