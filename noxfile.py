@@ -72,6 +72,13 @@ def levels(session: nox.Session) -> None:
 
 
 @nox.session
+def lenskit(session: nox.Session) -> None:
+    """HPFScorer in LensKit, which brings PyTorch and gigabytes of CUDA with it."""
+    install(session, ".[test,lenskit]")
+    session.run("pytest", "tests/test_lenskit.py", *session.posargs)
+
+
+@nox.session
 def packages(session: nox.Session) -> None:
     """Tests of sdist, wheel and editable install, in fresh environments."""
     install(session, ".[test,package]")

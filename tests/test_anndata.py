@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import warnings
 
 import anndata
@@ -308,17 +306,3 @@ def test_project_cells_without_counts(fitted):
     new.X = sparse.csr_matrix(new.shape, dtype=np.float32)
     tl.project(new, model)
     np.testing.assert_array_equal(new.obsm["X_hpf"], np.tile(new.obsm["X_hpf"][:1], (N, 1)))
-
-
-def test_without_anndata():
-    code = """
-import sys
-sys.modules["anndata"] = None
-try:
-    import hpf_gpu.anndata
-except ImportError as error:
-    assert "pip install 'hpf_gpu[anndata]'" in str(error), error
-else:
-    raise SystemExit("imported")
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)

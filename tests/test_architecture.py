@@ -56,7 +56,7 @@ ORDER = {
     "fitting": ("__init__", "progress", "training", "partial", "folding"),
     "top": (
         "__init__", "estimator", "ensemble", "metrics", "tuning", "plot", "datasets",
-        "sklearn", "anndata",
+        "sklearn", "anndata", "lenskit",
     ),
     "app": ("__init__", "demo", "doctor", "cli"),
 }  # fmt: skip

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
@@ -219,17 +217,3 @@ def test_counts_are_transformed_once(X):
 def test_wrong_parameters(X, change, error, message):
     with pytest.raises(error, match=message):
         factorization(**change).fit(X)
-
-
-def test_without_scikit_learn():
-    code = """
-import sys
-sys.modules["sklearn"] = sys.modules["sklearn.base"] = None
-try:
-    import hpf_gpu.sklearn
-except ImportError as error:
-    assert "pip install 'hpf_gpu[sklearn]'" in str(error), error
-else:
-    raise SystemExit("imported")
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
