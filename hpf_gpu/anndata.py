@@ -7,7 +7,7 @@ e8557, 2019).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import replace
 from typing import Any
 
@@ -131,7 +131,8 @@ def fit(
     cells, genes = _names(adata, "obs"), _names(adata, "var")[mask]
     given = {**_DEFAULTS, "k": k, **params}
     if empirical_priors:
-        given = {**_empirical(counts, HPF(**given)._settings()), **given}
+        unset = {"b_prime", "d_prime"} - given.keys()
+        given |= _empirical(counts, HPF(**given)._settings(), unset)
     settings = HPF(**given)._settings()
     for name, required in _REQUIRED.items():
         if getattr(settings, name) != required:
@@ -147,7 +148,7 @@ def fit(
 
     of_cells, of_genes = best.require_posteriors()
     adata.obsm[f"X_{key_added}"] = _scores(of_cells, best.theta)
-    adata.obsm[f"{key_added}_theta"] = best.theta
+    adata.obsm[f"{key_added}_theta"] = best.theta.copy()
     adata.varm[key_added] = _of_all_genes(_scores(of_genes, best.beta), mask)
     adata.varm[f"{key_added}_beta"] = _of_all_genes(best.beta, mask)
     asked = {"layer": layer, "mask_var": mask_var if isinstance(mask_var, str) else None}
@@ -157,7 +158,7 @@ def fit(
         "params": {
             name: value for name, value in values.items() if isinstance(value, (bool, int, float, str))
         },
-        "history": best.history.astype({"iteration": np.int64}),
+        "history": best.history,
         "restarts": pd.DataFrame(log, columns=["random_seed", "iterations", "llk"]),
     }
     return model
@@ -287,20 +288,25 @@ def _scores(posterior: Posterior, mean: NDArray[Any]) -> NDArray[Any]:
     return scores
 
 
-def _empirical(counts: sparse.csr_array, settings: Settings) -> dict[str, float]:
-    """b' and d' as scHPF takes them from the counts (N, M)."""
+def _empirical(counts: sparse.csr_array, settings: Settings, unset: Set[str]) -> dict[str, float]:
+    """b' and d', as far as they are not set, as scHPF takes them from the counts (N, M)."""
     taken = canonical(counts.copy(), settings.counts)
-    dispersion = {}
+    priors: dict[str, float] = {}
     for name, axis, what in (("b_prime", 1, "cells"), ("d_prime", 0, "genes")):
+        if name not in unset:
+            continue
         totals = np.asarray(taken.sum(axis=axis, dtype=np.float64))
         if totals.var() == 0:
             raise ValueError(
                 f"all {what} have the same total, from whose variance the prior would be taken: pass {name}, "
                 "or empirical_priors=False"
             )
-        dispersion[name] = float(totals.var() / totals.mean())
-    most = dispersion["b_prime"] * settings.c_prime / (settings.a_prime * _LEAST_RATE_OF_GENES)
-    return {**dispersion, "d_prime": min(dispersion["d_prime"], most)}
+        priors[name] = float(totals.var() / totals.mean())
+    if "d_prime" in priors:
+        rate_of_cells = settings.a_prime / priors.get("b_prime", settings.b_prime)
+        most = settings.c_prime / (_LEAST_RATE_OF_GENES * rate_of_cells)
+        priors["d_prime"] = min(priors["d_prime"], most)
+    return priors
 
 
 # -- from and to AnnData -------------------------------------------------------------------------
@@ -332,10 +338,9 @@ def _counts(adata: AnnData, layer: str | None) -> sparse.csr_array:
 
 
 def _in_memory(values: Any) -> sparse.csr_array:
-    """A matrix of AnnData, which may be dense, in a file or lazy, as CSR."""
-    for method in ("to_memory", "compute"):
-        if hasattr(values, method):
-            values = getattr(values, method)()
+    """A matrix of AnnData, which may be dense or in a file, as CSR."""
+    if hasattr(values, "to_memory"):
+        values = values.to_memory()
     matrix: Any = values if sparse.issparse(values) else np.asarray(values)
     counts = sparse.csr_array(matrix)
     if (counts.data == 0).any():

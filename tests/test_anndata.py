@@ -100,6 +100,9 @@ def test_priors_can_be_passed():
     adata = anndata.AnnData(np.ones((4, 3)))
     with pytest.raises(ValueError, match=r"all cells have the same total.*pass b_prime"):
         tl.fit(adata, 2, **FEW)
+    with pytest.raises(ValueError, match=r"all genes have the same total.*pass d_prime"):
+        tl.fit(adata, 2, **FEW, b_prime=1.0)
+    tl.fit(adata, 2, **FEW, b_prime=1.0, d_prime=1.0)
 
 
 def test_binary_counts_have_priors_of_their_own():
