@@ -18,7 +18,7 @@ from scipy import sparse
 
 from .data.counts import NewRows
 from .data.ids import Ids
-from .data.triplets import canonical
+from .data.triplets import canonical, read_matrix
 from .estimator import HPF
 from .fitting.folding import fold_rows
 from .fitting.partial import USERS
@@ -208,11 +208,12 @@ def project(
         )
     part = counts[:, known].tocoo()
     shape = (counts.shape[0], genes.size)
-    csr = sparse.coo_array((part.data, (part.row, places[known][part.col])), shape=shape).tocsr()
+    placed = sparse.coo_array((part.data, (part.row, places[known][part.col])), shape=shape)
+    csr = read_matrix(placed, fitted.dtype.type)
     folded = fold_rows(
         settings,
         fitted,
-        NewRows(canonical(csr.astype(fitted.dtype), settings.counts), Ids(None, shape[0], "user")),
+        NewRows(canonical(csr, settings.counts), Ids(None, shape[0], "user")),
         side=USERS,
         maxiter=whole_number("maxiter", maxiter, 1),
         stop_thr=positive_number("stop_thr", stop_thr),

@@ -14,7 +14,7 @@ from scipy import sparse
 from .data.blocks import in_memory
 from .data.counts import NewRows
 from .data.ids import Ids
-from .data.triplets import canonical
+from .data.triplets import canonical, read_matrix
 from .estimator import HPF
 from .fitting.folding import Folded, fold_rows
 from .fitting.partial import USERS
@@ -286,7 +286,7 @@ class PoissonFactorization(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
     def _folded(self, X: Any) -> Folded:
         """Fold in rows of counts."""
         settings, fitted = self.model_._settings(), self.model_._require_fitted()
-        counts = canonical(self._read(X, reset=False).astype(fitted.dtype), settings.counts)
+        counts = canonical(read_matrix(self._read(X, reset=False), fitted.dtype.type), settings.counts)
         return fold_rows(
             settings,
             fitted,

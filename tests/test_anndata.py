@@ -303,6 +303,15 @@ def test_project_without_some_genes(fitted):
         tl.project(new, model)
 
 
+def test_project_what_are_no_counts(fitted):
+    new = cells(seed=1)
+    for value, message in ((np.nan, "nan.*cannot be used"), (-1.0, "below zero, such as -1")):
+        new.X.data[3] = value
+        with pytest.raises(ValueError, match=message):
+            tl.project(new, fitted[1])
+    assert "X_hpf" not in new.obsm
+
+
 def test_project_cells_without_counts(fitted):
     _, model = fitted
     new = cells()
