@@ -72,6 +72,13 @@ def levels(session: nox.Session) -> None:
 
 
 @nox.session
+def lenskit(session: nox.Session) -> None:
+    """HPFScorer in LensKit, which brings PyTorch and gigabytes of CUDA with it."""
+    install(session, ".[test,lenskit]")
+    session.run("pytest", "tests/test_lenskit.py", *session.posargs)
+
+
+@nox.session
 def packages(session: nox.Session) -> None:
     """Tests of sdist, wheel and editable install, in fresh environments."""
     install(session, ".[test,package]")
@@ -84,6 +91,14 @@ def compile_check(session: nox.Session) -> None:
     install(session, ".[test,cuda-check]")
     session.run("pytest", "tests/test_compile_cuda.py", "tests/test_gpu_model.py")
     session.run("python", "bench/compile_cuda.py", "--quick")
+
+
+@nox.session
+def single_cells(session: nox.Session) -> None:
+    """Tests of AnnData, and of tables with the pandas that it needs: 2 on Python 3.11, where other tests have 3."""
+    install(session, ".[test,anndata]")
+    files = [f"tests/test_{name}.py" for name in ("anndata", "frames", "ids", "hpf", "folding", "evaluation")]
+    session.run("pytest", *files)
 
 
 @nox.session

@@ -54,8 +54,9 @@ ORDER = {
     ),
     "answers": ("__init__", "summaries", "predictions", "recommendations", "explanations", "ensembles"),
     "fitting": ("__init__", "progress", "training", "partial", "folding"),
-    "top": ("__init__", "estimator", "ensemble", "metrics", "evaluation", "checks", "tuning", "plot",
-        "html_report", "splitting", "datasets",
+    "top": (
+        "__init__", "estimator", "ensemble", "metrics", "evaluation", "checks", "tuning", "plot",
+        "html_report", "splitting", "datasets", "sklearn", "anndata", "lenskit",
     ),
     "app": ("__init__", "demo", "doctor", "cli"),
 }  # fmt: skip

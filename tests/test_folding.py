@@ -18,8 +18,10 @@ from small_data import COUNTS, IDS, of_user, quick
 
 from hpf_gpu import HPF
 from hpf_gpu.backends.protocol import RankOne
+from hpf_gpu.data.counts import NewRows
 from hpf_gpu.data.ids import Ids, shown
 from hpf_gpu.data.seen import with_items
+from hpf_gpu.fitting.folding import USERS, fold_rows
 from hpf_gpu.model.inference import fold_in
 from hpf_gpu.model.posterior import Posterior
 from hpf_gpu.model.priors import Prior
@@ -36,6 +38,20 @@ def model(backend_name):
 
 def tight(**arguments):
     return {"maxiter": 30, "stop_thr": 1e-12} | arguments
+
+
+def test_rows_without_any_count(model):
+    """They have the factors of a row without counts that is folded in with others."""
+    settings, fitted = model._settings(), model._require_fitted()
+    m = fitted.item_ids.size
+    some = sparse.csr_array(([2.0, 1.0], ([0, 0], [1, 3])), shape=(3, m))
+    among, alone = (
+        fold_rows(settings, fitted, NewRows(csr, Ids(None, 3, "user")), side=USERS, **tight(), threads=1).mean
+        for csr in (some, sparse.csr_array((3, m)))
+    )
+    # Rounding of float64, of which no difference was measured.
+    np.testing.assert_allclose(alone, among[[1, 1, 2]], rtol=1e-13)
+    assert (among[0] > among[1]).any()
 
 
 # -- inference ---------------------------------------------------------------------------------

@@ -67,10 +67,25 @@ def fold(
     name: str = "counts_df",  # of the argument, in messages
 ) -> Folded:
     """Fold in new users (``side`` USERS) or new items (ITEMS); see :meth:`hpf_gpu.HPF.transform`."""
-    posteriors, k = fitted.require_posteriors(), fitted.k
+    fitted.require_posteriors()
     maxiter, stop_thr = whole_number("maxiter", maxiter, 1), positive_number("stop_thr", stop_thr)
     kind, known = (("user", fitted.item_ids), ("item", fitted.user_ids))[side]
     new = new_rows(triplets, kind, known, name=name)
+    return fold_rows(settings, fitted, new, side=side, maxiter=maxiter, stop_thr=stop_thr, threads=threads)
+
+
+def fold_rows(
+    settings: Settings,
+    fitted: Fitted,
+    new: NewRows,
+    *,
+    side: int,
+    maxiter: int,
+    stop_thr: float,
+    threads: int | None,
+) -> Folded:
+    """Fold in new users or items whose counts have been read."""
+    posteriors, k = fitted.require_posteriors(), fitted.k
     backend = working_backend(settings, fitted.dtype, k, threads)
     numbers, csr = _columns_in_use(new.csr)
     exact = settings.sum_exp_trick
@@ -175,7 +190,8 @@ def _rows_for(fitted: Fitted, ids: pd.Index, update_existing: bool) -> tuple[NDA
 
 def _columns_in_use(csr: sparse.csr_array) -> tuple[NDArray[Any], sparse.csr_array]:
     """Numbers (M',) of the columns with entries, and the matrix (B, M') restricted to them."""
-    numbers = np.unique(csr.indices)
+    # Of rows without any count one column is kept, because backends take no matrix without columns.
+    numbers = np.unique(csr.indices) if csr.nnz else np.zeros(1, csr.indices.dtype)
     # Written only where it is read: one user must not cost as much as all columns.
     place = np.empty(csr.shape[1], csr.indices.dtype)
     place[numbers] = np.arange(len(numbers))
