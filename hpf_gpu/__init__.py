@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .ensemble import HPFEnsemble
     from .estimator import HPF
     from .files.tensor_file import ModelFileError
+    from .loading import load
     from .tuning import select
 else:
     # Imported on first access, so that `hpf-gpu doctor` also runs where NumPy or pandas is broken.
@@ -20,6 +21,7 @@ else:
         "DeviceError": ".backends.protocol",
         "ModelFileError": ".files.tensor_file",
         "NotEnoughMemory": ".backends.protocol",
+        "load": ".loading",
         "select": ".tuning",
     }
 
@@ -37,5 +39,6 @@ __all__ = [
     "ModelFileError",
     "NotEnoughMemory",
     "__version__",
+    "load",
     "select",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +106,25 @@ class FileFormat:
             written = f"{source} has format {format}, written by hpf_gpu {version}"
             raise ModelFileError(f"{written}; this version reads formats up to {self.format}; {UPDATE}")
         return dict(header)
+
+
+def format_of(source: Path, formats: Sequence[FileFormat]) -> FileFormat:
+    """Which of some kinds of file this is, by its metadata alone; errors as for :meth:`FileFormat.read`."""
+    from safetensors import SafetensorError, safe_open
+
+    check_regular(source)
+    with open(source, "rb"):  # raises errors of the file system with the name of the file
+        pass
+    names = " nor a ".join(kind.name for kind in formats)
+    try:
+        with safe_open(source, framework="numpy") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, *MALFORMED) as error:
+        raise ModelFileError(f"{source} is damaged, or neither a {names} of hpf_gpu: {error}") from error
+    for kind in formats:
+        if kind.key in metadata:
+            return kind
+    raise ModelFileError(f"{source} is a safetensors file, but neither a {names} of hpf_gpu")
 
 
 @contextmanager
