@@ -55,7 +55,7 @@ def value_of(name: str, text: str | bool) -> Any:
     kind: Kind = _ROWS[name].metadata["kind"]
     if isinstance(text, bool):
         return text
-    if getattr(kind, "optional", False) and text.lower() == _NOTHING:
+    if text == _NOTHING and _takes_none(name, kind):
         return None
     value: Any = text
     if isinstance(kind, (Whole, Real)):
@@ -63,6 +63,14 @@ def value_of(name: str, text: str | bool) -> Any:
     elif isinstance(kind, Flag):
         value = _boolean(name, text)
     return kind.checked(name, value)
+
+
+def _takes_none(name: str, kind: Kind) -> bool:
+    try:
+        kind.checked(name, None)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _number(name: str, text: str) -> int | float:
@@ -75,9 +83,9 @@ def _number(name: str, text: str) -> int | float:
 
 
 def _boolean(name: str, text: str) -> bool:
-    if text.lower() not in ("true", "false"):
+    if text not in ("true", "false"):
         raise ValueError(f"{name}={text!r} is neither true nor false")
-    return text.lower() == "true"
+    return text == "true"
 
 
 def _option(name: str, help: str, several: bool) -> inspect.Parameter:
