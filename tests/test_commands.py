@@ -306,15 +306,16 @@ def test_evaluate(folder, run, monkeypatch):
 
     def measure(model, train, held_out, **options):
         asked.append((model.nusers, len(train), len(held_out), train.ItemId.iloc[0], options))
-        return {"precision": np.float32(0.5), "auc": float("nan")}
+        frame = pd.DataFrame({"metric": ["precision", "auc"], "value": [0.5, np.nan]})
+        return SimpleNamespace(to_frame=lambda: frame)
 
     monkeypatch.setattr(hpf_gpu, "evaluate", measure, raising=False)
     PLAYS[::7].to_csv(folder / "held_out.csv", index=False)
     PLAYS.to_csv(folder / "train.csv", index=False)
     files = ["--train", "train.csv", "--held-out", "held_out.csv"]
-    assert run("evaluate", "m.hpf", *files).out == "precision,0.5\nauc,nan\n"
+    assert run("evaluate", "m.hpf", *files).out == "metric,value\nprecision,0.5\nauc,\n"
     ran = run("evaluate", "m.hpf", *files, "-n", 7, "--metrics", "precision,auc", "--json")
-    assert json.loads(ran.out) == {"precision": 0.5, "auc": None}
+    assert json.loads(ran.out) == [{"metric": "precision", "value": 0.5}, {"metric": "auc", "value": None}]
     read = (60, len(PLAYS), len(PLAYS[::7]), PLAYS.ItemId.iloc[0])
     assert asked == [(*read, {"n": 20}), (*read, {"n": 7, "metrics": ["precision", "auc"]})]
 

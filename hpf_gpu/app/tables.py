@@ -246,16 +246,6 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (bool, int, str)) else str(value)
 
 
-def write_values(values: dict[str, Any], *, as_json: bool) -> None:
-    """Write named values to standard output."""
-    if as_json:
-        write(f"{as_text(values)}\n")
-    elif is_terminal(sys.stdout):
-        show(pd.DataFrame(values.items(), columns=["Name", "Value"]))
-    else:
-        write("".join(f"{name},{value}\n" for name, value in values.items()))
-
-
 # -- ids -----------------------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ from hpf_gpu.app.options import (
     Item,
     ModelFile,
     Quiet,
+    TableOut,
     User,
     columns_named,
 )
@@ -34,6 +35,7 @@ def evaluate(
         str | None, typer.Option(help="Names with commas between them.", show_default="all")
     ] = None,
     n: Annotated[int, typer.Option("-n", "--n", help="Length of the lists.", min=1)] = 20,
+    output: TableOut = None,
     user: User = DEFAULT_USER,
     item: Item = DEFAULT_ITEM,
     count: Count = DEFAULT_COUNT,
@@ -44,6 +46,8 @@ def evaluate(
     import hpf_gpu
     from hpf_gpu.app import tables
 
+    if output is not None:
+        tables.check_output(output)
     fitted = hpf_gpu.load(model)
     columns = columns_named(user, item, count)
     with Progress(quiet=quiet) as progress:
@@ -52,4 +56,5 @@ def evaluate(
         progress.step("Measuring")
         wanted = {} if metrics is None else {"metrics": tables.listed(metrics)}
         evaluation = hpf_gpu.evaluate(fitted, seen, unseen, n=n, **wanted)  # type: ignore[attr-defined]
-    tables.write_values(dict(evaluation), as_json=as_json)
+    with tables.writing(output, as_json=as_json) as table:
+        table.add(evaluation.to_frame())
