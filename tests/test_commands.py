@@ -21,6 +21,7 @@ import hpf_gpu
 from hpf_gpu import HPF, HPFEnsemble, load
 from hpf_gpu.app import parameters, tables
 from hpf_gpu.app.application import COMMANDS
+from hpf_gpu.app.bench import drawn_counts
 from hpf_gpu.app.cli import main
 from hpf_gpu.app.commands import fit as fitting
 from hpf_gpu.app.commands import recommend as recommending
@@ -370,6 +371,15 @@ def test_bench(run):
     assert all(row["Iterations"] or row["Note"] for row in rows.values())
     text = run("bench", *options).out
     assert all(name in text for name in rows)
+
+
+def test_counts_that_bench_draws():
+    counts = drawn_counts(500, 200, 20_000)
+    assert counts.shape == (500, 200)
+    of_users, of_items = np.sort(counts.sum(axis=1)), np.sort(counts.sum(axis=0))
+    assert of_items[-20:].sum() > 0.25 * counts.sum()  # a tenth of the items has a quarter of the counts
+    assert of_users[-50:].sum() > 0.25 * counts.sum()
+    assert of_users[-1] < 0.02 * counts.sum()
 
 
 # -- models in files -----------------------------------------------------------------------------------

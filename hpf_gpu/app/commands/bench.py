@@ -13,7 +13,9 @@ from hpf_gpu.app.terminal import Progress, write
 def bench(
     k: Annotated[int, typer.Option(help="Number of factors.", min=1)] = 50,
     seconds: Annotated[float, typer.Option(help="Time for each backend.", min=0.01)] = 10.0,
-    nonzeros: Annotated[int, typer.Option(help="Counts that are drawn.", min=1000)] = 1_000_000,
+    nonzeros: Annotated[
+        int, typer.Option(help="Counts that are drawn; fewer are left where pairs repeat.", min=1000)
+    ] = 1_000_000,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
