@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .evaluation import Evaluation, compare, evaluate
     from .files.tensor_file import ModelFileError
     from .html_report import report
+    from .loading import load
     from .model.convergence import ConvergenceWarning
     from .tuning import select
 else:
@@ -28,6 +29,7 @@ else:
         "report": ".html_report",
         "compare": ".evaluation",
         "evaluate": ".evaluation",
+        "load": ".loading",
         "select": ".tuning",
     }
 
@@ -49,6 +51,7 @@ __all__ = [
     "__version__",
     "compare",
     "evaluate",
+    "load",
     "report",
     "select",
 ]

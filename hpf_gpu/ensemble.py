@@ -80,6 +80,8 @@ class HPFEnsemble:
         The fitted models.  In a transposed one users and items are exchanged.
     nusers, nitems : int
         Numbers of users and items.
+    user_mapping_, item_mapping_ : array (nusers,), array (nitems,), or None
+        Their ids; None if ids are row and column numbers.
     is_fitted : bool
         Whether the ensemble has been fitted.
 
@@ -464,6 +466,16 @@ class HPFEnsemble:
     def nitems(self) -> int:
         """Number of items."""
         return self._ensemble.item_ids.size
+
+    @property
+    def user_mapping_(self) -> NDArray[Any] | None:
+        """Ids of the users, (nusers,), as :class:`hpf_gpu.HPF` has them; None if they are row numbers."""
+        return self._ensemble.user_ids.values
+
+    @property
+    def item_mapping_(self) -> NDArray[Any] | None:
+        """Ids of the items, (nitems,); None if they are column numbers."""
+        return self._ensemble.item_ids.values
 
     @property
     def _ensemble(self) -> Ensemble:

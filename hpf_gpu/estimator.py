@@ -117,15 +117,15 @@ class HPF:
         named is used, or BackendUnavailable is raised.  'cuda' uses CuPy's current device, 'cuda:1' the GPU
         that CUDA numbers 1, whatever the current one.
     schedule : {'joint', 'alternating', 'accelerated'}
-        'joint' updates both sides from the same φ, as hpfrec does.  'alternating' computes φ again after
-        the update of the users: more progress and more work per iteration.  'accelerated' has momentum: it
-        needs fewer iterations, each of them a pass over the counts, and one more matrix for each side.  The
-        ELBO, which it computes at checks and after every ten iterations, never falls from check to check:
-        where it would, iterations since the last of these are undone, and are counted all the same.  Not for
-        batches, which ``partial_fit`` updates as with 'joint'; nor with ``sum_exp_trick`` or
-        ``precision='mixed'``.
+        Order of the updates.  'joint' updates both sides from the same φ, as hpfrec does.  'alternating'
+        computes φ again after the update of the users: more progress and more work per iteration.
+        'accelerated' has momentum: it needs fewer iterations, each of them a pass over the counts, and one
+        more matrix for each side.  The ELBO, which it computes at checks and after every ten iterations,
+        never falls from check to check: where it would, iterations since the last of these are undone, and
+        are counted all the same.  Not for batches, which ``partial_fit`` updates as with 'joint'; nor with
+        ``sum_exp_trick`` or ``precision='mixed'``.
     precision : {'full', 'mixed'}
-        'mixed' stores exp E[ln θ] and exp E[ln β] in half precision on the cuda backend, which halves the
+        How the cuda backend stores exp E[ln θ] and exp E[ln β].  'mixed' is half precision, which halves the
         bytes that an iteration reads; sums stay float32.
     allocate : {'fused', 'cusparse'}
         How the cuda backend allocates counts to factors: 'fused' uses one kernel, 'cusparse' a kernel for

@@ -15,8 +15,10 @@ import dateutil
 import numpy
 import pandas
 import pytest
+import rich
 import scipy
 import tqdm
+import typer
 
 import hpf_gpu
 
@@ -61,7 +63,8 @@ class Sandbox:
         self.environment = {"PATH": str(folder / "bin"), "LD_LIBRARY_PATH": str(self.library)}
         for path in (self.site, self.library, folder / "bin"):
             path.mkdir()
-        for site in {Path(module.__file__).parents[1] for module in (numpy, scipy, pandas, tqdm, dateutil)}:
+        needed = (numpy, scipy, pandas, tqdm, dateutil, typer, rich)
+        for site in {Path(module.__file__).parents[1] for module in needed}:
             for entry in site.iterdir():
                 if not entry.name.startswith(("cupy", "hpf_gpu", "__pycache__")):
                     (self.site / entry.name).symlink_to(entry)

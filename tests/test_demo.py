@@ -223,8 +223,7 @@ def test_the_command_hands_its_options_on(monkeypatch, capsys):
     assert main(["demo"]) == 0
     assert main(["demo", "--output", "o.png", "--backend", "numpy", "--seed", "7", "--k", "5"]) == 0
     assert asked == [(Path("hpf_gpu_demo.png"), "auto", 1, 30), (Path("o.png"), "numpy", 7, 5)]
-    with pytest.raises(SystemExit, match="2"):
-        main([])
+    assert main([]) == 2
 
 
 def test_the_reader_of_the_output_has_gone(monkeypatch, capsys):
@@ -284,14 +283,10 @@ def test_interruption_has_its_own_status(monkeypatch, capsys):
 
 @pytest.mark.parametrize("arguments", [[], ["fit"], ["demo", "--k", "many"], ["demo", "--colour"]])
 def test_usage_errors(capsys, arguments):
-    with pytest.raises(SystemExit) as stopped:
-        main(arguments)
-    assert stopped.value.code == 2
-    assert "usage: hpf-gpu" in capsys.readouterr().err
+    assert main(arguments) == 2
+    assert "Usage: hpf-gpu" in capsys.readouterr().err
 
 
 def test_version(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main(["--version"])
-    assert stopped.value.code == 0
+    assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"hpf-gpu {__version__}\n"

@@ -102,6 +102,31 @@ def test_a_package_is_broken(sandbox, package):
     assert lines[-2:] == ["backend='auto' does not work.", f"Next: pip install --force-reinstall {package}"]
 
 
+@pytest.mark.parametrize("package", ["typer", "rich"])
+def test_a_package_of_the_command_line_is_broken(sandbox, package):
+    sandbox.module(package, "raise ImportError('no such file')")
+    result = sandbox.run(DOCTOR)
+    assert result.stderr == ""
+    lines = result.stdout.splitlines()
+    assert f"{package:<9}does not work: ImportError: no such file" in lines
+    assert any(line.startswith("numpy    works: numpy ") for line in lines)
+    assert lines[-2] == "backend='auto' uses 'numpy'."
+    assert lines[-1] == f"Next: pip install --force-reinstall {package}"
+    assert result.returncode == 1  # NumPy alone works in here
+
+
+def test_without_typer_other_commands_say_so(sandbox):
+    sandbox.module("typer", "raise ImportError('no such file')")
+    result = sandbox.run(DOCTOR.replace("'doctor'", "'fit', 'plays.csv'"))
+    assert result.returncode == 2
+    assert result.stdout == ""
+    told = (
+        "hpf-gpu: typer cannot be imported (ImportError: no such file): pip install --force-reinstall typer"
+    )
+    assert result.stderr.startswith(told)
+    assert result.stderr.count("\n") == 1
+
+
 def test_the_compiled_module_is_broken(sandbox):
     sandbox.module("hpf_gpu/_openmp", "raise ImportError('undefined symbol: GOMP_parallel')")
     result = sandbox.run(DOCTOR)

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from hpf_gpu import __version__
 
-_PACKAGES = ("numpy", "scipy.special", "pandas", "tqdm")
+_NEEDED = ("numpy", "scipy.special", "pandas", "tqdm")
+_OF_COMMANDS = ("typer", "rich")  # of all but this one
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,9 @@ def examine() -> Report:
     software = (
         Finding("hpf_gpu", True, f"{__version__}, in {Path(__file__).parents[1]}"),
         Finding("Python", True, f"{platform.python_version()}, {sys.executable}, on {platform.platform()}"),
-        *map(_package, _PACKAGES),
+        *map(_package, (*_NEEDED, *_OF_COMMANDS)),
     )
-    if not all(finding.works for finding in software):
+    if not all(finding.works for finding in software[: -len(_OF_COMMANDS)]):
         return Report(software, (), "")
     from hpf_gpu import backends
 

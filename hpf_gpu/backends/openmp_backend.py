@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -11,7 +12,6 @@ from typing import Any, Literal
 
 import numpy as np
 from scipy import sparse
-from scipy.special import gammaln
 
 from .openmp_diagnosis import find_fault, install_openmp, unknown_level, usable_cores
 from .protocol import Array, Factor, Host, ItemScores, ModelState, RankOne, Rates, SideName
@@ -225,8 +225,10 @@ class OpenMPBackend:
         kappa = hyper_shape + k * shape
         row_sums = np.empty(n)
         total = _openmp.gamma_entropy(self._side(factor), shape, row_sums, self.threads)
-        total += n * (hyper_shape * np.log(hyper_prior_rate) - gammaln(hyper_shape) + gammaln(kappa) + kappa)
-        total -= n * k * gammaln(shape) + kappa * np.log(hyper_rate).sum()
+        total += n * (
+            hyper_shape * np.log(hyper_prior_rate) - math.lgamma(hyper_shape) + math.lgamma(kappa) + kappa
+        )
+        total -= n * k * math.lgamma(shape) + kappa * np.log(hyper_rate).sum()
         return float(total - kappa * ((row_sums + hyper_prior_rate) / hyper_rate).sum())
 
     def distance(self, a: Array, b: Array) -> float:

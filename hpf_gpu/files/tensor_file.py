@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,23 +70,12 @@ class FileFormat:
         OSError
             If the file cannot be read.
         """
-        from safetensors import SafetensorError, safe_open
-
-        check_regular(source)
-        with open(source, "rb"):  # raises errors of the file system with the name of the file
-            pass
-        try:
-            with safe_open(source, framework="numpy") as file:
-                metadata = file.metadata() or {}
-                if self.key not in metadata:
-                    raise ModelFileError(f"{source} is a safetensors file, but not a {self.name} of hpf_gpu")
-                text = metadata[self.key]
-                header = self._header(source, text)
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except ModelFileError:
-            raise
-        except (SafetensorError, AttributeError, *MALFORMED) as error:  # also for dtypes that NumPy lacks
-            raise ModelFileError(f"{source} is damaged, or not a {self.name} of hpf_gpu: {error}") from error
+        with _opened(source, f"not a {self.name}") as (file, metadata):
+            if self.key not in metadata:
+                raise ModelFileError(f"{source} is a safetensors file, but not a {self.name} of hpf_gpu")
+            text = metadata[self.key]
+            header = self._header(source, text)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if checksum(text, tensors) != metadata.get("crc32"):
             raise ModelFileError(f"{source} is damaged: its checksum does not match its contents")
         with believed(source):
@@ -106,6 +95,33 @@ class FileFormat:
             written = f"{source} has format {format}, written by hpf_gpu {version}"
             raise ModelFileError(f"{written}; this version reads formats up to {self.format}; {UPDATE}")
         return dict(header)
+
+
+def format_of(source: Path, formats: Sequence[FileFormat]) -> FileFormat:
+    """Which of some kinds of file this is, by its metadata alone; errors as for :meth:`FileFormat.read`."""
+    none = f"neither a {' nor a '.join(kind.name for kind in formats)}"
+    with _opened(source, none) as (_, metadata):
+        for kind in formats:
+            if kind.key in metadata:
+                return kind
+    raise ModelFileError(f"{source} is a safetensors file, but {none} of hpf_gpu")
+
+
+@contextmanager
+def _opened(source: Path, none: str) -> Iterator[tuple[Any, dict[str, str]]]:
+    """A safetensors file and its metadata; where it cannot be read it is damaged, or is ``none``."""
+    from safetensors import SafetensorError, safe_open
+
+    check_regular(source)
+    with open(source, "rb"):  # raises errors of the file system with the name of the file
+        pass
+    try:
+        with safe_open(source, framework="numpy") as file:
+            yield file, file.metadata() or {}
+    except ModelFileError:
+        raise
+    except (SafetensorError, AttributeError, *MALFORMED) as error:  # also for dtypes that NumPy lacks
+        raise ModelFileError(f"{source} is damaged, or {none} of hpf_gpu: {error}") from error
 
 
 @contextmanager

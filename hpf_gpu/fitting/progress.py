@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
-
-from tqdm.auto import tqdm
+from typing import Any
 
 from hpf_gpu.model.convergence import Check
 
@@ -13,10 +12,12 @@ class ProgressBar:
     """Iterations, time left and the last likelihood on standard error; nothing unless ``enabled``."""
 
     def __init__(self, maxiter: int | None, first: int = 0, *, enabled: bool) -> None:
+        self._bar: Any = None
         # A bar takes a lock that forked processes share, and which stays locked if the holder is killed.
-        self._bar = (
-            tqdm(total=maxiter, initial=first, desc="HPF", unit="it", dynamic_ncols=True) if enabled else None
-        )
+        if enabled:
+            from tqdm.auto import tqdm  # which imports asyncio
+
+            self._bar = tqdm(total=maxiter, initial=first, desc="HPF", unit="it", dynamic_ncols=True)
 
     def report(self, check: Check) -> None:
         """Advance the bar; called after every iteration."""

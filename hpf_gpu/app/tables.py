@@ -1,0 +1,277 @@
+"""Tables that the command reads and writes: CSV and Parquet, by the name of the file."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from hpf_gpu.ensemble import HPFEnsemble
+from hpf_gpu.estimator import HPF
+from hpf_gpu.files.whole_file import replacing, writable
+
+from .terminal import is_terminal, write
+
+_PARQUET = (".parquet", ".pq")
+_CSV = (".csv",)
+_PACKED = (".gz", ".bz2", ".xz", ".zst")  # what pandas reads
+_ROWS_ON_A_TERMINAL = 100
+
+
+# -- in ------------------------------------------------------------------------------------------
+
+
+def read_table(path: Path, columns: dict[str, str | None], text: tuple[str, ...] = ()) -> pd.DataFrame:
+    """Counts in a file, in columns UserId, ItemId and Count.
+
+    ``columns`` has the names in the file by these names; without one for Count every row is one.  Those of
+    ``text`` are text in a CSV file, even if they look like numbers.
+    """
+    wanted = [own for own in columns.values() if own is not None]
+    if _suffix(path) in _PARQUET:
+        frame = pd.read_parquet(path, columns=_present(path, _parquet_columns(path), wanted))
+    else:
+        of_text = {own: str for name, own in columns.items() if name in text and own is not None}
+        _present(path, list(pd.read_csv(path, nrows=0).columns), wanted)
+        frame = pd.read_csv(path, usecols=wanted, dtype=of_text)
+    return pd.DataFrame({name: 1 if own is None else frame[own] for name, own in columns.items()})
+
+
+def read_counts_for(model: HPF | HPFEnsemble, path: Path, columns: dict[str, str | None]) -> pd.DataFrame:
+    """Counts in a file for a model; ids that are text in the model are text here, even those in digits."""
+    ids = {"UserId": model.user_mapping_, "ItemId": model.item_mapping_}
+    text = [
+        name for name, known in ids.items() if known is not None and len(known) and isinstance(known[0], str)
+    ]
+    return read_table(path, columns, tuple(text))
+
+
+def read_names(model: HPF | HPFEnsemble, path: Path) -> pd.Series:
+    """Names of items by their ids, from the first two columns of a file."""
+    if _suffix(path) in _PARQUET:
+        frame = pd.read_parquet(path)
+    else:
+        known = model.item_mapping_
+        as_text = known is not None and len(known) > 0 and isinstance(known[0], str)
+        frame = pd.read_csv(path, dtype={0: str} if as_text else None)
+    if frame.shape[1] < 2:
+        raise ValueError(f"{path} needs two columns, ids of items and their names; it has {frame.shape[1]}")
+    return pd.Series(frame.iloc[:, 1].to_numpy(), index=frame.iloc[:, 0].to_numpy())
+
+
+def _parquet_columns(path: Path) -> list[str]:
+    return list(_pyarrow().parquet.read_schema(path).names)
+
+
+def _present(path: Path, have: list[str], wanted: list[str]) -> list[str]:
+    """``wanted``, all of which the file has; ValueError otherwise."""
+    for column in wanted:
+        if column not in have:
+            raise ValueError(
+                f"{path} has no column {column!r}, but {', '.join(map(repr, have))}: "
+                "name its columns with --user, --item and --count"
+            )
+    return wanted
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ImportError(f"Parquet files need pyarrow ({error}): pip install pyarrow") from error
+    return pyarrow
+
+
+def _suffix(path: Path) -> str:
+    """The ending of the name that says what the file is; ValueError if it is neither CSV nor Parquet."""
+    plain = path.with_suffix("") if path.suffix.lower() in _PACKED else path
+    suffix = plain.suffix.lower()
+    if suffix not in _PARQUET + _CSV:
+        raise ValueError(f"{path} is neither .csv nor .parquet by its name")
+    return suffix
+
+
+# -- out -----------------------------------------------------------------------------------------
+
+
+class Writer(Protocol):
+    """Takes the rows of a table, part after part."""
+
+    def add(self, frame: pd.DataFrame) -> bool:
+        """Write these rows; whether more of them would be of use."""
+
+    def close(self) -> None:
+        """The table is complete."""
+
+
+@contextlib.contextmanager
+def writing(output: Path | None, *, as_json: bool) -> Iterator[Writer]:
+    """Where a table goes: a file, which appears when it is complete, or standard output.
+
+    Standard output gets JSON if that was asked for, else a table if it is a terminal, else CSV.
+    """
+    if output is None:
+        writer: Writer = _Json() if as_json else _Terminal() if is_terminal(sys.stdout) else _Csv(None)
+        yield writer
+        writer.close()
+        return
+    is_parquet = check_output(output) in _PARQUET
+    with replacing(output) as file:
+        writer = _Parquet(file) if is_parquet else _Csv(file)
+        yield writer
+        writer.close()
+
+
+def check_output(output: Path) -> str:
+    """Raise OSError or ValueError before the work if the table cannot be written after it; its suffix."""
+    writable(output)
+    if output.suffix.lower() in _PACKED:
+        raise ValueError(f"{output}: tables are written as .csv or .parquet")
+    return _suffix(output)
+
+
+class _Csv:
+    def __init__(self, file: BinaryIO | None) -> None:
+        self._file, self._first = file, True
+
+    def add(self, frame: pd.DataFrame) -> bool:
+        text = frame.to_csv(index=False, header=self._first, lineterminator="\n")
+        self._first = False
+        if self._file is None:
+            write(text)
+        else:
+            self._file.write(text.encode())
+        return True
+
+    def close(self) -> None:
+        pass
+
+
+class _Parquet:
+    def __init__(self, file: BinaryIO) -> None:
+        self._arrow = _pyarrow()
+        self._file = file
+        self._writer: Any = None
+
+    def add(self, frame: pd.DataFrame) -> bool:
+        schema = None if self._writer is None else self._writer.schema
+        table = self._arrow.Table.from_pandas(frame, schema=schema, preserve_index=False)
+        if self._writer is None:
+            self._writer = self._arrow.parquet.ParquetWriter(self._file, table.schema)
+        self._writer.write_table(table)
+        return True
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+class _Json:
+    """A list of objects, one line each."""
+
+    def __init__(self) -> None:
+        self._start = "["
+
+    def add(self, frame: pd.DataFrame) -> bool:
+        for row in frame.to_dict("records"):
+            write(f"{self._start}\n{as_text(row)}")
+            self._start = ","
+        return True
+
+    def close(self) -> None:
+        write("[]\n" if self._start == "[" else "\n]\n")
+
+
+class _Terminal:
+    """The first rows, for people."""
+
+    def __init__(self) -> None:
+        self._frames: list[pd.DataFrame] = []
+        self._rows = 0
+
+    def add(self, frame: pd.DataFrame) -> bool:
+        self._frames.append(frame)
+        self._rows += len(frame)
+        return self._rows <= _ROWS_ON_A_TERMINAL
+
+    def close(self) -> None:
+        if self._frames:
+            show(pd.concat(self._frames).head(_ROWS_ON_A_TERMINAL))
+        if self._rows > _ROWS_ON_A_TERMINAL:
+            write("... and more: `-o FILE` writes them all\n")
+
+
+def show(frame: pd.DataFrame) -> None:
+    """Write a table for people to standard output."""
+    table = Table()
+    for name, column in frame.items():
+        table.add_column(Text(str(name)), justify="right" if column.dtype.kind in "iufb" else "left")
+    for row in frame.itertuples(index=False):
+        table.add_row(*(Text(_in_a_cell(value)) for value in row))
+    Console().print(table)
+
+
+def _in_a_cell(value: Any) -> str:
+    if isinstance(value, float):
+        return "" if np.isnan(value) else f"{value:.4g}"
+    return str(value)
+
+
+def as_text(values: Any) -> str:
+    """JSON of plain values, NumPy's too; NaN, which JSON does not have, as null."""
+    return json.dumps(_plain(values), ensure_ascii=False, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(name): _plain(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return value if np.isfinite(value) else None
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
+
+
+# -- ids -----------------------------------------------------------------------------------------
+
+
+def ids_of_users(model: HPF | HPFEnsemble) -> NDArray[Any]:
+    """Ids of all users of a model, (N,)."""
+    return np.arange(model.nusers) if model.user_mapping_ is None else model.user_mapping_
+
+
+def ids_of_items(model: HPF | HPFEnsemble) -> NDArray[Any]:
+    """Ids of all items of a model, (M,)."""
+    return np.arange(model.nitems) if model.item_mapping_ is None else model.item_mapping_
+
+
+def listed(text: str) -> list[str]:
+    """Ids with commas between them; one that contains a comma stands in double quotes."""
+    return next(csv.reader(io.StringIO(text)), [])
+
+
+def ids_named(texts: list[str], known: Any, kind: str) -> tuple[list[Any], list[str]]:
+    """The ids of a model, any type, that are written like these texts, and the texts that are like none.
+
+    ``known`` (n,) are all its ids; ValueError if none of the texts is among them.
+    """
+    by_text = {str(one): one for one in known}
+    found = [by_text[text] for text in texts if text in by_text]
+    unknown = [text for text in texts if text not in by_text]
+    if not found:
+        raise ValueError(f"{kind} {', '.join(map(repr, texts))}: not in the model")
+    return found, unknown

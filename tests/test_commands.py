@@ -1,0 +1,476 @@
+"""The commands of `hpf-gpu` that read and write files, each against the same calls in Python."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import typer
+from small_data import COUNTS
+
+import hpf_gpu
+from hpf_gpu import HPF, HPFEnsemble, load
+from hpf_gpu.app import parameters, tables
+from hpf_gpu.app.application import COMMANDS
+from hpf_gpu.app.bench import drawn_counts
+from hpf_gpu.app.cli import main
+from hpf_gpu.app.commands import fit as fitting
+from hpf_gpu.app.commands import recommend as recommending
+from hpf_gpu.model.settings import TABLE
+
+NAMES = {"UserId": "listener", "ItemId": "artist", "Count": "plays"}
+NAMED = ["--user", "listener", "--item", "artist", "--count", "plays"]
+SMALL = ["--k", "3", "--maxiter", "10", "--seed", "1"]
+RUN = "import sys; from hpf_gpu.app.cli import main; sys.exit(main(sys.argv[1:]))"
+#: Ids that are text; those of the items look like numbers.
+PLAYS = COUNTS.assign(UserId="u" + COUNTS.UserId.astype(str), ItemId="0" + COUNTS.ItemId.astype(str))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Counts in files of both kinds, and a model of them."""
+    place = tmp_path_factory.mktemp("plays")
+    PLAYS.rename(columns=NAMES).to_parquet(place / "plays.parquet")
+    COUNTS.to_csv(place / "numbers.csv", index=False)
+    COUNTS.rename(columns=NAMES).to_csv(place / "plays.csv", index=False)
+    assert main(["fit", str(place / "plays.parquet"), *NAMED, *SMALL, "-o", str(place / "m.hpf"), "-q"]) == 0
+    return place
+
+
+@pytest.fixture
+def run(folder, capsys, monkeypatch):
+    """A function that runs a command in the folder; returns its status, output and lines of errors."""
+
+    def command(*arguments):
+        monkeypatch.chdir(folder)
+        status = main([str(one) for one in arguments])
+        told = capsys.readouterr()
+        return SimpleNamespace(status=status, out=told.out, errors=told.err.splitlines())
+
+    return command
+
+
+def fitted(counts, **arguments):
+    return HPF(**{"k": 3, "maxiter": 10, "random_seed": 1, "verbose": False} | arguments).fit(counts)
+
+
+@pytest.fixture(scope="module")
+def help_of_fit():
+    """What `hpf-gpu fit --help` says of each option."""
+    application = typer.Typer()
+    application.command()(fitting.fit)
+    command = typer.main.get_command(application)
+    return {name: param.help for param in command.params for name in param.opts if name.startswith("--")}
+
+
+# -- fit -------------------------------------------------------------------------------------------
+
+
+def test_a_fit_is_that_of_python(folder):
+    model, same = load(folder / "m.hpf"), fitted(PLAYS)
+    np.testing.assert_array_equal(model.Theta, same.Theta)
+    np.testing.assert_array_equal(model.item_mapping_, same.item_mapping_)
+    assert model.verbose  # of fits in Python
+
+
+def test_a_csv_file_has_the_same_counts(folder, run):
+    assert run("fit", "plays.csv", *NAMED, *SMALL, "-o", "csv.hpf").status == 0
+    np.testing.assert_array_equal(load(folder / "csv.hpf").Theta, fitted(COUNTS).Theta)
+
+
+def test_without_a_column_of_counts_every_row_is_one(folder, run):
+    assert run("fit", "plays.csv", *NAMED[:4], "--count", "none", *SMALL, "-o", "ones.hpf").status == 0
+    np.testing.assert_array_equal(load(folder / "ones.hpf").Theta, fitted(COUNTS.assign(Count=1)).Theta)
+
+
+def test_options_are_parameters_of_the_model(folder, run):
+    given = ["--k", "4", "--bias", "--counts", "log1p", "--stop-crit", "maxiter", "--maxiter", "2"]
+    given += [
+        "--seed",
+        "7",
+        "--threads",
+        "1",
+        "--no-use-float",
+        "--check-every",
+        "none",
+        "--stop-thr",
+        "1e-4",
+    ]
+    assert run("fit", "numbers.csv", *given, "-o", "options.hpf").status == 0
+    expected = {"k": 4, "bias": True, "counts": "log1p", "stop_crit": "maxiter", "maxiter": 2, "ncores": 1}
+    expected |= {"random_seed": 7, "use_float": False, "check_every": None, "stop_thr": 1e-4}
+    assert load(folder / "options.hpf").get_params() == HPF(**expected).get_params()
+
+
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
+def test_every_parameter_is_an_option(row, help_of_fit):
+    if row.name in parameters._LEFT_OUT:
+        assert row.name not in parameters._ROWS
+    else:
+        typed = str(row.default).lower()
+        assert parameters.value_of(row.name, typed) == row.default
+        assert f"[default: {typed}]" in help_of_fit[f"--{row.name.replace('_', '-')}"]
+
+
+def test_what_an_option_is_for(help_of_fit):
+    told = parameters._first_sentences(HPF.__doc__)
+    assert not {row.name for row in TABLE} - set(told)
+    assert told["k"] == "Number of factors K."
+    assert told["a_prime"] == "Prior of the users: shape a of θ, shape a' and mean b' of the activity ξ."
+    assert told["users_per_batch"].startswith("If either is set, the fit is stochastic and an iteration is")
+    assert "hpfrec, svd" in help_of_fit["--init"]
+    assert help_of_fit["--seed"] == help_of_fit["--random-seed"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["numbers.csv", "--k", "-3"], "k=-3 must be at least 0"),
+        (["numbers.csv", "--k", "many"], "k='many' is not a number"),
+        (["numbers.csv", "--counts", "most"], "counts='most' is unknown; choose one of 'raw', 'binary'"),
+        (["numbers.csv", "--backend", "abacus"], "backend='abacus' is unknown"),
+        (["plays.csv"], "plays.csv has no column 'UserId', but 'listener', 'artist', 'plays': name its colu"),
+        (["plays.parquet"], "plays.parquet has no column 'UserId', but 'listener', 'artist', 'plays': name"),
+        (["missing.csv"], "[Errno 2] No such file or directory: 'missing.csv'"),
+        (["m.hpf"], "m.hpf is neither .csv nor .parquet by its name"),
+        (["empty.csv"], "No columns to parse from file"),
+        (["numbers.csv", "-o", "nowhere/x.hpf"], "nowhere is not an existing folder"),
+        (["numbers.csv", "--stop-crit", "val-llk"], "stop_crit='val-llk' needs held-out counts"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_errors_are_one_line_and_status_two(folder, run, arguments, told):
+    (folder / "empty.csv").touch()
+    ran = run("fit", "-o", "x.hpf", *arguments)
+    assert (ran.status, ran.out) == (2, "")
+    assert len(ran.errors) == 1
+    assert ran.errors[0].startswith("hpf-gpu: ")
+    assert told in ran.errors[0]
+    assert not (folder / "x.hpf").exists()
+
+
+def test_what_a_fit_says(folder, run):
+    arguments = ["fit", "numbers.csv", *SMALL, "-o", "said.hpf"]
+    assert run(*arguments, "--quiet").out == ""
+    model = load(folder / "said.hpf")
+    text = run(*arguments).out
+    assert f"said.hpf: {model.nusers} users, {model.nitems} items, 3 factors, seed 1\n" in text
+    assert "\n10 iterations in " in text
+    assert f"log-likelihood {model.history_.llk.iloc[-1]:,.0f}" in text
+    values = json.loads(run(*arguments, "--json").out)
+    assert values.pop("seconds") > 0
+    assert values == {
+        "model": "said.hpf", "users": model.nusers, "items": model.nitems, "k": 3, "random_seed": 1,
+        "backend": model.backend_, "iterations": 10, "llk": model.history_.llk.iloc[-1],
+        "elbo": model.history_.elbo.iloc[-1],
+    }  # fmt: skip
+
+
+def test_held_out_counts_and_a_checkpoint(folder, run):
+    COUNTS[::7].to_csv(folder / "later.csv", index=False)
+    arguments = ["fit", "numbers.csv", "--held-out", "later.csv", "--stop-crit", "val-llk", "--k", "3"]
+    arguments += ["--seed", "1", "--check-every", "2", "--checkpoint", "state", "--checkpoint-every", "1"]
+    assert run(*arguments, "-o", "first.hpf", "--maxiter", "4").status == 0
+    assert load(folder / "first.hpf").history_.val_llk.notna().all()
+    assert run(*arguments, "-o", "more.hpf", "--maxiter", "6").status == 0
+    whole = HPF(3, maxiter=6, random_seed=1, stop_crit="val-llk", check_every=2, verbose=False)
+    np.testing.assert_array_equal(load(folder / "more.hpf").Theta, whole.fit(COUNTS, COUNTS[::7]).Theta)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no SIGINT to one process")
+def test_an_interrupted_fit_writes_its_model(folder):
+    arguments = ["fit", "numbers.csv", "--k", "3", "--stop-crit", "maxiter", "--maxiter", "1000000000"]
+    arguments += ["--checkpoint", "interrupted", "--checkpoint-every", "1", "-o", "interrupted.hpf"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUN, *arguments], cwd=folder, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        while not (folder / "interrupted").exists() and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=600)
+    finally:
+        process.kill()
+    niter = load(folder / "interrupted.hpf").niter
+    assert errors == f"hpf-gpu: interrupted: interrupted.hpf has the model after iteration {niter}\n"
+    assert process.returncode == 130
+
+
+# -- recommend ---------------------------------------------------------------------------------------
+
+
+def same_lists(frame, expected):
+    pd.testing.assert_frame_equal(frame, expected, check_dtype=False, rtol=1e-6)  # text of float32
+
+
+def test_lists_of_all_users(folder, run, monkeypatch):
+    expected = load(folder / "m.hpf").recommend(n=5)
+    monkeypatch.setattr(recommending, "_USERS_AT_ONCE", 7)  # 60 users in nine blocks
+    assert run("recommend", "m.hpf", "-n", 5, "-o", "lists.parquet").status == 0
+    same_lists(pd.read_parquet(folder / "lists.parquet"), expected)
+    assert run("recommend", "m.hpf", "-n", 5, "-o", "lists.csv").out == ""
+    same_lists(pd.read_csv(folder / "lists.csv", dtype={"ItemId": str}), expected)
+    assert run("recommend", "m.hpf", "-n", 5).out == (folder / "lists.csv").read_text()
+    records = json.loads(run("recommend", "m.hpf", "-n", 5, "--json").out)
+    same_lists(pd.DataFrame(records), expected)
+
+
+def test_lists_of_some_users(folder, run):
+    ran = run("recommend", "m.hpf", "--users", 'u101,ann,u103,"u1,2"', "--include-seen", "--discount", "0.2")
+    assert ran.errors == ["hpf-gpu: warning: users 'ann', 'u1,2' are not in the model"]
+    (folder / "some.csv").write_text(ran.out)
+    expected = load(folder / "m.hpf").recommend(["u101", "u103"], exclude_seen=False, discount=0.2)
+    same_lists(pd.read_csv(folder / "some.csv", dtype={"ItemId": str}), expected)
+    ran = run("recommend", "m.hpf", "--users", "ann,bob")
+    assert (ran.status, ran.errors) == (2, ["hpf-gpu: users 'ann', 'bob': not in the model"])
+
+
+def test_lists_by_counts_of_new_users(folder, run):
+    """Ids of items are text in the model, and digits with a zero before them in the file."""
+    new = PLAYS[PLAYS.UserId < "u103"].assign(UserId="new")
+    new.to_csv(folder / "new.csv", index=False)
+    ran = run("recommend", "m.hpf", "--counts", "new.csv", "-n", 3, "--json")
+    assert ran.errors == []
+    same_lists(pd.DataFrame(json.loads(ran.out)), load(folder / "m.hpf").recommend(counts=new, n=3))
+    assert run("recommend", "m.hpf", "--counts", "new.csv", "--users", "u101").status == 2
+
+
+def test_numbers_as_ids(folder, run):
+    run("fit", "numbers.csv", *SMALL, "-o", "numbers.hpf")
+    lists = pd.DataFrame(json.loads(run("recommend", "numbers.hpf", "--users", "101", "--json").out))
+    same_lists(lists, load(folder / "numbers.hpf").recommend([101]))
+
+
+def test_lists_of_an_ensemble(folder, run):
+    ensemble = HPFEnsemble(2, k=2, maxiter=3, random_seed=1, verbose=False).fit(PLAYS)
+    ensemble.save(folder / "ensemble.hpf")
+    records = json.loads(run("recommend", "ensemble.hpf", "-n", 2, "--json").out)
+    same_lists(pd.DataFrame(records), ensemble.recommend(PLAYS.UserId.unique(), n=2))
+
+
+@pytest.mark.parametrize("output", ["lists.txt", "nowhere/lists.csv", "lists.csv.gz"])
+def test_where_lists_cannot_be_written(folder, run, output, monkeypatch):
+    monkeypatch.setattr(HPF, "recommend", lambda *_, **__: pytest.fail("found only after the work"))
+    ran = run("recommend", "m.hpf", "-o", output)
+    assert ran.status == 2
+    assert len(ran.errors) == 1
+    assert not (folder / output).exists()
+
+
+def test_a_list_that_fails_leaves_the_old_file(folder, run, monkeypatch):
+    (folder / "old.csv").write_text("old")
+    monkeypatch.setattr(recommending, "_USERS_AT_ONCE", 7)
+    whole = HPF.recommend
+
+    def fails_later(self, users, *_, **__):
+        if "u110" in users:
+            raise MemoryError
+        return whole(self, users)
+
+    monkeypatch.setattr(HPF, "recommend", fails_later)
+    ran = run("recommend", "m.hpf", "-o", "old.csv")
+    assert (ran.status, ran.errors) == (2, ["hpf-gpu: MemoryError"])
+    assert (folder / "old.csv").read_text() == "old"
+
+
+# -- what other modules do -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["items", "users"])
+def test_similar(run, monkeypatch, kind):
+    asked = []
+
+    def search(self, ids, n):
+        asked.append((list(ids), n))
+        return pd.DataFrame({"Id": ids, "Similarity": 0.5})
+
+    monkeypatch.setattr(HPF, f"similar_{kind}", search, raising=False)
+    ids = ["0501", "0502"] if kind == "items" else ["u101", "u102"]
+    flag = [] if kind == "items" else ["--users"]
+    ran = run("similar", "m.hpf", ",".join([*ids, "none"]), "-n", 4, *flag)
+    assert asked == [(ids, 4)]
+    assert ran.out == f"Id,Similarity\n{ids[0]},0.5\n{ids[1]},0.5\n"
+    assert ran.errors == [f"hpf-gpu: warning: {kind} 'none' are not in the model"]
+
+
+def test_evaluate(folder, run, monkeypatch):
+    asked = []
+
+    def measure(model, train, held_out, **options):
+        asked.append((model.nusers, len(train), len(held_out), train.ItemId.iloc[0], options))
+        frame = pd.DataFrame({"metric": ["precision", "auc"], "value": [0.5, np.nan]})
+        return SimpleNamespace(to_frame=lambda: frame)
+
+    monkeypatch.setattr(hpf_gpu, "evaluate", measure, raising=False)
+    PLAYS[::7].to_csv(folder / "held_out.csv", index=False)
+    PLAYS.to_csv(folder / "train.csv", index=False)
+    files = ["--train", "train.csv", "--held-out", "held_out.csv"]
+    assert run("evaluate", "m.hpf", *files).out == "metric,value\nprecision,0.5\nauc,\n"
+    ran = run("evaluate", "m.hpf", *files, "-n", 7, "--metrics", "precision,auc", "--json")
+    assert json.loads(ran.out) == [{"metric": "precision", "value": 0.5}, {"metric": "auc", "value": None}]
+    read = (60, len(PLAYS), len(PLAYS[::7]), PLAYS.ItemId.iloc[0])
+    assert asked == [(*read, {"n": 20}), (*read, {"n": 7, "metrics": ["precision", "auc"]})]
+
+
+def test_report(folder, run, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        hpf_gpu,
+        "report",
+        lambda model, output, names: asked.append((model.nitems, output, names)),
+        raising=False,
+    )
+    (folder / "names.csv").write_text("code,name,price\n0501,Lamp,1\n0502,Bag,2\n")
+    assert run("report", "m.hpf", "-o", "page.html", "--names", "names.csv").status == 0
+    assert run("report", "m.hpf", "-o", "page.html").status == 0
+    (items, output, names), (_, _, without) = asked
+    assert (items, str(output), without) == (load(folder / "m.hpf").nitems, "page.html", None)
+    assert names.to_dict() == {"0501": "Lamp", "0502": "Bag"}
+
+
+# -- select and bench ----------------------------------------------------------------------------------
+
+
+def test_select_tries_all_combinations(folder, run):
+    options = ["--k", "2,3", "--counts", "raw,log1p", "--maxiter", "3", "--seed", "1", "-n", "5"]
+    ran = run("select", "numbers.csv", *options, "-o", "best.hpf", "--json")
+    result = json.loads(ran.out)
+    tried = pd.DataFrame(result["table"])
+    assert set(zip(tried.k, tried.counts, strict=True)) == {
+        (2, "raw"), (2, "log1p"), (3, "raw"), (3, "log1p")
+    }  # fmt: skip
+    best = load(folder / "best.hpf")
+    assert {name: best.get_params()[name] for name in result["parameters"]} == result["parameters"]
+    assert result["parameters"]["k"] == tried.k[tried.score.idxmax()]
+    assert best.nusers == COUNTS.UserId.nunique()
+
+
+def test_select_for_people(run):
+    ran = run("select", "numbers.csv", "--k", "2,3", "--maxiter", "2", "-n", "5")
+    assert "Best in precision: {" in ran.out
+    assert "┃ candidate ┃" in ran.out
+
+
+def test_bench(run):
+    options = ["--seconds", "0.01", "--nonzeros", "3000", "--k", "2"]
+    result = json.loads(run("bench", *options, "--json").out)
+    assert result["nonzeros"] > 2500
+    rows = {row["Backend"]: row for row in result["backends"]}
+    speed = rows["numpy"]
+    assert speed["Iterations"] >= 2
+    assert speed["ns/nonzero"] == pytest.approx(1e9 / (speed["Iterations/s"] * result["nonzeros"]))
+    assert all(row["Iterations"] or row["Note"] for row in rows.values())
+    text = run("bench", *options).out
+    assert all(name in text for name in rows)
+
+
+def test_counts_that_bench_draws():
+    counts = drawn_counts(500, 200, 20_000)
+    assert counts.shape == (500, 200)
+    of_users, of_items = np.sort(counts.sum(axis=1)), np.sort(counts.sum(axis=0))
+    assert of_items[-20:].sum() > 0.25 * counts.sum()  # a tenth of the items has a quarter of the counts
+    assert of_users[-50:].sum() > 0.25 * counts.sum()
+    assert of_users[-1] < 0.02 * counts.sum()
+
+
+# -- models in files -----------------------------------------------------------------------------------
+
+
+def test_load_tells_a_model_from_an_ensemble(folder, tmp_path):
+    HPFEnsemble(2, k=2, maxiter=2, verbose=False).fit(PLAYS).save(tmp_path / "e.hpf")
+    ensemble = load(tmp_path / "e.hpf")
+    assert isinstance(load(folder / "m.hpf"), HPF)
+    assert isinstance(ensemble, HPFEnsemble)
+    assert ensemble.user_mapping_.tolist() == PLAYS.UserId.unique().tolist()
+    assert ensemble.item_mapping_.tolist() == PLAYS.ItemId.unique().tolist()
+    text = (folder / "m.hpf").read_bytes()
+    (tmp_path / "other").write_bytes(text.replace(b'"hpf_gpu"', b'"hpf_cpu"'))
+    (tmp_path / "short").write_bytes(text[:50])
+    with pytest.raises(hpf_gpu.ModelFileError, match="neither a model nor a model ensemble of hpf_gpu"):
+        load(tmp_path / "other")
+    with pytest.raises(hpf_gpu.ModelFileError, match="short is damaged, or neither a model nor"):
+        load(tmp_path / "short")
+    with pytest.raises(FileNotFoundError):
+        load(tmp_path / "missing")
+
+
+# -- the program ---------------------------------------------------------------------------------------
+
+
+def test_help_is_immediate():
+    code = """
+import sys
+from hpf_gpu.app.cli import main
+for command in ([], ["recommend"], ["demo"], ["similar"], ["evaluate"], ["report"], ["bench"], ["doctor"]):
+    assert main([*command, "--help"]) == 0
+assert main(["recommend"]) == 2
+loaded = {"numpy", "pandas", "scipy", "hpf_gpu.estimator"} & set(sys.modules)
+sys.exit(f"loaded: {loaded}" if loaded else 0)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(run, name):
+    ran = run(name, "--help")
+    assert ran.status == 0
+    assert f"Usage: hpf-gpu {name}" in ran.out
+    assert COMMANDS[name] in " ".join(run("--help").out.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [("hpf-gpu re", {"recommend", "report"}), ("hpf-gpu fit --counts ", {"raw", "binary", "log1p"})],
+)
+def test_completion(run, monkeypatch, typed, offered):
+    monkeypatch.setenv("_HPF_GPU_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", typed)
+    monkeypatch.setenv("COMP_CWORD", str(len(typed.split(" ")) - 1))
+    assert set(run().out.split()) == offered
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminal")
+def test_on_a_terminal(folder):
+    """Bars on standard error, and a table on standard output."""
+    import pty
+
+    code = f"""
+import sys
+from hpf_gpu.app.cli import main
+main(["fit", "numbers.csv", *{SMALL}, "-o", "terminal.hpf"])
+sys.exit(main(["recommend", "terminal.hpf", "-n", "9"]))
+"""
+    leader, follower = pty.openpty()
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "100"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=folder, env=environment, stdout=follower, stderr=follower
+    )
+    os.close(follower)
+    shown = b""
+    while True:
+        try:
+            part = os.read(leader, 1 << 16)
+        except OSError:  # Linux says so where others end the file
+            part = b""
+        if not part:
+            break
+        shown += part
+    os.close(leader)
+    text = shown.decode()
+    assert process.wait() == 0
+    for step in ("Reading numbers.csv", "Fitting", "log-likelihood", "Ranking"):
+        assert step in text
+    assert "UserId" in text
+    assert "┃" in text
+    assert "... and more: `-o FILE` writes them all" in text
+    assert len(re.findall(r"^│ +1\d\d ", text, re.MULTILINE)) == tables._ROWS_ON_A_TERMINAL
