@@ -7,6 +7,7 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .backends.protocol import BackendUnavailable, DeviceError, NotEnoughMemory
+    from .data.triplets import Counts
     from .ensemble import HPFEnsemble
     from .estimator import HPF
     from .files.tensor_file import ModelFileError
@@ -17,6 +18,7 @@ else:
         "HPF": ".estimator",
         "HPFEnsemble": ".ensemble",
         "BackendUnavailable": ".backends.protocol",
+        "Counts": ".data.triplets",
         "DeviceError": ".backends.protocol",
         "ModelFileError": ".files.tensor_file",
         "NotEnoughMemory": ".backends.protocol",
@@ -32,6 +34,7 @@ else:
 __all__ = [
     "HPF",
     "BackendUnavailable",
+    "Counts",
     "DeviceError",
     "HPFEnsemble",
     "ModelFileError",
