@@ -500,7 +500,7 @@ class HPF:
             plays, model = pq.ParquetFile("plays.parquet"), HPF(k=30)
             for epoch in range(5):
                 for group in np.random.permutation(plays.num_row_groups):
-                    batch = plays.read_row_group(group).to_pandas()
+                    batch = plays.read_row_group(group)
                     model.partial_fit(batch, nusers=1_000_000, nitems=50_000)
         """
         Choice(("users", "items")).checked("batch_type", batch_type)
@@ -732,8 +732,9 @@ class HPF:
         """
         if sparse.issparse(on_host(counts_df)):
             raise TypeError(
-                "users are added by id: pass hpf_gpu.Counts(matrix, users=ids, items=ids), or a frame with "
-                f"{self.user}, {self.item} and {self.count or 'a row for each pair'}"
+                f"users are added by id: pass a frame with {self.user}, {self.item} and "
+                f"{'a row for each pair' if self.count is None else self.count}, or hpf_gpu.Counts(matrix, "
+                "users=ids, items=ids)"
             )
         folded = self._fold(USERS, counts_df, maxiter, stop_thr, ncores)
         self._fitted = with_users(folded, update_existing=update_existing)

@@ -389,7 +389,7 @@ def one_count(**given: Any) -> pd.DataFrame:
         ({"step_size": np.nan}, ValueError, "step_size is nan"),
         ({"step_size": "x"}, TypeError, "step_size is 'x'"),
         ({"random_seed": -1}, ValueError, "random_seed=-1"),
-        ({"counts_df": [1]}, TypeError, "counts_df must be a pandas data frame"),
+        ({"counts_df": [1]}, TypeError, "counts_df must be a data frame"),
         ({"counts_df": one_count(UserId=[None])}, ValueError, "missing"),
         ({"counts_df": one_count(Count=[-1])}, ValueError, "count -1"),
         ({"counts_df": sparse.csr_array((3, 4))}, ValueError, "counts_df is empty"),

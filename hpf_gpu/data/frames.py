@@ -44,7 +44,10 @@ def read_table(data: Any, ids: Sequence[Any], count: Any, name: str) -> Any:
     if frame is data and (hasattr(data, "__arrow_c_stream__") or hasattr(data, "__arrow_c_array__")):
         import pyarrow as pa
 
-        frame = nw.from_native(pa.table(data))
+        try:
+            frame = nw.from_native(pa.table(data))
+        except (pa.ArrowInvalid, TypeError):  # a single column
+            return data
     if not isinstance(frame, (nw.DataFrame, nw.LazyFrame)):
         return data
     if frame.implementation.is_pandas():
@@ -124,7 +127,8 @@ def _chunked(data: Any) -> Any:
 
 
 def _flat(label: Any) -> str:
-    return "_".join(map(str, label)) if isinstance(label, tuple) else str(label)
+    """The name of a column; pandas has tuples where there are several levels, ending in "" for the index."""
+    return "_".join(str(one) for one in label if one != "") if isinstance(label, tuple) else str(label)
 
 
 # -- columns -------------------------------------------------------------------------------------
