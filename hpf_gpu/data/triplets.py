@@ -224,13 +224,16 @@ def _columns(
     """The columns of ids and of counts of a frame of pandas, or of an array (n, 3), unconverted."""
     columns = [*ids, *([] if count is None else [count])]
     if isinstance(data, pd.DataFrame):
-        require_columns(data.columns, columns, name)
         if not data.columns.is_unique:
             names = data.columns.tolist()  # comparing the index itself takes a millisecond
             doubled = [column for column in columns if names.count(column) > 1]
             if doubled:
                 raise ValueError(f"{name} has several columns {doubled[0]!r}")
-        series = [data[column] for column in columns]
+        try:
+            series = [data[column] for column in columns]
+        except KeyError:
+            require_columns(data.columns, columns, name)
+            raise
         if count is not None and not pd.api.types.is_numeric_dtype(series[-1]):
             counts = series[-1].dropna()
             if len(counts) and pd.api.types.is_string_dtype(counts):
