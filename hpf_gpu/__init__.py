@@ -7,6 +7,7 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .backends.protocol import BackendUnavailable, DeviceError, NotEnoughMemory
+    from .data.triplets import Counts
     from .ensemble import HPFEnsemble
     from .estimator import HPF
     from .evaluation import Evaluation, compare, evaluate
@@ -22,6 +23,7 @@ else:
         "HPFEnsemble": ".ensemble",
         "BackendUnavailable": ".backends.protocol",
         "ConvergenceWarning": ".model.convergence",
+        "Counts": ".data.triplets",
         "DeviceError": ".backends.protocol",
         "Evaluation": ".evaluation",
         "ModelFileError": ".files.tensor_file",
@@ -43,6 +45,7 @@ __all__ = [
     "HPF",
     "BackendUnavailable",
     "ConvergenceWarning",
+    "Counts",
     "DeviceError",
     "Evaluation",
     "HPFEnsemble",

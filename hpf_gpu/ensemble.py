@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from .answers import ensembles
 from .answers.recommendations import Lists, Wanted, known_users
 from .answers.summaries import facts_of_ensemble, repr_html
-from .data.triplets import read
+from .data.frames import like
+from .data.triplets import Columns, load, read
 from .estimator import HPF
 from .files.ensemble_file import load_ensemble, save_ensemble
 from .fitting.folding import factors_of_new_users
@@ -151,8 +152,12 @@ class HPFEnsemble:
         if callback is not None and not callable(callback):
             raise TypeError(f"callback must be a function of two arguments, not {callback!r}")
         plan = self._plan()
+        columns = plan[0].settings.columns
         if val_set is None and any(one.settings.stop_crit == "val-llk" for one in plan):
             raise ValueError("stop_crit='val-llk' needs held-out counts: fit(counts_df, val_set=...)")
+        counts, held_out = load(counts_df, columns, "counts_df"), None
+        if val_set is not None:
+            held_out = load(val_set, columns, "val_set")
         models: dict[int, HPF] = {}
         members: dict[int, Member] = {}
         unmet = 0
@@ -165,7 +170,7 @@ class HPFEnsemble:
                 )
                 for number in numbers
             ]
-            fits = train_with_seeds(settings, Inputs(counts_df, val_set, transposed=transposed), asked)
+            fits = train_with_seeds(settings, Inputs(counts, held_out, transposed=transposed), asked)
             for number, trained in zip(numbers, fits, strict=True):
                 if trained.ended_by is not None:
                     raise trained.ended_by
@@ -269,7 +274,8 @@ class HPFEnsemble:
             not fitted.
         """
         ensemble, taken = self._ensemble, self._taken("a likelihood of")
-        triplets = read(input_df, dtype=ensemble.dtype.type, name="input_df", taken=taken)
+        dtype, columns = ensemble.dtype.type, self._columns
+        triplets = read(input_df, dtype=dtype, name="input_df", taken=taken, columns=columns)
         return ensembles.eval_llk(ensemble, self._threads, triplets, full_llk=bool(full_llk))
 
     def topN(self, user: Any, n: int = 10, exclude_seen: bool = True, items_pool: Any = None) -> NDArray[Any]:
@@ -333,20 +339,22 @@ class HPFEnsemble:
             lists = ensembles.recommend(ensemble, known_users(ensemble.user_ids, users), wanted)
         else:
             lists = self._recommend_for(ensemble, counts, wanted)
-        return lists.table() if as_frame else lists.arrays()
+        return like(lists.table(), users, counts) if as_frame else lists.arrays()
 
     def _recommend_for(self, ensemble: Ensemble, counts: Any, wanted: Wanted) -> Lists:
         """The lists of new users."""
-        folded = []
+        folded, columns = [], self._columns
+        loaded = load(counts, columns, "counts")
         for number, model in self._for_new_users().items():
             settings, fitted = Settings.of(model.get_params()), ensemble.members[number].fitted
-            triplets = read(counts, dtype=fitted.dtype.type, name="counts", taken=settings.counts)
+            dtype, taken = fitted.dtype.type, settings.counts
+            triplets = read(loaded, dtype=dtype, name="counts", taken=taken, columns=columns)
             folded.append(factors_of_new_users(settings, fitted, triplets, maxiter=10, stop_thr=1e-3))
         new, _ = folded[0]
         had = new.csr.indptr, new.csr.indices
         return ensembles.recommend_for(ensemble, new.ids, [theta for _, theta in folded], had, wanted)
 
-    def transform(self, counts_df: Any, maxiter: int = 10, stop_thr: float = 1e-3) -> pd.DataFrame:
+    def transform(self, counts_df: Any, maxiter: int = 10, stop_thr: float = 1e-3) -> Any:
         """Factors of new users in every member that is not transposed, without adding them.
 
         Parameters
@@ -357,7 +365,8 @@ class HPFEnsemble:
         Returns
         -------
         DataFrame
-            A row for each user, and columns (member, factor).
+            A row for each user, and columns (member, factor); in a frame of another library than pandas,
+            member_factor, behind UserId.
 
         Raises
         ------
@@ -365,8 +374,9 @@ class HPFEnsemble:
             As for :meth:`hpf_gpu.HPF.transform`; if all members are transposed, or none is fitted.
         """
         models = self._for_new_users()
-        frames = {number: model.transform(counts_df, maxiter, stop_thr) for number, model in models.items()}
-        return pd.concat(frames, axis=1, names=["member", "factor"])
+        loaded = load(counts_df, self._columns, "counts_df")
+        frames = {number: model.transform(loaded, maxiter, stop_thr) for number, model in models.items()}
+        return like(pd.concat(frames, axis=1, names=["member", "factor"]), counts_df)
 
     # -- files ---------------------------------------------------------------------------------
 
@@ -504,6 +514,11 @@ class HPFEnsemble:
             )
         return able
 
+    @property
+    def _columns(self) -> Columns:
+        """The columns of tables of counts, which members have in common."""
+        return Settings.of(self.members_[0].get_params()).columns
+
     def _taken(self, what: str) -> str:
         """What the members take for counts; ValueError if they differ."""
         taken = sorted({model.counts for model in self.members_})
@@ -530,10 +545,13 @@ class HPFEnsemble:
         weights = [from_zero(f"weights[{number}]", weight) for number, weight in enumerate(weights)]
         if not any(weights):
             raise ValueError("all weights are zero: at least one member must count")
-        return [
+        plan = [
             _planned(number, self.parameters, own, weight)
             for number, (own, weight) in enumerate(zip(listed, weights, strict=True))
         ]
+        if len({one.settings.columns for one in plan}) > 1:
+            raise ValueError("all members read the same table: pass user, item and count to the ensemble")
+        return plan
 
 
 def as_ensemble(model: HPF | HPFEnsemble) -> Ensemble:

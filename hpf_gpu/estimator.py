@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
@@ -16,6 +15,7 @@ from .answers.explanations import explain, related_items
 from .answers.predictions import eval_llk, predict
 from .answers.recommendations import Wanted, known_users, recommend, recommend_for, top_n
 from .answers.summaries import changed, facts_of, repr_html
+from .data.frames import like
 from .data.triplets import Triplets, on_host, read, read_one_user
 from .files.csv_folder import write_csv_folder
 from .files.model_file import load_model, save_model
@@ -181,6 +181,10 @@ class HPF:
         likelihood matters, 'hpfrec' where results are to be those of hpfrec.  'svd' has no effect with
         ``fixed_users`` or ``fixed_items``, whose factors differ already.  In ``partial_fit`` rows that are
         new in a fitted model start as with 'hpfrec'; a first batch cannot start from 'svd'.
+    user, item, count : str or int
+        Names of the columns in tables of counts, in every method that takes counts.  With ``count=None``
+        every row is one, and arrays have two columns; the counts of a sparse matrix are used all the same.
+        Tables that come out have the columns UserId, ItemId and so on, whatever these names are.
 
     Attributes
     ----------
@@ -267,6 +271,9 @@ class HPF:
         w_rate: float = 10.0,
         temperature: float = 1.25,
         init: str = "hpfrec",
+        user: str | int = "UserId",
+        item: str | int = "ItemId",
+        count: str | int | None = "Count",
     ) -> None:
         self.k = k
         self.a = a
@@ -309,6 +316,9 @@ class HPF:
         self.w_rate = w_rate
         self.temperature = temperature
         self.init = init
+        self.user = user
+        self.item = item
+        self.count = count
         self._fitted: Fitted | None = None
         check_folder(self._settings().save_folder)
 
@@ -329,13 +339,16 @@ class HPF:
 
         Parameters
         ----------
-        counts_df : DataFrame, array (n, 3) or scipy sparse matrix (nusers, nitems)
-            A frame with columns UserId, ItemId and Count in any order, an array with these three
-            columns, or a sparse matrix or array of any format, whose row and column numbers are
-            the ids.  CuPy arrays and sparse matrices are also accepted, and with the cuda backend
-            never leave the GPU; ids in such arrays are integers.  Counts of the same user and item
-            are added up; counts of zero are dropped with a warning; all other counts, integers or
-            not, are used as they are.  Never modified.
+        counts_df : data frame, path, array (n, 3), sparse matrix (nusers, nitems), Counts or AnnData
+            A frame with columns UserId, ItemId and Count, or those that ``user``, ``item`` and ``count``
+            name, in any order: of pandas, polars (also lazy), pyarrow or any library that narwhals knows.
+            The path of a Parquet or CSV file, or of a folder of Parquet files, with these columns.  An array
+            with these three columns.  A sparse matrix or array of any format, whose row and column numbers
+            are the ids; with other ids, :class:`hpf_gpu.Counts`.  An AnnData, of which X is taken, with
+            obs_names for users and var_names for items.  docs/data.md says more.  CuPy arrays and sparse
+            matrices are also accepted, and with the cuda backend never leave the GPU; ids in such arrays are
+            integers.  Counts of the same user and item are added up; counts of zero are dropped with a
+            warning; all other counts, integers or not, are used as they are.  Never modified.
         val_set : same forms, optional
             Held-out counts for the log-likelihood in ``history_`` and for ``stop_crit='val-llk'``.
             Users and items without training data are left out with a warning.
@@ -369,7 +382,10 @@ class HPF:
         ValueError, TypeError
             If the data are not counts of users and items; the message names the value.  If the checkpoint
             is of a fit with other data or other parameters, except for ``backend``, ``ncores``, ``maxiter``,
-            and the parameters that determine what is shown, written and kept.  The previous fit is kept.
+            names of columns, and the parameters that determine what is shown, written and kept.  The previous
+            fit is kept.
+        FileNotFoundError, ImportError
+            If the data are a path where no file is, or pyarrow, which reads it, is not installed.
         ModelFileError
             If the checkpoint is damaged, not a checkpoint, or written by a newer version.
         BackendUnavailable
@@ -440,8 +456,8 @@ class HPF:
 
         Parameters
         ----------
-        counts_df : DataFrame, array (n, 3) or scipy sparse matrix (nusers, nitems)
-            As for :meth:`~hpf_gpu.HPF.fit`; empty rows of a matrix are not part of the batch.
+        counts_df : same forms as for :meth:`~hpf_gpu.HPF.fit`
+            Empty rows of a matrix are not part of the batch.
         batch_type : {'users', 'items'}
             Whether the batch has users with all their counts or items with all theirs.
         step_size : float, optional
@@ -491,7 +507,7 @@ class HPF:
             plays, model = pq.ParquetFile("plays.parquet"), HPF(k=30)
             for epoch in range(5):
                 for group in np.random.permutation(plays.num_row_groups):
-                    batch = plays.read_row_group(group).to_pandas()
+                    batch = plays.read_row_group(group)
                     model.partial_fit(batch, nusers=1_000_000, nitems=50_000)
         """
         Choice(("users", "items")).checked("batch_type", batch_type)
@@ -501,7 +517,13 @@ class HPF:
         self._fitted = partial_step(
             settings,
             fitted,
-            read(counts_df, dtype=dtype.type, name="counts_df", taken=settings.counts),
+            read(
+                counts_df,
+                dtype=dtype.type,
+                name="counts_df",
+                taken=settings.counts,
+                columns=settings.columns,
+            ),
             side=side,
             step_size=step_size,
             totals=Totals(nusers, nitems),
@@ -515,7 +537,7 @@ class HPF:
 
     def transform(
         self, counts_df: Any, maxiter: int = 10, stop_thr: float = 1e-3, ncores: int | None = None
-    ) -> pd.DataFrame:
+    ) -> Any:
         """Factors of many new users at once, with the item factors of the model unchanged (fold-in).
 
         Parameters
@@ -536,7 +558,8 @@ class HPF:
         DataFrame (n, k)
             E[θ] of each new user (k + 2 columns with ``bias=True``).  The index holds the user ids in order
             of first appearance, or the row numbers of a matrix.  A user without usable counts gets the
-            factors of a user without counts, with a warning.
+            factors of a user without counts, with a warning.  If the counts are a frame of another library
+            than pandas, a frame of that, with the ids in a column UserId.
 
         Raises
         ------
@@ -544,11 +567,12 @@ class HPF:
             If the data are not counts, if none of the items is in the model, if the model is not fitted, or
             if shapes and rates were not kept (``keep_all_objs=False``).
         """
-        return self._fold(USERS, counts_df, maxiter, stop_thr, ncores).frame("UserId")
+        folded = self._fold(USERS, counts_df, maxiter, stop_thr, ncores)
+        return like(folded.frame("UserId"), counts_df)
 
     def transform_items(
         self, counts_df: Any, maxiter: int = 10, stop_thr: float = 1e-3, ncores: int | None = None
-    ) -> pd.DataFrame:
+    ) -> Any:
         """Factors of many new items at once, with the user factors of the model unchanged (fold-in).
 
         As :meth:`transform` with users and items exchanged.
@@ -563,14 +587,16 @@ class HPF:
         Returns
         -------
         DataFrame (n, k)
-            E[β] of each new item.  The index holds the item ids, or the column numbers of a matrix.
+            E[β] of each new item.  The index holds the item ids, or the column numbers of a matrix; ids in a
+            frame of another library are in a column ItemId.
 
         Raises
         ------
         ValueError, TypeError
             As for :meth:`transform`.
         """
-        return self._fold(ITEMS, counts_df, maxiter, stop_thr, ncores).frame("ItemId")
+        folded = self._fold(ITEMS, counts_df, maxiter, stop_thr, ncores)
+        return like(folded.frame("ItemId"), counts_df)
 
     def predict_factors(
         self,
@@ -585,9 +611,9 @@ class HPF:
 
         Parameters
         ----------
-        counts_df : DataFrame, array (n, 2) or scipy sparse matrix (1, nitems)
-            Counts of the user, in columns ItemId and Count.  Unknown items and zeros are left out with a
-            warning.  Never modified.
+        counts_df : data frame, path, array (n, 2), sparse matrix (1, nitems) or Counts
+            Counts of the user, in columns ItemId and Count, or those that ``item`` and ``count`` name.
+            Unknown items and zeros are left out with a warning.  Never modified.
         maxiter : int
             Maximum number of iterations.
         ncores : int
@@ -693,9 +719,9 @@ class HPF:
 
         Parameters
         ----------
-        counts_df : DataFrame or array (n, 3)
-            Columns UserId, ItemId and Count: all counts of these users.  If ids are row numbers, new users
-            must be numbered consecutively from ``nusers``.
+        counts_df : same forms as for ``fit``, but no matrix without ids
+            All counts of these users.  If ids are row numbers, new users must be numbered consecutively from
+            ``nusers``.
         update_existing : bool
             True if all of these users are in the model, False if none is.
         maxiter, stop_thr, ncores :
@@ -712,7 +738,11 @@ class HPF:
             As for :meth:`add_user`; the model is then unchanged.
         """
         if sparse.issparse(on_host(counts_df)):
-            raise TypeError("users are added by id: pass a frame with UserId, ItemId and Count")
+            raise TypeError(
+                f"users are added by id: pass a frame with {self.user}, {self.item} and "
+                f"{'a row for each pair' if self.count is None else self.count}, or hpf_gpu.Counts(matrix, "
+                "users=ids, items=ids)"
+            )
         folded = self._fold(USERS, counts_df, maxiter, stop_thr, ncores)
         self._fitted = with_users(folded, update_existing=update_existing)
         return self
@@ -721,14 +751,16 @@ class HPF:
         """Fold in many new users or items."""
         settings, fitted = self._settings(), self._require_fitted()
         threads = settings.threads if ncores is None else thread_count(ncores)
-        triplets = read(counts_df, dtype=fitted.dtype.type, name="counts_df", taken=settings.counts)
+        dtype, taken, columns = fitted.dtype.type, settings.counts, settings.columns
+        triplets = read(counts_df, dtype=dtype, name="counts_df", taken=taken, columns=columns)
         return fold(
             settings, fitted, triplets, side=side, maxiter=maxiter, stop_thr=stop_thr, threads=threads
         )
 
     def _one_user(self, counts_df: Any, user: Any) -> Triplets:
-        dtype, taken = self._require_fitted().dtype.type, self._settings().counts
-        return read_one_user(counts_df, user, dtype=dtype, name="counts_df", taken=taken)
+        settings, dtype = self._settings(), self._require_fitted().dtype.type
+        taken, columns = settings.counts, settings.columns
+        return read_one_user(counts_df, user, dtype=dtype, name="counts_df", taken=taken, columns=columns)
 
     # -- answers -------------------------------------------------------------------------------
 
@@ -824,7 +856,8 @@ class HPF:
         -------
         DataFrame, or tuple of arrays (B, n) and (B, n)
             Columns UserId, ItemId and Score; users in the given order, best items first.  Or ids of items and
-            scores, a row for each user; where fewer items are left, rows end in None and −∞.
+            scores, a row for each user; where fewer items are left, rows end in None and −∞.  If ``users`` or
+            ``counts`` are of another library than pandas, so is the table.
 
         Raises
         ------
@@ -839,13 +872,14 @@ class HPF:
         if counts is None:
             lists = recommend(fitted, threads, known_users(fitted.user_ids, users), wanted)
         else:
-            settings = self._settings()
-            triplets = read(counts, dtype=fitted.dtype.type, name="counts", taken=settings.counts)
+            settings, dtype = self._settings(), fitted.dtype.type
+            taken, columns = settings.counts, settings.columns
+            triplets = read(counts, dtype=dtype, name="counts", taken=taken, columns=columns)
             new, theta = factors_of_new_users(settings, fitted, triplets, maxiter=10, stop_thr=1e-3)
             lists = recommend_for(fitted, threads, new.ids, theta, (new.csr.indptr, new.csr.indices), wanted)
-        return lists.table() if as_frame else lists.arrays()
+        return like(lists.table(), users, counts) if as_frame else lists.arrays()
 
-    def explain(self, user: Any, item: Any, n: int = 5) -> pd.DataFrame:
+    def explain(self, user: Any, item: Any, n: int = 5) -> Any:
         """Why counts are expected: their shares from the user's own items and from the factors.
 
         For models with ``neighbours``.
@@ -871,9 +905,9 @@ class HPF:
             If an id is unknown, the ids cannot be paired, or the model has no neighbours.
         """
         n = whole_number("n", n, 1)
-        return explain(self._require_fitted(), thread_count(self.ncores), user, item, n)
+        return like(explain(self._require_fitted(), thread_count(self.ncores), user, item, n), user, item)
 
-    def related_items(self, item: Any, n: int = 10) -> pd.DataFrame:
+    def related_items(self, item: Any, n: int = 10) -> Any:
         """The items whose expected counts are raised most for users who have an item.
 
         For models with ``neighbours``.  The relation is directed: a cable may go with a camera, and not the
@@ -897,7 +931,7 @@ class HPF:
         ValueError
             If an item is unknown, or the model has no neighbours.
         """
-        return related_items(self._require_fitted(), item, whole_number("n", n, 1))
+        return like(related_items(self._require_fitted(), item, whole_number("n", n, 1)), item)
 
     def eval_llk(self, input_df: Any, full_llk: bool = False) -> dict[str, Any]:
         """Poisson log-likelihood of the pairs in the data, in float64; absent pairs are not included.
@@ -922,8 +956,9 @@ class HPF:
         ValueError, TypeError
             If the data are not counts, or none is left; if the model is not fitted.
         """
-        fitted, taken = self._require_fitted(), self._settings().counts
-        triplets = read(input_df, dtype=fitted.dtype.type, name="input_df", taken=taken)
+        fitted, settings = self._require_fitted(), self._settings()
+        dtype, taken, columns = fitted.dtype.type, settings.counts, settings.columns
+        triplets = read(input_df, dtype=dtype, name="input_df", taken=taken, columns=columns)
         return eval_llk(fitted, thread_count(self.ncores), triplets, full_llk=bool(full_llk))
 
     # -- files ---------------------------------------------------------------------------------

@@ -17,12 +17,12 @@ from scipy import sparse
 
 from . import backends
 from .data.counts import held_out_pairs, training_data
-from .data.triplets import read
+from .data.triplets import Columns, load, read
 from .ensemble import HPFEnsemble
 from .estimator import HPF
 from .metrics import evaluate_ranking, model_scores
 from .model.convergence import ConvergenceWarning
-from .model.settings import NAMES, Choice, Real, from_zero, whole_number
+from .model.settings import NAMES, Choice, Real, from_zero, settings_with, whole_number
 
 Parameters: TypeAlias = dict[str, Any]
 
@@ -144,7 +144,10 @@ def select(
         raise ValueError(
             "metric='llk' cannot compare candidates that differ in counts: choose another metric"
         )
-    train, held_out = _split(counts_df, validation, random_seed)
+    names = {name: common[name] for name in ("user", "item", "count") if name in common}
+    columns = settings_with(names).columns
+    counts = load(counts_df, columns, "counts_df")
+    train, held_out = _split(counts, validation, random_seed, columns)
     left, rows = list(range(len(trials))), []
     scores: dict[int, float] = {}
     tried: dict[int, int] = {}  # iterations at most
@@ -166,7 +169,7 @@ def select(
         if number < len(rounds) - 1:
             left = left[: max(1, math.floor(kept * len(left)))]
     best = trials[left[0]]
-    of_all = best.fitted(counts_df, None) if refit else None
+    of_all = best.fitted(counts, None) if refit else None
     table = pd.DataFrame(rows)
     table.insert(len(_COLUMNS), "chosen", table["candidate"] == left[0])
     return Selection(best.parameters, best.discount, of_all, table, metric)
@@ -268,12 +271,15 @@ def _listed(
     return [dict(one) for one in listed]
 
 
-def _split(counts_df: Any, validation: Any, seed: int) -> tuple[sparse.csr_array, sparse.csr_array]:
+def _split(
+    counts_df: Any, validation: Any, seed: int, columns: Columns
+) -> tuple[sparse.csr_array, sparse.csr_array]:
     """Counts that are fitted and counts that are held out, (N, M) each."""
-    data = training_data(counts_df, backend=backends.create("numpy", np.dtype(np.float64)), reindex=True)
+    backend = backends.create("numpy", np.dtype(np.float64))
+    data = training_data(counts_df, backend=backend, reindex=True, columns=columns)
     csr = data.host_csr
     if not isinstance(validation, (int, float, np.number)):
-        held_out = read(validation, dtype=np.float64, name="validation", taken="raw")
+        held_out = read(validation, dtype=np.float64, name="validation", taken="raw", columns=columns)
         pairs = held_out_pairs(held_out, data.users, data.items, name="validation")
         at = (pairs.values, (pairs.rows, pairs.columns))
         return csr, sparse.coo_array(at, shape=csr.shape).tocsr()

@@ -44,7 +44,7 @@ ORDER = {
         "openmp_backend", "cuda_backend",
         "__init__",
     ),
-    "data": ("__init__", "growth", "ids", "seen", "blocks", "triplets", "factors", "counts"),
+    "data": ("__init__", "frames", "growth", "ids", "seen", "blocks", "triplets", "factors", "counts"),
     "model": (
         "__init__", "neighbours", "priors", "start", "loadings", "posterior", "sides", "biases",
         "convergence", "settings", "fitted", "ensemble", "likelihood", "snapshot", "acceleration",
@@ -71,6 +71,7 @@ ORDER = {
 EXCEPTIONS = {
     ("backends.openmp_backend", "_openmp"): "the compiled module",
     ("__init__", "estimator"): "loaded when asked for",
+    ("__init__", "data.triplets"): "likewise",
     ("__init__", "ensemble"): "likewise",
     ("__init__", "html_report"): "likewise",
     ("__init__", "tuning"): "likewise",

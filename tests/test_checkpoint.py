@@ -597,11 +597,15 @@ OTHER_VALUES |= {
     "counts": "log1p",
     "bias": True,
     "reindex": False,
+    "user": "fan",
+    "item": "song",
+    "count": "plays",
 }
 #: "Where it runs, how far, and what is shown, written and kept"; a step that nobody takes; and names of rows.
 MAY_DIFFER = {
     "ncores", "maxiter", "backend", "verbose", "save_folder", "keep_data", "produce_dicts", "keep_all_objs",
-    "allow_inconsistent_math", "alloc_full_phi", "step_size", "reindex", "compute_elbo",
+    "allow_inconsistent_math", "alloc_full_phi", "step_size", "reindex", "compute_elbo", "user", "item",
+    "count",
 }  # fmt: skip
 
 
@@ -613,6 +617,7 @@ def test_what_may_differ_from_a_checkpoint(name, tmp_path, capsys):
     HPF(**given).fit(data, checkpoint=tmp_path / "state", checkpoint_every=5)
     other = tmp_path if name == "save_folder" else OTHER_VALUES[name]
     model, heard = HPF(**given | {name: other}), []
+    data = data.rename(columns={"UserId": model.user, "ItemId": model.item, "Count": model.count})
     if name in MAY_DIFFER:
         model.fit(data, checkpoint=tmp_path / "state", callback=heard.append)
         assert heard[0].iteration == 6

@@ -43,7 +43,7 @@ from parity import MATRICES, relative_error
 from problems import SMALL, rule, run_fit
 from scipy import sparse
 
-from hpf_gpu import HPF, BackendUnavailable, DeviceError, NotEnoughMemory
+from hpf_gpu import HPF, BackendUnavailable, Counts, DeviceError, NotEnoughMemory
 from hpf_gpu.backends import create, cuda_layout
 from hpf_gpu.backends.cuda_counts import Sorted
 from hpf_gpu.backends.cuda_input import Triplets, from_matrix
@@ -1271,6 +1271,31 @@ def test_device_array(cuda32: Any, reindex: bool, dtype: type) -> None:
     if reindex:
         np.testing.assert_array_equal(got.user_mapping_, want.user_mapping_)
         np.testing.assert_array_equal(got.item_mapping_, want.item_mapping_)
+
+
+def test_a_device_array_without_counts(cuda32: Any) -> None:
+    import cupy as cp
+
+    rng = np.random.default_rng(4)
+    pairs = np.stack([rng.integers(0, 40, 900), rng.integers(0, 30, 900)], axis=1)  # some are there twice
+    got = fit(cp.asarray(pairs), count=None)
+    assert_same_fit(got, fit(np.insert(pairs, 2, 1, axis=1)))
+    with pytest.raises(ValueError, match=r"must be \(n, 2\) with UserId, ItemId, not \(900, 3\)"):
+        fit(cp.asarray(np.insert(pairs, 2, 1, axis=1)), count=None)
+    with pytest.raises(ValueError, match=r"must be \(n, 3\) with UserId, ItemId, Count, not \(900, 2\)"):
+        fit(cp.asarray(pairs))
+
+
+def test_ids_beside_a_device_matrix(cuda32: Any) -> None:
+    cupy_sparse = pytest.importorskip("cupyx.scipy.sparse")
+    data = random_counts()
+    users, items = ([f"{kind} {row}" for row in range(n)] for kind, n in zip("ui", data.shape, strict=True))
+    counts = Counts(cupy_sparse.csr_matrix(data), users=users, items=items)
+    got = fit(counts)
+    np.testing.assert_array_equal(got.Theta, fit(data).Theta)
+    assert got.user_mapping_.tolist() == users
+    assert got.item_mapping_.tolist() == items
+    assert got.transform(counts).index.tolist() == users
 
 
 def test_zeros_in_a_device_array(cuda32: Any) -> None:

@@ -516,7 +516,7 @@ def is_another_model(path, value, header):
         settled = all(bool(given[name]) == bool(parameters[name]) for name in ("use_float", "bias"))
         same = all(parameters[name] == given[name] for name in ("k", "neighbours"))
         return settled and same and parameters["save_folder"] is None
-    if path == ("parameters", "init") and value == "left out":
+    if path[0] == "parameters" and path[-1] in ("init", "user", "item", "count") and value == "left out":
         return True  # as in files of earlier versions
     number = type(value) is int and value in (0, 3)
     return {
@@ -710,8 +710,10 @@ def test_files_without_a_later_parameter(tmp_path):
     path = tmp_path / "model"
     quick(init="svd").fit(COUNTS).save(path)
     assert HPF.load(path).init == "svd"
-    rewritten(path, lambda header, _: header["parameters"].pop("init"))
+    rewritten(path, lambda header, _: [header["parameters"].pop(name) for name in ("init", "user", "count")])
     assert HPF.load(path).init == "hpfrec"
+    assert HPF.load(path).get_params()["user"] == "UserId"
+    assert HPF.load(path).get_params()["count"] == "Count"
 
 
 def test_folders_stay_on_their_machine(tmp_path):

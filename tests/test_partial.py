@@ -16,6 +16,7 @@ from scipy import sparse
 from hpf_gpu import HPF
 from hpf_gpu.backends import create
 from hpf_gpu.data.counts import training_data
+from hpf_gpu.data.triplets import Columns
 from hpf_gpu.fitting.training import start_sides
 from hpf_gpu.model.stochastic import Batch, LocalUpdates, average_start_rates, run_epoch
 
@@ -91,7 +92,7 @@ def test_a_batch_stands_for_all_users_that_are_announced(frame: pd.DataFrame) ->
     model = model_of(use_float=False, backend="numpy")
     model.partial_fit(frame, nusers=2 * users, nitems=items, step_size=0.5)
     backend = create("numpy", np.dtype(np.float64))
-    csr = training_data(frame, backend=backend, reindex=True).csr
+    csr = training_data(frame, backend=backend, reindex=True, columns=Columns()).csr
     start = start_sides(model._settings(), backend, csr.shape, model.random_seed)
     own, other = (average_start_rates(backend, side) for side in (*start.users, start.items))
     batch = Batch(np.arange(users), backend.counts(csr, model.k), scale=2.0)
@@ -388,7 +389,7 @@ def one_count(**given: Any) -> pd.DataFrame:
         ({"step_size": np.nan}, ValueError, "step_size is nan"),
         ({"step_size": "x"}, TypeError, "step_size is 'x'"),
         ({"random_seed": -1}, ValueError, "random_seed=-1"),
-        ({"counts_df": [1]}, TypeError, "counts_df must be a pandas data frame"),
+        ({"counts_df": [1]}, TypeError, "counts_df must be a data frame"),
         ({"counts_df": one_count(UserId=[None])}, ValueError, "missing"),
         ({"counts_df": one_count(Count=[-1])}, ValueError, "count -1"),
         ({"counts_df": sparse.csr_array((3, 4))}, ValueError, "counts_df is empty"),

@@ -9,6 +9,7 @@ from scipy import sparse
 from small_data import COUNTS
 
 from hpf_gpu import HPF, HPFEnsemble, plot, select, tuning
+from hpf_gpu.data.triplets import Columns
 from hpf_gpu.metrics import evaluate_ranking, model_scores
 
 MATRIX = sparse.csr_array((COUNTS.Count, (COUNTS.UserId - 100, COUNTS.ItemId - 500)))
@@ -51,7 +52,7 @@ def test_what_has_nothing_to_gain_is_not_fitted_again() -> None:
 @pytest.mark.parametrize("metric", ["precision", "recall", "ndcg", "llk"])
 def test_scores_are_those_of_held_out_counts(metric: str) -> None:
     found = select(MATRIX, [{"k": 2, "maxiter": 6}], metric=metric, validation=0.25, **QUICK)
-    train, held_out = tuning._split(MATRIX, 0.25, 3)
+    train, held_out = tuning._split(MATRIX, 0.25, 3, Columns())
     assert (train.toarray() + held_out.toarray() == MATRIX.toarray()).all()
     assert not ((train.toarray() > 0) & (held_out.toarray() > 0)).any()
     assert held_out.nnz == pytest.approx(0.25 * MATRIX.nnz, rel=0.2)
@@ -84,7 +85,7 @@ def test_ensembles_and_a_discount() -> None:
     assert isinstance(found.model, HPFEnsemble)
     assert [model.maxiter for model in found.model.members_] == [10, 40]
     assert found.parameters["members"] == members
-    train, held_out = tuning._split(COUNTS, 0.1, 3)
+    train, held_out = tuning._split(COUNTS, 0.1, 3, Columns())
     ensemble = HPFEnsemble(members, weights=[1.0, 0.5], maxiter=10, verbose=False, random_seed=3).fit(train)
     want = evaluate_ranking(model_scores(ensemble, 0.2), train, held_out, 5).precision
     assert of_first.score.iloc[-1] == pytest.approx(want, rel=1e-6)

@@ -165,7 +165,7 @@ def _explained(model: HPF, customer: int) -> pd.DataFrame:
 
     The columns are ItemId, Because and Share; the last two are missing where no product has a share.
     """
-    recommended = model.recommend(customer, n=_SHOWN)[["ItemId"]]
+    recommended: pd.DataFrame = model.recommend(customer, n=_SHOWN)[["ItemId"]]
     reasons = model.explain(customer, recommended["ItemId"], n=1)
     of_products = reasons.loc[reasons["Term"] == "item", ["ItemId", "Because", "Share"]]
     explained: pd.DataFrame = recommended.merge(of_products, how="left", on="ItemId")

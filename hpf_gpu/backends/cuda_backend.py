@@ -432,14 +432,14 @@ class CudaBackend:
         # longer than the launches that a graph saves, and a rehearsal keeps memory that was not predicted.
         return step if self._composed or self._streams else Recorded(cp, step)
 
-    def read_device_data(self, data: Any, *, reindex: bool) -> DeviceData | None:
+    def read_device_data(self, data: Any, *, reindex: bool, has_counts: bool = True) -> DeviceData | None:
         if is_device_matrix(data):
             self._check_device(data.data)
             triplets = from_matrix(cp, data, self.dtype)
         elif is_device_array(data):
             self._check_device(data)
             as_cupy = cp.asarray if hasattr(type(data), "__cuda_array_interface__") else cp.from_dlpack
-            triplets = from_array(cp, as_cupy(data), self.dtype, reindex)
+            triplets = from_array(cp, as_cupy(data), self.dtype, reindex, has_counts)
         else:
             return None
         users, items = (

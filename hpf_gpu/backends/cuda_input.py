@@ -64,11 +64,12 @@ def from_matrix(xp: Any, data: Any, dtype: np.dtype[Any]) -> Triplets:
     return _above_zero(xp, shape, row, column, _checked(xp, data.data, dtype))
 
 
-def from_array(xp: Any, data: Any, dtype: np.dtype[Any], reindex: bool) -> Triplets:
-    """The nonzeros of an array (n, 3) with columns UserId, ItemId and Count."""
-    if data.ndim != 2 or data.shape[1] != 3 or len(data) == 0:
-        raise ValueError(f"an array of counts must be (n, 3) with UserId, ItemId, Count, not {data.shape}")
-    value = _checked(xp, data[:, 2], dtype)
+def from_array(xp: Any, data: Any, dtype: np.dtype[Any], reindex: bool, has_counts: bool = True) -> Triplets:
+    """The nonzeros of an array (n, 3) of users, items and counts, or (n, 2) where every row is one."""
+    if data.ndim != 2 or data.shape[1] != 2 + has_counts or len(data) == 0:
+        wanted = "(n, 3) with UserId, ItemId, Count" if has_counts else "(n, 2) with UserId, ItemId"
+        raise ValueError(f"an array of counts must be {wanted}, not {data.shape}")
+    value = _checked(xp, data[:, 2], dtype) if has_counts else xp.ones(len(data), dtype=dtype)
     positive = value > 0
     sides = []
     for kind, ids in (("user", data[:, 0][positive]), ("item", data[:, 1][positive])):

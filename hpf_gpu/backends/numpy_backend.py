@@ -108,7 +108,7 @@ class NumpyBackend:
     def recorded(self, step: Callable[[ModelState], ModelState]) -> Callable[[ModelState], ModelState]:
         return step
 
-    def read_device_data(self, data: Any, *, reindex: bool) -> None:
+    def read_device_data(self, data: Any, *, reindex: bool, has_counts: bool = True) -> None:
         return None  # there is no device
 
     def operand(self, host: Host) -> Array:

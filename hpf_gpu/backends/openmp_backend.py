@@ -171,7 +171,7 @@ class OpenMPBackend:
     def recorded(self, step: Callable[[ModelState], ModelState]) -> Callable[[ModelState], ModelState]:
         return step
 
-    def read_device_data(self, data: Any, *, reindex: bool) -> None:
+    def read_device_data(self, data: Any, *, reindex: bool, has_counts: bool = True) -> None:
         return None  # there is no device
 
     def operand(self, host: Host) -> Array:

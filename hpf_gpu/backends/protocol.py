@@ -186,8 +186,10 @@ class Backend(Protocol):
         There is never a matrix (M, M).
         """
 
-    def read_device_data(self, data: Any, *, reindex: bool) -> DeviceData | None:
+    def read_device_data(self, data: Any, *, reindex: bool, has_counts: bool = True) -> DeviceData | None:
         """Read counts that are in this backend's own memory; None if they are not.
+
+        Arrays are (n, 3), or without counts (n, 2), and every row is one.
 
         Raises errors for the same data as :func:`hpf_gpu.data.counts.training_data`; messages may differ.
         """

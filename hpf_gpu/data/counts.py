@@ -15,8 +15,20 @@ from hpf_gpu.backends.protocol import Backend, DeviceData
 from hpf_gpu.messages import shown, warn, warn_of_zeros
 
 from .blocks import Pairs
-from .ids import Ids, encode
-from .triplets import Triplets, canonical, on_host, read, read_matrix, row_of_each, take
+from .ids import Ids, Numbered, encode
+from .triplets import (
+    Columns,
+    Counts,
+    Triplets,
+    canonical,
+    load,
+    on_host,
+    read,
+    read_matrix,
+    row_numbers,
+    row_of_each,
+    take,
+)
 
 
 @dataclass(frozen=True)
@@ -60,18 +72,25 @@ class TrainingData:
         return replace(self, csr=Pattern(self.csr.shape, *self.seen))
 
 
-def training_data(data: Any, *, backend: Backend, reindex: bool, taken: str = "raw") -> TrainingData:
+def training_data(
+    data: Any, *, backend: Backend, reindex: bool, columns: Columns, taken: str = "raw"
+) -> TrainingData:
     """Read counts in any accepted form; see :meth:`hpf_gpu.HPF.fit` for the forms and the errors.
 
     Data in the memory of the backend's GPU stay there; all others are copied to the host.
     """
-    on_device = backend.read_device_data(data, reindex=reindex)
+    data, ids = load(data, columns, "counts_df"), None
+    if isinstance(data, Counts):
+        data, ids = data.sparse, data.ids
+        if not reindex and any(one.values is not None for one in ids):
+            raise ValueError("with reindex=False ids are row numbers: leave out those of Counts")
+    on_device = backend.read_device_data(data, reindex=reindex, has_counts=columns.count is not None)
     if on_device is not None:
-        return _of_device_data(on_device, taken)
+        return _of_device_data(on_device, taken, ids)
     data, dtype = on_host(data), backend.dtype.type
     if sparse.issparse(data):
-        return _of_matrix(read_matrix(data, dtype), taken)
-    triplets = read(data, dtype=dtype, name="counts_df", taken=taken)
+        return _of_matrix(read_matrix(data, dtype), taken, ids)
+    triplets = read(data, dtype=dtype, name="counts_df", taken=taken, columns=columns)
     users, items, positive = triplets.users, triplets.items, triplets.counts > 0
     if not positive.all():
         warn_of_zeros(len(positive) - int(positive.sum()), "dropped")
@@ -86,15 +105,16 @@ def training_data(data: Any, *, backend: Backend, reindex: bool, taken: str = "r
     return TrainingData(csr, user_ids, item_ids)
 
 
-def _of_device_data(data: DeviceData, taken: str) -> TrainingData:
+def _of_device_data(data: DeviceData, taken: str, ids: tuple[Ids, Ids] | None) -> TrainingData:
     if data.dropped:
         warn_of_zeros(data.dropped, "dropped")
     take(data.csr.data, taken)
     n, m = data.csr.shape
-    return TrainingData(data.csr, Ids(data.user_ids, n, "user"), Ids(data.item_ids, m, "item"))
+    users, items = ids or (Ids(data.user_ids, n, "user"), Ids(data.item_ids, m, "item"))
+    return TrainingData(data.csr, users, items)
 
 
-def _of_matrix(csr: sparse.csr_array, taken: str) -> TrainingData:
+def _of_matrix(csr: sparse.csr_array, taken: str, ids: tuple[Ids, Ids] | None) -> TrainingData:
     csr.sum_duplicates()
     stored = csr.nnz
     csr.eliminate_zeros()
@@ -102,8 +122,8 @@ def _of_matrix(csr: sparse.csr_array, taken: str) -> TrainingData:
         warn_of_zeros(stored - csr.nnz, "dropped")
     if csr.nnz == 0:
         raise ValueError("the matrix has no count above zero: there is nothing to fit")
-    n, m = csr.shape
-    return TrainingData(canonical(csr, taken), Ids(None, n, "user"), Ids(None, m, "item"))
+    users, items = ids or row_numbers(csr.shape)
+    return TrainingData(canonical(csr, taken), users, items)
 
 
 def held_out_pairs(triplets: Triplets, users: Ids, items: Ids, *, name: str) -> Pairs:
@@ -154,8 +174,8 @@ def new_rows(triplets: Triplets, kind: str, known: Ids, *, name: str) -> NewRows
     own, others = triplets.users, triplets.items
     if kind == "item":
         own, others = others, own
-    if triplets.shape is not None:
-        rows, ids = own, Ids(None, triplets.shape[0 if kind == "user" else 1], kind)
+    if isinstance(own, Numbered):
+        rows, ids = own.numbers, own.ids
     else:
         rows, ids = encode(own, kind, reindex=True)
     codes = known.codes(others)
@@ -208,7 +228,7 @@ def batch_sides(
     if zeros:
         warn_of_zeros(zeros, f"left out of {name}")
     users, items = (
-        _batch_side(pd.Series(column), *side)
+        _batch_side(column.column() if isinstance(column, Numbered) else column, *side)
         for column, *side in zip((triplets.users, triplets.items), known, members, strict=True)
     )
     return users, items

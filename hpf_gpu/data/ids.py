@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import numbers
 from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import cache, cached_property
 from threading import Lock
 from typing import Any
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from hpf_gpu.messages import shown
 
+from .frames import series_of
 from .growth import appended
 
 _NAMED = 3  # ids that a message names, of many
@@ -68,6 +70,13 @@ class Ids:
 
     def codes(self, ids: Any) -> NDArray[np.int64]:
         """Row numbers of many ids (n,); −1 where an id is unknown."""
+        if isinstance(ids, Numbered):
+            return np.asarray(self.codes(ids.ids.index)[ids.numbers])
+        ids = series_of(ids)
+        if isinstance(getattr(ids, "dtype", None), pd.CategoricalDtype):
+            categories: Any = ids.array if isinstance(ids, pd.Series) else ids
+            # One more for missing ids, whose code is −1.
+            return np.asarray(np.append(self.codes(categories.categories), -1)[categories.codes])
         column = _column(ids)
         if self.values is not None:
             return self._places(_as_index(column))
@@ -200,6 +209,18 @@ class Ids:
         return _as_index(labels) if labels.dtype == object else labels
 
 
+@dataclass(frozen=True)
+class Numbered:
+    """Ids (n,) by their numbers among those of the rows, or of the columns, of a matrix."""
+
+    numbers: NDArray[Any]  # (n,)
+    ids: Ids
+
+    def column(self) -> pd.Series:
+        """The ids themselves."""
+        return pd.Series(self.ids.column(self.numbers))
+
+
 def table(columns: dict[str, Any]) -> pd.DataFrame:
     """A data frame of columns by name, arrays or indexes (n,), which are not copied.
 
@@ -250,6 +271,19 @@ def encode(column: pd.Series, kind: str, reindex: bool, room: int = 0) -> tuple[
             f"{len(missing)} {kind} ids are missing, the first in row {shown(column.index[missing[0]])}"
         )
     return narrow(codes, len(values)), Ids(_as_values(values), len(values), kind)
+
+
+def distinct(ids: Any, size: int, kind: str) -> Ids:
+    """The ids (size,) of the rows of a matrix, None for row numbers; ValueError unless all are different."""
+    if ids is None:
+        return Ids(None, size, kind)
+    values = _column(ids)
+    column = pd.Series(values, dtype=object if values.dtype == object else None)
+    codes, found = encode(column, kind, reindex=True)
+    if found.size < size:
+        twice = codes[np.argmin(codes == np.arange(size))]
+        raise ValueError(f"{kind} {shown(found.index[twice])} is there twice among the ids of a matrix")
+    return found
 
 
 def _factorize(column: pd.Series) -> tuple[NDArray[Any], Any]:
@@ -377,9 +411,11 @@ def _column(ids: Any) -> NDArray[Any]:
         array = native(array.reshape(-1))
         # pandas has no index of float16.
         return array.astype(np.float32) if array.dtype == np.float16 else array
-    if isinstance(ids, pd.DataFrame):
-        raise TypeError(f"ids must be one column, such as frame[{ids.columns[0]!r}], and not a data frame")
-    return _objects(ids)
+    if hasattr(ids, "columns"):
+        name = next(iter(ids.columns), "...")
+        raise TypeError(f"ids must be one column, such as frame[{name!r}], and not a data frame")
+    series = series_of(ids)
+    return _objects(ids) if series is ids else _column(series)
 
 
 def native(array: NDArray[Any]) -> NDArray[Any]:

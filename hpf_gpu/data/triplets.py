@@ -5,8 +5,9 @@ All errors about counts are raised here.  Input is never modified.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -16,26 +17,92 @@ from scipy import sparse
 
 from hpf_gpu.messages import shown
 
-from .ids import narrow, native
-
-COLUMNS = ("UserId", "ItemId", "Count")
+from .frames import read_table, require_columns
+from .ids import Ids, Numbered, distinct, narrow, native
 
 #: What a model may take for a count y > 0, by the value of the parameter ``counts``; None for y itself.
 TRANSFORMS: dict[str, Callable[[Any], Any] | None] = {"raw": None, "binary": np.ones_like, "log1p": np.log1p}
 
 
 @dataclass(frozen=True)
+class Columns:
+    """What the columns of a table of counts are called; without a column of counts every row is one."""
+
+    user: Any = "UserId"
+    item: Any = "ItemId"
+    count: Any = "Count"
+
+
+@dataclass(frozen=True, eq=False)
+class Counts:
+    """A matrix of counts with the ids of its rows and columns, wherever counts are taken.
+
+    Parameters
+    ----------
+    matrix : scipy or CuPy sparse matrix, or array (nusers, nitems)
+        Counts, with a row for each user and a column for each item.  Rows and columns without counts are
+        users and items like all others: row j of ``Theta`` is that of row j here.  Never modified.
+    users : array-like (nusers,) of ids, optional
+        All different, of any hashable type; by default row numbers.
+    items : array-like (nitems,) of ids, optional
+        Likewise of the columns.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If ``matrix`` is not one, or there are not as many ids as rows or columns.
+
+    Examples
+    --------
+    >>> from scipy import sparse
+    >>> from hpf_gpu import HPF, Counts
+    >>> plays = sparse.csr_array([[3, 0, 1], [0, 5, 2]])
+    >>> model = HPF(k=2, verbose=False).fit(Counts(plays, users=["ann", "bob"], items=["x", "y", "z"]))
+    >>> model.topN("ann", n=1).tolist()
+    ['y']
+    """
+
+    matrix: Any
+    _: KW_ONLY
+    users: Any = None
+    items: Any = None
+
+    def __post_init__(self) -> None:
+        shape = getattr(self.matrix, "shape", None)
+        if shape is None or isinstance(self.matrix, pd.DataFrame):
+            raise TypeError(f"Counts needs a sparse matrix or an array, not {type(self.matrix).__name__}")
+        if len(shape) != 2:
+            raise ValueError(f"Counts needs a matrix of users by items; this one has shape {tuple(shape)}")
+        for name, ids, size in zip(("users", "items"), (self.users, self.items), shape, strict=True):
+            if ids is not None and len(ids) != size:
+                raise ValueError(f"Counts has {len(ids)} {name} for a matrix of shape {tuple(shape)}")
+
+    @property
+    def sparse(self) -> Any:
+        """The matrix as a sparse one, where it is."""
+        if sparse.issparse(self.matrix) or type(self.matrix).__module__.startswith("cupyx."):
+            return self.matrix
+        return sparse.csr_array(np.asarray(on_host(self.matrix)))
+
+    @property
+    def ids(self) -> tuple[Ids, Ids]:
+        """Those of the rows and of the columns; ValueError if one is missing or occurs twice."""
+        n, m = self.matrix.shape
+        return distinct(self.users, n, "user"), distinct(self.items, m, "item")
+
+
+@dataclass(frozen=True)
 class Triplets:
     """Checked counts, finite and at least zero, with the ids of their users and items.
 
-    If they are from a sparse matrix, ids are its row and column numbers, and ``shape`` is its shape.
+    These are series of pandas, or, if the counts are from a matrix, numbers of its rows and columns with all
+    their ids.
     """
 
     users: Any  # (Z,)
     items: Any  # (Z,)
     counts: NDArray[Any]  # (Z,)
     taken: str  # what a model takes for a count, see TRANSFORMS
-    shape: tuple[int, int] | None = None
 
     def csr(
         self, rows: NDArray[Any], columns: NDArray[Any], kept: NDArray[Any] | slice, shape: tuple[int, int]
@@ -53,7 +120,26 @@ class Triplets:
         return canonical(csr, self.taken)
 
 
-def read(data: Any, *, dtype: type, name: str, taken: str) -> Triplets:
+def load(data: Any, columns: Columns, name: str) -> Any:
+    """Counts in memory, in the forms that are read below: files are read, and tables made pandas'.
+
+    To load what is loaded already changes nothing.  So data that are read several times are loaded once.
+    """
+    anndata = sys.modules.get("anndata")
+    if anndata is not None and isinstance(data, anndata.Raw):
+        raise TypeError(f"{name} is the raw part of an AnnData: pass adata.raw.to_adata()")
+    if anndata is not None and isinstance(data, anndata.AnnData):
+        matrix = data.to_memory().X if data.isbacked else data.X
+        if matrix is None:
+            raise ValueError(
+                f"{name} is an AnnData without X: pass hpf_gpu.Counts(adata.layers[...], "
+                "users=adata.obs_names, items=adata.var_names)"
+            )
+        return Counts(matrix, users=data.obs_names, items=data.var_names)
+    return read_table(data, (columns.user, columns.item), columns.count, name)
+
+
+def read(data: Any, *, dtype: type, name: str, taken: str, columns: Columns) -> Triplets:
     """Read counts in any accepted form (see :meth:`hpf_gpu.HPF.fit`), as numbers of ``dtype``.
 
     Raises
@@ -61,27 +147,32 @@ def read(data: Any, *, dtype: type, name: str, taken: str) -> Triplets:
     ValueError, TypeError
         If the data are not counts of users and items; the message has the argument's ``name`` and the value.
     """
-    data = on_host(data)
-    if sparse.issparse(data):
-        csr = read_matrix(data, dtype)
-        return Triplets(row_of_each(csr), csr.indices, csr.data, taken, csr.shape)
-    users, items, counts = _columns(data, COLUMNS, name)
-    return Triplets(users, items, _checked_counts(counts, dtype), taken)
+    host, given = _on_host_with_ids(load(data, columns, name))
+    if sparse.issparse(host):
+        csr = read_matrix(host, dtype)
+        of_rows, of_columns = given or row_numbers(csr.shape)
+        return Triplets(
+            Numbered(row_of_each(csr), of_rows), Numbered(csr.indices, of_columns), csr.data, taken
+        )
+    (users, items), column = _columns(host, (columns.user, columns.item), columns.count, name)
+    return Triplets(users, items, _counts(column, len(users), dtype), taken)
 
 
-def read_one_user(data: Any, user: Any, *, dtype: type, name: str, taken: str) -> Triplets:
-    """Read counts of one user: a frame with ItemId and Count, an array (n, 2) or a matrix with one row."""
-    data = on_host(data)
-    if sparse.issparse(data):
-        csr = read_matrix(data, dtype)
+def read_one_user(data: Any, user: Any, *, dtype: type, name: str, taken: str, columns: Columns) -> Triplets:
+    """Read counts of one user: a table of items and counts, an array (n, 2) or a matrix with one row."""
+    host, given = _on_host_with_ids(read_table(data, (columns.item,), columns.count, name))
+    items: Any
+    if sparse.issparse(host):
+        csr = read_matrix(host, dtype)
         if csr.shape[0] != 1:
             raise ValueError(
                 f"{name} has {csr.shape[0]} rows; pass the counts of one user as a matrix with one row"
             )
-        items, counts = csr.indices, csr.data
+        _, of_columns = given or row_numbers(csr.shape)
+        items, counts = Numbered(csr.indices, of_columns), csr.data
     else:
-        items, column = _columns(data, COLUMNS[1:], name)
-        counts = _checked_counts(column, dtype)
+        (items,), column = _columns(host, (columns.item,), columns.count, name)
+        counts = _counts(column, len(items), dtype)
     # As objects, because pandas' own strings must be valid Unicode.
     users = pd.Series(
         [user] * len(counts),
@@ -89,6 +180,16 @@ def read_one_user(data: Any, user: Any, *, dtype: type, name: str, taken: str) -
         dtype=object if isinstance(user, str) else None,
     )
     return Triplets(users, items, counts, taken)
+
+
+def _on_host_with_ids(data: Any) -> tuple[Any, tuple[Ids, Ids] | None]:
+    """Data on the host, and the ids that a matrix brings."""
+    return (on_host(data.sparse), data.ids) if isinstance(data, Counts) else (on_host(data), None)
+
+
+def row_numbers(shape: tuple[int, int]) -> tuple[Ids, Ids]:
+    """The ids of a matrix that brings none."""
+    return Ids(None, shape[0], "user"), Ids(None, shape[1], "item")
 
 
 def canonical(csr: sparse.csr_array, taken: str) -> sparse.csr_array:
@@ -117,22 +218,23 @@ def on_host(data: Any) -> Any:
         raise TypeError(f"{kind} cannot be copied to the host ({error}): pass it as a NumPy array") from error
 
 
-def _columns(data: Any, columns: Sequence[str], name: str) -> list[Any]:
-    """The columns of a frame, or of an array (n, 3), unconverted."""
+def _columns(
+    data: Any, ids: Sequence[Any], count: Any, name: str
+) -> tuple[list[pd.Series], pd.Series | None]:
+    """The columns of ids and of counts of a frame of pandas, or of an array (n, 3), unconverted."""
+    columns = [*ids, *([] if count is None else [count])]
     if isinstance(data, pd.DataFrame):
-        missing = [column for column in columns if column not in data.columns]
-        if missing:
-            have = ", ".join(map(repr, data.columns))
-            raise ValueError(
-                f"{name} has no column {missing[0]!r}; it needs {', '.join(columns)} and has {have}"
-            )
         if not data.columns.is_unique:
             names = data.columns.tolist()  # comparing the index itself takes a millisecond
             doubled = [column for column in columns if names.count(column) > 1]
             if doubled:
                 raise ValueError(f"{name} has several columns {doubled[0]!r}")
-        series = [data[column] for column in columns]
-        if not pd.api.types.is_numeric_dtype(series[-1]):
+        try:
+            series = [data[column] for column in columns]
+        except KeyError:
+            require_columns(data.columns, columns, name)
+            raise
+        if count is not None and not pd.api.types.is_numeric_dtype(series[-1]):
             counts = series[-1].dropna()
             if len(counts) and pd.api.types.is_string_dtype(counts):
                 example = f"the first is {shown(counts.iloc[0])}"
@@ -141,23 +243,45 @@ def _columns(data: Any, columns: Sequence[str], name: str) -> list[Any]:
                 )
     elif isinstance(data, np.ndarray):
         data = native(np.asarray(data))  # numpy.matrix has no columns of one dimension
+        if data.ndim == 1 and len(columns) == 1:
+            data = data[:, None]
         if data.ndim != 2 or data.shape[1] != len(columns):
             raise ValueError(
                 f"{name} has shape {data.shape}; an array must be (n, {len(columns)}) with columns "
-                f"{', '.join(columns)}. For a dense matrix of counts pass scipy.sparse.csr_array(matrix)"
+                f"{', '.join(map(str, columns))}. For a dense matrix of counts pass "
+                "scipy.sparse.csr_array(matrix)"
             )
         # Strings as objects, because pandas' own strings must be valid Unicode.
         values = data.astype(object) if data.dtype.kind == "U" else data
         dtype = object if values.dtype == object else None
         series = [pd.Series(values[:, j], dtype=dtype) for j in range(len(columns))]
     else:
-        raise TypeError(
-            f"{name} must be a pandas data frame, an array (n, {len(columns)}) or a scipy sparse matrix, "
-            f"not {type(data).__name__}"
-        )
+        raise TypeError(_refused(data, columns, name))
     if len(data) == 0:
         raise ValueError(f"{name} is empty")
-    return series
+    return series[: len(ids)], None if count is None else series[-1]
+
+
+def _refused(data: Any, columns: Sequence[Any], name: str) -> str:
+    """What to call instead of passing such data."""
+    names = ", ".join(map(repr, columns))
+    kind = "an object" if isinstance(data, type) or callable(data) else type(data).__name__
+    if isinstance(data, dict):
+        way = f"pandas.DataFrame(data), with columns {names}"
+    elif isinstance(data, (list, tuple, set)):
+        way = f"pandas.DataFrame(data, columns=[{names}])"
+    else:
+        way = "pandas.DataFrame(...) of it"
+    return (
+        f"{name} must be a data frame (pandas, polars, pyarrow, ...) with columns {names}, an array "
+        f"(n, {len(columns)}), a scipy sparse matrix, hpf_gpu.Counts, an AnnData, or the path of a Parquet "
+        f"or CSV file, not {kind}: pass {way}"
+    )
+
+
+def _counts(column: pd.Series | None, size: int, dtype: type) -> NDArray[Any]:
+    """Counts (Z,) in ``dtype``, checked; ones if there is no column of them."""
+    return np.ones(size, dtype) if column is None else _checked_counts(column, dtype)
 
 
 def read_matrix(data: Any, dtype: type) -> Any:

@@ -53,7 +53,7 @@ MODEL = FileFormat("model", key="hpf_gpu", format=1)
 _DEFAULT = "default"  # stands for the function default_step_size
 _SIDES = ("user", "item")
 #: Parameters that files of earlier versions lack, and what their fits had.
-_LATER: dict[str, Any] = {"init": "hpfrec"}
+_LATER: dict[str, Any] = {"init": "hpfrec", "user": "UserId", "item": "ItemId", "count": "Count"}
 #: Fields of a prior in the header; pinned columns follow from the settings.
 PRIOR = ("shape", "hyper_shape", "hyper_mean", "hierarchical")
 #: Scalars in the header, and the corresponding fields of Fitted.

@@ -251,10 +251,14 @@ def _read(settings: Settings, backend: Backend, inputs: Inputs) -> _Data:
         raise ValueError("k=0 leaves the factors out: fixed_users and fixed_items need a model with factors")
     if inputs.fixed_users is not None and settings.stop_crit == "diff-norm":
         raise ValueError("stop_crit='diff-norm' monitors Theta, which fixed_users keeps constant")
-    data = training_data(inputs.counts, backend=backend, reindex=settings.reindex, taken=settings.counts)
+    columns, taken = settings.columns, settings.counts
+    data = training_data(
+        inputs.counts, backend=backend, reindex=settings.reindex, columns=columns, taken=taken
+    )
     validation = None
     if inputs.validation is not None:
-        held_out = read(inputs.validation, dtype=backend.dtype.type, name="val_set", taken=settings.counts)
+        dtype = backend.dtype.type
+        held_out = read(inputs.validation, dtype=dtype, name="val_set", taken=taken, columns=columns)
         validation = held_out_pairs(held_out, data.users, data.items, name="val_set")
     if inputs.transposed:
         data = data.transposed()

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from hpf_gpu.backends import REGISTRY, entry_of
-from hpf_gpu.data.triplets import TRANSFORMS
+from hpf_gpu.data.triplets import TRANSFORMS, Columns
 
 from .convergence import STOP_CRITERIA
 from .neighbours import WeightPrior
@@ -145,6 +145,28 @@ class BackendName:
 
 
 @dataclass(frozen=True)
+class ColumnName:
+    """What a column of a table is called: a string, or a number as in frames without a header."""
+
+    optional: bool = False
+
+    def checked(self, name: str, value: Any) -> str | int | None:
+        """The value."""
+        if value is None and self.optional:
+            return None
+        if isinstance(value, str):
+            return str(value)
+        if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral):
+            or_none = ", or None if every row is one" if self.optional else ""
+            raise TypeError(f"{name} must be the name of a column{or_none}, not {value!r}")
+        return int(value)
+
+    def describe(self) -> str:
+        """What is taken, for documentation."""
+        return f"name of a column, a string or an integer{', or None' * self.optional}"
+
+
+@dataclass(frozen=True)
 class StepSize:
     """A function from an iteration number to a step in [0, 1], or None for the default."""
 
@@ -238,6 +260,9 @@ class Settings:
     w_rate: float = _setting(10.0, _PRIOR)
     temperature: float = _setting(1.25, Real(1.0, 10.0))
     init: str = _setting("hpfrec", Choice(("hpfrec", "svd")))
+    user: str | int = _setting("UserId", ColumnName(), resume=True)
+    item: str | int = _setting("ItemId", ColumnName(), resume=True)
+    count: str | int | None = _setting("Count", ColumnName(optional=True), resume=True)
 
     @staticmethod
     def of(values: Mapping[str, Any]) -> Settings:
@@ -263,6 +288,11 @@ class Settings:
     def dtype(self) -> np.dtype[Any]:
         """Type of the factors."""
         return np.dtype(np.float32 if self.use_float else np.float64)
+
+    @property
+    def columns(self) -> Columns:
+        """The columns of tables of counts."""
+        return Columns(self.user, self.item, self.count)
 
     @property
     def threads(self) -> int | None:
@@ -306,6 +336,10 @@ class Settings:
             self._check_rates_beside_ones()
         self._check_backend_options()
         self._check_neighbours()
+        if len({self.user, self.item, self.count}) < 3:
+            raise ValueError(
+                f"user={self.user!r}, item={self.item!r} and count={self.count!r} must be different columns"
+            )
         if self.schedule == "accelerated":
             self._check_accelerated()
         if self.stop_crit == "maxiter" and self.maxiter is None:
