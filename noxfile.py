@@ -95,7 +95,7 @@ def compile_check(session: nox.Session) -> None:
 
 @nox.session
 def single_cells(session: nox.Session) -> None:
-    """Tests of AnnData, and of tables with the pandas that it needs: 2 on Python 3.11, where other tests have 3."""
+    """Tests of AnnData, and of tables with the pandas that it needs: 2 on Python 3.11."""
     install(session, ".[test,anndata]")
     files = [f"tests/test_{name}.py" for name in ("anndata", "frames", "ids", "hpf", "folding", "evaluation")]
     session.run("pytest", *files)

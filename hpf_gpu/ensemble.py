@@ -561,6 +561,11 @@ def as_ensemble(model: HPF | HPFEnsemble) -> Ensemble:
     return Ensemble((Member(model._require_fitted(), 1.0),), of_logarithms=False)
 
 
+def columns_of(model: HPF | HPFEnsemble) -> Columns:
+    """What the columns of tables of counts are called."""
+    return model._columns if isinstance(model, HPFEnsemble) else model._settings().columns
+
+
 def _planned(number: int, parameters: Mapping[str, Any], own: Mapping[str, Any], weight: float) -> _Planned:
     if not isinstance(own, Mapping):
         raise TypeError(f"members[{number}] is {own!r}: pass a dict of parameters")

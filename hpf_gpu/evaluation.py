@@ -16,12 +16,12 @@ from . import backends
 from .answers.ensembles import combined_pairs, expected_totals
 from .data.counts import training_data
 from .data.ids import Ids
-from .data.triplets import read, row_of_each
-from .ensemble import HPFEnsemble
+from .data.triplets import Columns, load, read, row_of_each
+from .ensemble import HPFEnsemble, as_ensemble, columns_of
 from .estimator import HPF
 from .messages import warn
 from .metrics import OF_HITS, Lists, ScoreBlock, coverage, model_scores, novelty, ranked
-from .model.ensemble import Ensemble, Member
+from .model.ensemble import Ensemble
 from .model.settings import whole_number
 
 #: What can be evaluated: a fitted model, or a function that scores all items for users by row number.
@@ -32,6 +32,7 @@ LIKELIHOODS = ("llk_per_cell", "llk", "llk_of_counts")
 METRICS = (*LISTS, *LIKELIHOODS)
 
 _SUMS = ("llk", "llk_of_counts")  # the others are means
+_COLUMNS = Columns()
 _Z = 1.959963984540054  # 95 % of a normal distribution lie within so many standard deviations
 
 
@@ -208,7 +209,10 @@ def compare(
     """
     if not models:
         raise ValueError("models is empty: there is nothing to compare")
-    judged = {name: _Judged.of(model) for name, model in models.items()}
+    fitted = [model for model in models.values() if isinstance(model, (HPF, HPFEnsemble))]
+    columns = columns_of(fitted[0]) if fitted else _COLUMNS
+    train, held_out = load(train, columns, "train"), load(held_out, columns, "held_out")
+    judged = {name: _Judged.of(model, columns) for name, model in models.items()}
     asked = _asked(metrics, *judged.values())
     taken = sorted({one.taken for one in judged.values() if one.taken is not None})
     if len(taken) > 1:
@@ -245,21 +249,24 @@ class _Judged:
     together: Ensemble | None  # of a model
     threads: int | None
     taken: str | None  # what it takes for a count; None without a likelihood
+    columns: Columns  # of tables of counts
     why_not: str = ""  # there is no likelihood
 
     @staticmethod
-    def of(model: Any) -> _Judged:
+    def of(model: Any, columns: Columns = _COLUMNS) -> _Judged:
+        """The model; for a function, tables have these columns."""
         if isinstance(model, HPF):
-            alone = Ensemble((Member(model._require_fitted(), 1.0),), of_logarithms=False)
-            return _Judged(model_scores(model), alone, model._settings().threads, model.counts)
+            threads, columns = model._settings().threads, columns_of(model)
+            return _Judged(model_scores(model), as_ensemble(model), threads, model.counts, columns)
         if isinstance(model, HPFEnsemble):
             taken = sorted({one.counts for one in model.members_})
             why_not = f"members differ in counts: {' and '.join(map(repr, taken))}" * (len(taken) > 1)
             own = None if why_not else taken[0]
-            return _Judged(model_scores(model), model._ensemble, model._threads, own, why_not)
+            threads, columns = model._threads, columns_of(model)
+            return _Judged(model_scores(model), as_ensemble(model), threads, own, columns, why_not)
         if not callable(model):
             raise TypeError(f"a model is HPF, HPFEnsemble or a function of row numbers, not {model!r}")
-        return _Judged(model, None, None, None, "scores of a function need not be expected counts")
+        return _Judged(model, None, None, None, columns, "scores of a function need not be expected counts")
 
     def having(self, metrics: Sequence[str]) -> list[str]:
         """Those of the metrics that it has."""
@@ -283,12 +290,12 @@ class _Split:
         """Read both; what is left out is said, unless it is in ``said``, to which it is added."""
         if judged.together is None:
             numpy = backends.create("numpy", np.dtype(np.float64))
-            data = training_data(train, backend=numpy, reindex=True)
+            data = training_data(train, backend=numpy, reindex=True, columns=judged.columns)
             users, items, known = data.users, data.items, data.host_csr
         else:
             users, items = judged.together.user_ids, judged.together.item_ids
-            known, _ = _matrix(train, "train", judged.taken, users, items, said)
-        wanted, n_unknown = _matrix(held_out, "held_out", judged.taken, users, items, said)
+            known, _ = _matrix(train, "train", judged, users, items, said)
+        wanted, n_unknown = _matrix(held_out, "held_out", judged, users, items, said)
         if not wanted.nnz:
             raise ValueError("held_out has no count whose user and item are both in the training data")
         new = sparse.csr_array(wanted - wanted.multiply(known > 0))
@@ -313,10 +320,11 @@ class _Split:
 
 
 def _matrix(
-    data: Any, name: str, taken: str | None, users: Ids, items: Ids, said: set[str]
+    data: Any, name: str, judged: _Judged, users: Ids, items: Ids, said: set[str]
 ) -> tuple[sparse.csr_array, int]:
     """Counts (N, M) above zero in the model's rows and columns, and how many others were left out."""
-    triplets = read(data, dtype=np.float64, name=name, taken=taken or "raw")
+    taken = judged.taken or "raw"
+    triplets = read(data, dtype=np.float64, name=name, taken=taken, columns=judged.columns)
     rows, columns = users.codes(triplets.users), items.codes(triplets.items)
     positive = triplets.counts > 0
     known = (rows >= 0) & (columns >= 0)

@@ -24,6 +24,7 @@ from scipy import sparse
 from . import backends
 from .answers.ensembles import all_scores
 from .data.counts import training_data
+from .data.triplets import Columns
 from .ensemble import HPFEnsemble, as_ensemble
 from .estimator import HPF
 from .model.settings import from_zero
@@ -309,13 +310,17 @@ def model_scores(model: HPF | HPFEnsemble, discount: float = 0.0) -> ScoreBlock:
     return partial(all_scores, as_ensemble(model), discount=discount)
 
 
-def popularity_scores(train: Any) -> ScoreBlock:
+def popularity_scores(
+    train: Any, *, user: str = "UserId", item: str = "ItemId", count: str | None = "Count"
+) -> ScoreBlock:
     """Scores of the baseline "most popular": the number of users of each item in ``train`` (U, M).
 
     Parameters
     ----------
     train : scipy sparse matrix (U, M), or another form of counts that :meth:`hpf_gpu.HPF.fit` takes
         Training counts.  Of a frame, users and items are numbered as in a fit.
+    user, item, count : str
+        Names of the columns of a frame, as for :class:`hpf_gpu.HPF`.
 
     Returns
     -------
@@ -329,7 +334,8 @@ def popularity_scores(train: Any) -> ScoreBlock:
     """
     if not sparse.issparse(train):
         numpy = backends.create("numpy", np.dtype(np.float64))
-        train = training_data(train, backend=numpy, reindex=True).host_csr
+        columns = Columns(user, item, count)
+        train = training_data(train, backend=numpy, reindex=True, columns=columns).host_csr
     n_users = _as_binary(train).sum(axis=0).astype(np.float64)
     return lambda users: np.tile(n_users, (len(users), 1))
 

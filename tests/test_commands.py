@@ -116,7 +116,7 @@ def test_every_parameter_is_an_option(row, help_of_fit):
     if row.name in parameters._LEFT_OUT:
         assert row.name not in parameters._ROWS
     else:
-        typed = str(row.default).lower()
+        typed = parameters._shown(row.default)
         assert parameters.value_of(row.name, typed) == row.default
         assert f"[default: {typed}]" in help_of_fit[f"--{row.name.replace('_', '-')}"]
 
@@ -138,11 +138,14 @@ def test_what_an_option_is_for(help_of_fit):
         (["numbers.csv", "--k", "many"], "k='many' is not a number"),
         (["numbers.csv", "--counts", "most"], "counts='most' is unknown; choose one of 'raw', 'binary'"),
         (["numbers.csv", "--backend", "abacus"], "backend='abacus' is unknown"),
-        (["plays.csv"], "plays.csv has no column 'UserId', but 'listener', 'artist', 'plays': name its colu"),
-        (["plays.parquet"], "plays.parquet has no column 'UserId', but 'listener', 'artist', 'plays': name"),
-        (["missing.csv"], "[Errno 2] No such file or directory: 'missing.csv'"),
-        (["m.hpf"], "m.hpf is neither .csv nor .parquet by its name"),
-        (["empty.csv"], "No columns to parse from file"),
+        (
+            ["plays.csv"],
+            "counts_df has no column 'UserId'; it needs UserId, ItemId, Count and has 'listener'",
+        ),
+        (["plays.parquet"], "counts_df has no column 'UserId'; it needs UserId, ItemId, Count and has 'lis"),
+        (["missing.csv"], "counts_df is 'missing.csv', and there is no such file"),
+        (["m.hpf"], "counts_df is 'm.hpf': pass a file .parquet, .pq, .csv"),
+        (["empty.csv"], "'empty.csv' cannot be read"),
         (["numbers.csv", "-o", "nowhere/x.hpf"], "nowhere is not an existing folder"),
         (["numbers.csv", "--stop-crit", "val-llk"], "stop_crit='val-llk' needs held-out counts"),
     ],
@@ -235,8 +238,8 @@ def test_lists_of_some_users(folder, run):
 
 
 def test_lists_by_counts_of_new_users(folder, run):
-    """Ids of items are text in the model, and digits with a zero before them in the file."""
-    new = PLAYS[PLAYS.UserId < "u103"].assign(UserId="new")
+    """Columns are those of the model; its ids of items are text, and digits in the file."""
+    new = PLAYS[PLAYS.UserId < "u103"].assign(UserId="new").rename(columns=NAMES)
     new.to_csv(folder / "new.csv", index=False)
     ran = run("recommend", "m.hpf", "--counts", "new.csv", "-n", 3, "--json")
     assert ran.errors == []
@@ -302,23 +305,21 @@ def test_similar(run, monkeypatch, kind):
     assert ran.errors == [f"hpf-gpu: warning: {kind} 'none' are not in the model"]
 
 
-def test_evaluate(folder, run, monkeypatch):
+def test_evaluate(run, monkeypatch):
     asked = []
 
     def measure(model, train, held_out, **options):
-        asked.append((model.nusers, len(train), len(held_out), train.ItemId.iloc[0], options))
+        asked.append((model.nusers, str(train), str(held_out), options))
         frame = pd.DataFrame({"metric": ["precision", "auc"], "value": [0.5, np.nan]})
         return SimpleNamespace(to_frame=lambda: frame)
 
     monkeypatch.setattr(hpf_gpu, "evaluate", measure, raising=False)
-    PLAYS[::7].to_csv(folder / "held_out.csv", index=False)
-    PLAYS.to_csv(folder / "train.csv", index=False)
     files = ["--train", "train.csv", "--held-out", "held_out.csv"]
     assert run("evaluate", "m.hpf", *files).out == "metric,value\nprecision,0.5\nauc,\n"
     ran = run("evaluate", "m.hpf", *files, "-n", 7, "--metrics", "precision,auc", "--json")
     assert json.loads(ran.out) == [{"metric": "precision", "value": 0.5}, {"metric": "auc", "value": None}]
-    read = (60, len(PLAYS), len(PLAYS[::7]), PLAYS.ItemId.iloc[0])
-    assert asked == [(*read, {"n": 20}), (*read, {"n": 7, "metrics": ["precision", "auc"]})]
+    named = (60, "train.csv", "held_out.csv")
+    assert asked == [(*named, {"n": 20}), (*named, {"n": 7, "metrics": ["precision", "auc"]})]
 
 
 def test_report(folder, run, monkeypatch):

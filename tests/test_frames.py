@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import anndata
 import duckdb
 import narwhals
 import numpy as np
@@ -30,6 +29,11 @@ NAMED = NAMED.reset_index(drop=True)
 RENAMED = NAMED.rename(columns={"UserId": "fan", "ItemId": "song", "Count": "plays"}).assign(year=2000.5)
 OWN = {"user": "fan", "item": "song", "count": "plays"}
 WANT = quick().fit(NAMED)
+
+
+def anndata() -> Any:
+    """The package; the test is skipped where it is not installed."""
+    return pytest.importorskip("anndata", reason="anndata is not installed: nox -s single_cells")
 
 
 def arrow() -> pa.Table:
@@ -229,7 +233,7 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
         r"raw part of an AnnData: pass adata.raw.to_adata\(\)",
     ),
     "an empty AnnData": (
-        lambda _: anndata.AnnData(shape=(2, 3)),
+        lambda _: anndata().AnnData(shape=(2, 3)),
         ValueError,
         r"without X: pass hpf_gpu.Counts\(",
     ),
@@ -428,9 +432,9 @@ def matrix(users: list[Any] = USERS) -> sparse.csr_array:
     return sparse.coo_array((NAMED.Count, (rows, columns)), shape=(len(users), len(ITEMS))).tocsr()
 
 
-def annotated(*, dense: bool = False, raw: bool = False) -> anndata.AnnData:
+def annotated(*, dense: bool = False, raw: bool = False) -> Any:
     counts = matrix().astype(np.float32)
-    data = anndata.AnnData(counts.toarray() if dense else counts)
+    data = anndata().AnnData(counts.toarray() if dense else counts)
     data.obs_names, data.var_names = USERS, [f"gene {item}" for item in ITEMS]
     if raw:
         data.raw = data
@@ -533,7 +537,7 @@ def test_anndata(dense: bool, tmp_path: Path) -> None:
     assert list(model.transform(data[:3]).index) == USERS[:3]
     assert model.eval_llk(data) == plain.eval_llk(matrix())
     data.write_h5ad(tmp_path / "cells.h5ad")
-    backed = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    backed = anndata().read_h5ad(tmp_path / "cells.h5ad", backed="r")
     np.testing.assert_array_equal(quick().fit(backed).Theta, plain.Theta)
 
 

@@ -1,4 +1,4 @@
-"""Options and arguments that several commands have, and the names of columns."""
+"""Options and arguments that several commands have."""
 
 from __future__ import annotations
 
@@ -13,11 +13,6 @@ ModelFile: TypeAlias = Annotated[
 Table: TypeAlias = Annotated[
     Path, typer.Argument(metavar="COUNTS", help="Counts: a CSV or Parquet file.", show_default=False)
 ]
-User: TypeAlias = Annotated[str, typer.Option("--user", metavar="COLUMN", help="Column of the users.")]
-Item: TypeAlias = Annotated[str, typer.Option("--item", metavar="COLUMN", help="Column of the items.")]
-Count: TypeAlias = Annotated[
-    str, typer.Option("--count", metavar="COLUMN", help="Column of the counts; none if every row is one.")
-]
 TableOut: TypeAlias = Annotated[
     Path | None,
     typer.Option(
@@ -26,9 +21,3 @@ TableOut: TypeAlias = Annotated[
 ]
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Write the result as JSON.")]
 Quiet: TypeAlias = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress and no summary.")]
-DEFAULT_USER, DEFAULT_ITEM, DEFAULT_COUNT = "UserId", "ItemId", "Count"
-
-
-def columns_named(user: str, item: str, count: str) -> dict[str, str | None]:
-    """Columns of a file by what they hold."""
-    return {DEFAULT_USER: user, DEFAULT_ITEM: item, DEFAULT_COUNT: None if count == "none" else count}

@@ -33,31 +33,6 @@ _ROWS_ON_A_TERMINAL = 100
 # -- in ------------------------------------------------------------------------------------------
 
 
-def read_table(path: Path, columns: dict[str, str | None], text: tuple[str, ...] = ()) -> pd.DataFrame:
-    """Counts in a file, in columns UserId, ItemId and Count.
-
-    ``columns`` has the names in the file by these names; without one for Count every row is one.  Those of
-    ``text`` are text in a CSV file, even if they look like numbers.
-    """
-    wanted = [own for own in columns.values() if own is not None]
-    if _suffix(path) in _PARQUET:
-        frame = pd.read_parquet(path, columns=_present(path, _parquet_columns(path), wanted))
-    else:
-        of_text = {own: str for name, own in columns.items() if name in text and own is not None}
-        _present(path, list(pd.read_csv(path, nrows=0).columns), wanted)
-        frame = pd.read_csv(path, usecols=wanted, dtype=of_text)
-    return pd.DataFrame({name: 1 if own is None else frame[own] for name, own in columns.items()})
-
-
-def read_counts_for(model: HPF | HPFEnsemble, path: Path, columns: dict[str, str | None]) -> pd.DataFrame:
-    """Counts in a file for a model; ids that are text in the model are text here, even those in digits."""
-    ids = {"UserId": model.user_mapping_, "ItemId": model.item_mapping_}
-    text = [
-        name for name, known in ids.items() if known is not None and len(known) and isinstance(known[0], str)
-    ]
-    return read_table(path, columns, tuple(text))
-
-
 def read_names(model: HPF | HPFEnsemble, path: Path) -> pd.Series:
     """Names of items by their ids, from the first two columns of a file."""
     if _suffix(path) in _PARQUET:
@@ -71,26 +46,11 @@ def read_names(model: HPF | HPFEnsemble, path: Path) -> pd.Series:
     return pd.Series(frame.iloc[:, 1].to_numpy(), index=frame.iloc[:, 0].to_numpy())
 
 
-def _parquet_columns(path: Path) -> list[str]:
-    return list(_pyarrow().parquet.read_schema(path).names)
-
-
-def _present(path: Path, have: list[str], wanted: list[str]) -> list[str]:
-    """``wanted``, all of which the file has; ValueError otherwise."""
-    for column in wanted:
-        if column not in have:
-            raise ValueError(
-                f"{path} has no column {column!r}, but {', '.join(map(repr, have))}: "
-                "name its columns with --user, --item and --count"
-            )
-    return wanted
-
-
 def _pyarrow() -> Any:
     try:
         import pyarrow.parquet
     except ImportError as error:
-        raise ImportError(f"Parquet files need pyarrow ({error}): pip install pyarrow") from error
+        raise ImportError(f"Parquet files need pyarrow ({error}): pip install 'hpf_gpu[parquet]'") from error
     return pyarrow
 
 

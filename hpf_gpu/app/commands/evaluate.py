@@ -7,19 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hpf_gpu.app.options import (
-    DEFAULT_COUNT,
-    DEFAULT_ITEM,
-    DEFAULT_USER,
-    AsJson,
-    Count,
-    Item,
-    ModelFile,
-    Quiet,
-    TableOut,
-    User,
-    columns_named,
-)
+from hpf_gpu.app.options import AsJson, ModelFile, Quiet, TableOut
 from hpf_gpu.app.terminal import Progress
 
 
@@ -36,9 +24,6 @@ def evaluate(
     ] = None,
     n: Annotated[int, typer.Option("-n", "--n", help="Length of the lists.", min=1)] = 20,
     output: TableOut = None,
-    user: User = DEFAULT_USER,
-    item: Item = DEFAULT_ITEM,
-    count: Count = DEFAULT_COUNT,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -49,12 +34,9 @@ def evaluate(
     if output is not None:
         tables.check_output(output)
     fitted = hpf_gpu.load(model)
-    columns = columns_named(user, item, count)
     with Progress(quiet=quiet) as progress:
-        progress.step(f"Reading {train} and {held_out}")
-        seen, unseen = (tables.read_counts_for(fitted, path, columns) for path in (train, held_out))
         progress.step("Measuring")
-        wanted = {} if metrics is None else {"metrics": tables.listed(metrics)}
-        evaluation = hpf_gpu.evaluate(fitted, seen, unseen, n=n, **wanted)  # type: ignore[attr-defined]
+        wanted = None if metrics is None else tables.listed(metrics)
+        evaluation = hpf_gpu.evaluate(fitted, train, held_out, wanted, n)
     with tables.writing(output, as_json=as_json) as table:
         table.add(evaluation.to_frame())

@@ -9,19 +9,12 @@ from typing import Annotated, Any
 import typer
 
 from hpf_gpu.app.options import (
-    DEFAULT_COUNT,
-    DEFAULT_ITEM,
-    DEFAULT_USER,
     AsJson,
-    Count,
-    Item,
     Quiet,
     Table,
-    User,
-    columns_named,
 )
 from hpf_gpu.app.parameters import with_parameters
-from hpf_gpu.app.tables import as_text, read_table
+from hpf_gpu.app.tables import as_text
 from hpf_gpu.app.terminal import FINE, INTERRUPTED, Progress, tell, write
 from hpf_gpu.estimator import HPF
 from hpf_gpu.files.whole_file import writable
@@ -33,9 +26,6 @@ def fit(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="MODEL", help="File to write.", show_default=False)
     ],
-    user: User = DEFAULT_USER,
-    item: Item = DEFAULT_ITEM,
-    count: Count = DEFAULT_COUNT,
     held_out: Annotated[
         Path | None,
         typer.Option(metavar="COUNTS", help="Held-out counts, for --stop-crit val-llk.", show_default=False),
@@ -60,20 +50,16 @@ def fit(
     """
     writable(output)  # raises before the fit what would be raised after it
     model = HPF(**parameters, verbose=False)
-    columns = columns_named(user, item, count)
     status = FINE
     with Progress(quiet=quiet) as progress:
         progress.step(f"Reading {table}")
-        counts = read_table(table, columns)
-        validation = None if held_out is None else read_table(held_out, columns)
-        progress.step("Numbering users and items")
         # An interrupt that is a warning otherwise, after which the model is the same.
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="the fit was interrupted")
             try:
                 model.fit(
-                    counts,
-                    validation,
+                    table,
+                    held_out,
                     callback=_reporter(progress, model.maxiter) if progress.shown else None,
                     checkpoint=checkpoint,
                     checkpoint_every=checkpoint_every,

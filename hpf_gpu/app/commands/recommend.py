@@ -9,17 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hpf_gpu.app.options import (
-    DEFAULT_COUNT,
-    DEFAULT_ITEM,
-    DEFAULT_USER,
     AsJson,
-    Count,
-    Item,
     ModelFile,
     Quiet,
     TableOut,
-    User,
-    columns_named,
 )
 from hpf_gpu.app.terminal import FAILED, Progress, tell
 
@@ -53,9 +46,6 @@ def recommend(
     include_seen: Annotated[
         bool, typer.Option("--include-seen", help="Also recommend items that the user has.")
     ] = False,
-    user: User = DEFAULT_USER,
-    item: Item = DEFAULT_ITEM,
-    count: Count = DEFAULT_COUNT,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> int | None:
@@ -75,10 +65,8 @@ def recommend(
     options: dict[str, Any] = {"n": n, "exclude_seen": not include_seen, "discount": discount}
     with Progress(quiet=quiet) as progress:
         if counts is not None:
-            progress.step(f"Reading {counts}")
-            new = tables.read_counts_for(fitted, counts, columns_named(user, item, count))
             progress.step("Ranking")
-            parts = iter([fitted.recommend(counts=new, **options)])
+            parts = iter([fitted.recommend(counts=counts, **options)])
         else:
             parts = _lists(fitted, _wanted(fitted, users), options, progress)
         with tables.writing(output, as_json=as_json) as table:

@@ -34,6 +34,6 @@ def report(
     with Progress(quiet=quiet) as progress:
         progress.step("Writing the page")
         named = None if names is None else tables.read_names(fitted, names)
-        hpf_gpu.report(fitted, output, names=named)  # type: ignore[attr-defined]
+        hpf_gpu.report(fitted, output, names=named)
     if not quiet:
         write(f"{output}: open it in a browser\n")

@@ -8,19 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from hpf_gpu.app.options import (
-    DEFAULT_COUNT,
-    DEFAULT_ITEM,
-    DEFAULT_USER,
     AsJson,
-    Count,
-    Item,
     Quiet,
     Table,
-    User,
-    columns_named,
 )
 from hpf_gpu.app.parameters import with_parameters
-from hpf_gpu.app.tables import as_text, read_table, show
+from hpf_gpu.app.tables import as_text, show
 from hpf_gpu.app.terminal import Progress, write
 from hpf_gpu.files.whole_file import writable
 from hpf_gpu.tuning import METRICS, Selection
@@ -39,9 +32,6 @@ def select(
     ] = "precision",
     n: Annotated[int, typer.Option("-n", "--n", help="Length of the lists.", min=1)] = 20,
     validation: Annotated[float, typer.Option(help="Share of the counts that is held out.")] = 0.1,
-    user: User = DEFAULT_USER,
-    item: Item = DEFAULT_ITEM,
-    count: Count = DEFAULT_COUNT,
     as_json: AsJson = False,
     quiet: Quiet = False,
     *,
@@ -56,13 +46,11 @@ def select(
     if output is not None:
         writable(output)
     with Progress(quiet=quiet) as progress:
-        progress.step(f"Reading {table}")
-        counts = read_table(table, columns_named(user, item, count))
         progress.step("Fitting models")
         tried = {name: values for name, values in parameters.items() if len(values) > 1}
         common = {name: values[0] for name, values in parameters.items() if len(values) == 1}
         selection = choose(
-            counts,
+            table,
             tried or None,
             metric=metric,
             n=n,
