@@ -578,14 +578,17 @@ def test_ids_and_lists_of_any_library(given: Any, kind: type) -> None:
 
 def test_frames_as_ids() -> None:
     for frame in (pl.DataFrame({"fan": ["ann"]}), pa.table({"fan": ["ann"]}), pd.DataFrame({"fan": ["ann"]})):
-        with pytest.raises(TypeError, match="ids must be one column, such as frame"):
+        with pytest.raises(TypeError, match=r"ids must be one column, such as frame\['fan'\]"):
             WANT.predict(frame, ITEMS[0])
 
 
 def test_unknown_and_missing_ids_in_a_column() -> None:
-    column = pl.Series(["user 107", None, "who"])
+    column = pl.Series(["who", None, "user 107"])
     known = WANT.predict("user 107", ITEMS[0])
-    np.testing.assert_array_equal(WANT.predict(column, ITEMS[0]), [known, np.nan, np.nan])
+    np.testing.assert_array_equal(WANT.predict(column, ITEMS[0]), [np.nan, np.nan, known])
+    held_out = pl.DataFrame({"UserId": column, "ItemId": ITEMS[:3], "Count": 1})
+    with pytest.warns(UserWarning, match="2 of the 3 counts of input_df were left out"):
+        assert WANT.eval_llk(held_out)["nobs"] == 1
     numbers = quick().fit(COUNTS)
     np.testing.assert_array_equal(
         np.isnan(numbers.predict(pl.Series([107, None, 9]), 500)), [False, True, True]

@@ -233,8 +233,6 @@ def _integers_if_so_written(column: Any) -> Any:
     import pyarrow as pa
 
     encoded = column.unify_dictionaries().combine_chunks()
-    if isinstance(encoded, pa.ChunkedArray):  # pyarrow before version 23 returns one for an empty column
-        return column
     try:
         numbers = encoded.dictionary.cast(pa.int64())
     except pa.ArrowInvalid:

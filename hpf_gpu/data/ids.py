@@ -412,7 +412,7 @@ def _column(ids: Any) -> NDArray[Any]:
         # pandas has no index of float16.
         return array.astype(np.float32) if array.dtype == np.float16 else array
     if hasattr(ids, "columns"):
-        name = next(iter(ids.columns), "...")
+        name = next(iter(getattr(ids, "column_names", ids.columns)), "...")
         raise TypeError(f"ids must be one column, such as frame[{name!r}], and not a data frame")
     series = series_of(ids)
     return _objects(ids) if series is ids else _column(series)
