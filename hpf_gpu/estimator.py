@@ -999,11 +999,12 @@ class HPF:
         Notes
         -----
         Mean and standard deviation are exact under q.  Quantiles are those of the gamma distribution (of the
-        negative binomial for counts) with these two moments.  Compared with draws under q on Online Retail,
-        the probability below a bound of a 90 % interval, 0.05 or 0.95, was off by less than 0.02 for items
-        that are recommended; for any pairs the upper one by less than 0.01, and the lower bound was too low,
-        with 0.02 below it on average.  q itself, a mean-field approximation of the posterior, is narrower
-        than the posterior; docs/uncertainty.md has the coverage that was measured.
+        negative binomial for counts) with these two moments.  Of 90 % intervals on Online Retail, k=30,
+        0.936 to 0.964 of the draws of every pair were below the upper bound; below the lower bound were
+        0.048 on average where an item is recommended, 0.040 for held-out pairs and 0.021 for any pairs: it is
+        too low for rates that nothing is known about.  q itself, a mean-field approximation, is narrower than
+        the posterior.  On data drawn from the model 90 % intervals had new counts as often as they said, and
+        0.64 to 0.76 of the true rates (docs/uncertainty.md).
         """
         level = fraction("level", level)
         of_counts = Choice(("rate", "count")).checked("of", of) == "count"

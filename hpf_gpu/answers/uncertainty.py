@@ -25,7 +25,7 @@ from scipy.special import betainc, gammaincinv, gammaln
 
 from hpf_gpu.backends.protocol import Backend
 from hpf_gpu.data.ids import table
-from hpf_gpu.data.seen import UserItems, items_of
+from hpf_gpu.data.seen import UserItems, items_of, places_in
 from hpf_gpu.messages import warn
 from hpf_gpu.model.fitted import Fitted
 from hpf_gpu.model.neighbours import Neighbours
@@ -74,9 +74,9 @@ class Gammas:
         variance = self.variance
         return np.concatenate([self.mean**2 + variance, variance], axis=1)
 
-    def draw(self, rng: np.random.Generator) -> NDArray[np.float64]:
-        """One draw of each variable."""
-        drawn: NDArray[np.float64] = rng.standard_gamma(self.shape)
+    def draw(self, rng: np.random.Generator, n: int) -> NDArray[np.float64]:
+        """Draws of each variable, (n, N, K)."""
+        drawn: NDArray[np.float64] = rng.standard_gamma(self.shape, (n, *self.shape.shape))
         drawn *= self.mean / self.shape
         return drawn
 
@@ -119,7 +119,7 @@ class Moments:
         high = np.ceil(mean + np.sqrt((mean + self.variance) * (p / (1 - p))))
         while (high - low > 1).any():
             middle = np.floor((low + high) / 2)
-            reached = betainc(shape, np.maximum(middle, 0) + 1, success) >= p
+            reached = (middle >= 0) & (betainc(shape, np.maximum(middle, 0) + 1, success) >= p)
             low, high = np.where(reached, low, middle), np.where(reached, middle, high)
         return high
 
@@ -196,15 +196,24 @@ def sample_rates(
     rows, columns = paired(fitted.user_ids.codes_of(user), fitted.item_ids.codes_of(item))
     known = (rows >= 0) & (columns >= 0)
     rates = np.full((n, len(rows)), np.nan)
+    if not known.any():
+        return rates
     users, row = np.unique(rows[known], return_inverse=True)
     items, column = np.unique(columns[known], return_inverse=True)
     backend, theta, beta = _backend(fitted, threads), _users(fitted, users), _items(fitted, items)
-    for draw in rates:
-        drawn = backend.predict_pairs(theta.draw(rng), beta.draw(rng), row, column)
-        if fitted.neighbours is not None:
-            weights = _weights(fitted.neighbours, items).draw(rng)
-            drawn += of_neighbours(backend, fitted, weights, users, items, row, column)
-        draw[known] = drawn
+    weights = None if fitted.neighbours is None else _weights(fitted.neighbours, items)
+    step = max(1, _BLOCK // (theta.mean.size + beta.mean.size + len(row)))
+    for start in range(0, n, step):
+        draws = min(step, n - start)
+        # The draws of a user are as many users, and one product has the pairs of all.
+        thetas, betas = (gammas.draw(rng, draws).reshape(-1, fitted.k) for gammas in (theta, beta))
+        number = np.arange(draws)[:, None]
+        places = (row + number * len(users)).ravel(), (column + number * len(items)).ravel()
+        drawn = backend.predict_pairs(thetas, betas, *places).reshape(draws, -1)
+        if weights is not None:
+            for one in drawn:
+                one += of_neighbours(backend, fitted, weights.draw(rng, 1)[0], users, items, row, column)
+        rates[start : start + draws, known] = drawn
     return rates
 
 
@@ -224,6 +233,8 @@ def _known_pairs(fitted: Fitted, user: Any, item: Any) -> tuple[NDArray[Any], ND
 
 def _moments(fitted: Fitted, threads: int | None, rows: NDArray[Any], columns: NDArray[Any]) -> Moments:
     """Moments of the rates of pairs of row and column numbers, (Z,) each."""
+    if len(rows) == 0:
+        return Moments(np.zeros(0), np.zeros(0))
     users, row = np.unique(rows, return_inverse=True)
     items, column = np.unique(columns, return_inverse=True)
     backend, theta, beta = _backend(fitted, threads), _users(fitted, users), _items(fitted, items)
@@ -268,7 +279,7 @@ def sample_posterior(fitted: Fitted, n: int, rng: np.random.Generator) -> Poster
     draws = [np.empty((n, *gammas.mean.shape), fitted.dtype) for gammas in drawn]
     for number in range(n):
         for gammas, into in zip(drawn, draws, strict=True):
-            into[number] = gammas.draw(rng)
+            into[number] = gammas.draw(rng, 1)[0]
     theta, beta, *weights = draws
     return PosteriorSample(theta, beta, weights[0] if weights else None)
 
@@ -288,7 +299,10 @@ def rank_by_quantile(
     factors: NDArray[Any] | None,  # (M,) what the quantiles are multiplied by
 ) -> tuple[NDArray[np.int64], NDArray[Any]]:
     """As :func:`hpf_gpu.answers.recommendations.rank`, by quantiles of rates in place of expected counts."""
-    items = np.arange(len(fitted.beta)) if pool is None else pool
+    size = len(fitted.beta)
+    items = np.arange(size) if pool is None else pool
+    if pool is not None and exclude is not None:
+        exclude = places_in(pool, size, exclude)
     n, found = min(n, len(items)), []
     for part, moments in _of_all_items(fitted, theta, items, had):
         scores = moments.quantiles(p)
