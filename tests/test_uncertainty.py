@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import warnings
+from pathlib import Path
+
 import mpmath
 import numpy as np
 import oracle
@@ -434,3 +438,24 @@ def test_after_batches_and_files(tmp_path):
     variance = (second[0] * second[1] - (theta.mean * beta.mean) ** 2).sum(axis=1)
     assert relative_error(want.Std, np.sqrt(variance)) < 1e-5
     pd.testing.assert_frame_equal(HPF.load(tmp_path / "model.hpf").predict_interval(users, items), want)
+
+
+# -- the page ------------------------------------------------------------------------------------
+
+
+def test_code_of_the_page():
+    """Its examples run as they are, without a warning, and give the numbers that stand there."""
+    page = (Path(__file__).resolve().parents[1] / "docs" / "uncertainty.md").read_text(encoding="utf-8")
+    names = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for block in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
+            exec(compile(block, "docs/uncertainty.md", "exec"), names)
+    model, products = names["model"], names["products"]
+    for row in model.predict_interval(15122, products).itertuples():
+        shown = [
+            float(cell) for cell in re.search(rf"\| 15122 \| {row.ItemId} \| (.*) \|", page)[1].split("|")
+        ]
+        assert shown == pytest.approx([row.Mean, row.Std, row.Lower, row.Upper], abs=0.02)
+    first = names["similar"].iloc[0]
+    assert f"| {first.ItemId} | {first.SimilarId} |" in page

@@ -65,13 +65,13 @@ def _profiles(sides: Iterable[tuple[float, NDArray[Any], NDArray[Any]]]) -> NDAr
         raise ValueError("similarities need two factors or more; a model with neighbours has related_items")
     total = sum(weight for weight, _, _ in used)
     return np.concatenate(
-        [_profile(own, other) * own.dtype.type(np.sqrt(weight / total)) for weight, own, other in used],
+        [profile(own, other) * own.dtype.type(np.sqrt(weight / total)) for weight, own, other in used],
         axis=1,
     )
 
 
-def _profile(own: NDArray[Any], other: NDArray[Any]) -> NDArray[Any]:
-    """√p less its mean, with rows of length one, (M, K)."""
+def profile(own: NDArray[Any], other: NDArray[Any]) -> NDArray[Any]:
+    """√p less its mean, with rows of length one, (M, K), from factors (M, K) of items and (N, K) of users."""
     expected = own * other.sum(axis=0, dtype=np.float64)
     tiny = np.finfo(np.float64).tiny  # for rows of zeros
     roots = np.sqrt(expected / np.maximum(expected.sum(axis=1, keepdims=True), tiny))
