@@ -146,6 +146,12 @@ def test_counts_of_a_rate_that_is_known():
         assert list(moments.count_quantiles(p)) == list(stats.nbinom.ppf(p, shape, shape / (shape + mean)))
 
 
+def test_counts_beyond_all_integers_of_float64():
+    """The search ends where neighbouring numbers are more than one apart."""
+    got = Moments(np.array([1e17]), np.array([1e32]))
+    assert got.count_quantiles(0.9) == pytest.approx(got.quantiles(0.9), rel=1e-9)
+
+
 def test_probability_of_a_count(plain):
     rate = plain.predict_interval(USERS, ITEMS)
     shape = rate.Mean**2 / rate.Std**2
@@ -382,7 +388,7 @@ def test_unknown_ids():
     assert model.predict_proba([], []).shape == (0,)
 
 
-@pytest.mark.parametrize("level", [0, 1, -0.5, 90, np.nan, "much", True])
+@pytest.mark.parametrize("level", [0, 1, 1 - 1e-16, -0.5, 90, np.nan, "much", True])
 def test_levels(plain, level):
     for ask in (lambda: plain.predict_interval(0, 0, level), lambda: plain.recommend(0, level=level)):
         with pytest.raises((ValueError, TypeError), match=r"^level"):

@@ -117,7 +117,7 @@ class Moments:
         success = shape / (shape + mean)
         low = np.full(mean.shape, -1.0)  # P(Y ≤ low) < p ≤ P(Y ≤ high), the latter by Cantelli's inequality
         high = np.ceil(mean + np.sqrt((mean + self.variance) * (p / (1 - p))))
-        while (high - low > 1).any():
+        while (high - low > np.maximum(1.0, np.spacing(high))).any():
             middle = np.floor((low + high) / 2)
             reached = (middle >= 0) & (betainc(shape, np.maximum(middle, 0) + 1, success) >= p)
             low, high = np.where(reached, low, middle), np.where(reached, middle, high)

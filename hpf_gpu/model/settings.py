@@ -457,10 +457,10 @@ def from_zero(name: str, value: Any) -> float:
 
 
 def fraction(name: str, value: Any) -> float:
-    """``value`` as float, which must lie between zero and one."""
+    """``value`` as float, which must lie between zero and one, and not so near one that a tail is lost."""
     number = positive_number(name, value)
-    if number >= 1:
-        raise ValueError(f"{name}={value!r} must be below one")
+    if number > 1 - 1e-12:
+        raise ValueError(f"{name}={value!r} must be below one: 0.9 for 90 %")
     return number
 
 
