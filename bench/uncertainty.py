@@ -2,7 +2,7 @@
 
     python bench/uncertainty.py
 
-Takes about two minutes of one core.
+Takes 90 seconds of one core.
 """
 
 from __future__ import annotations
