@@ -12,7 +12,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from .answers import ensembles
-from .answers.recommendations import Lists, Wanted, known_users
+from .answers.predictions import known_rows
+from .answers.recommendations import Lists, Wanted
+from .answers.similarity import similar_items_of, similar_users_of
 from .answers.summaries import facts_of_ensemble, repr_html
 from .data.frames import like
 from .data.triplets import Columns, load, read
@@ -336,7 +338,7 @@ class HPFEnsemble:
             raise ValueError("recommend takes users, ids of the model, or counts of new users, and not both")
         wanted, ensemble = Wanted.checked(n, exclude_seen, items, discount), self._ensemble
         if counts is None:
-            lists = ensembles.recommend(ensemble, known_users(ensemble.user_ids, users), wanted)
+            lists = ensembles.recommend(ensemble, known_rows(ensemble.user_ids, users), wanted)
         else:
             lists = self._recommend_for(ensemble, counts, wanted)
         return like(lists.table(), users, counts) if as_frame else lists.arrays()
@@ -350,9 +352,49 @@ class HPFEnsemble:
             dtype, taken = fitted.dtype.type, settings.counts
             triplets = read(loaded, dtype=dtype, name="counts", taken=taken, columns=columns)
             folded.append(factors_of_new_users(settings, fitted, triplets, maxiter=10, stop_thr=1e-3))
-        new, _ = folded[0]
+        new, *_ = folded[0]
         had = new.csr.indptr, new.csr.indices
-        return ensembles.recommend_for(ensemble, new.ids, [theta for _, theta in folded], had, wanted)
+        return ensembles.recommend_for(ensemble, new.ids, [theta for _, theta, _ in folded], had, wanted)
+
+    def similar_items(self, items: Any = None, n: int = 10) -> pd.DataFrame:
+        """The items most like some items, by the mean similarity of the members that have factors.
+
+        Parameters
+        ----------
+        items, n
+            As for :meth:`hpf_gpu.HPF.similar_items`.
+
+        Returns
+        -------
+        DataFrame
+            Columns ItemId, SimilarId and Score, best first.
+
+        Raises
+        ------
+        ValueError
+            If no item is known, or no member with a weight has two factors or more.
+        """
+        return similar_items_of(self._ensemble, items, whole_number("n", n, 1))
+
+    def similar_users(self, users: Any = None, n: int = 10) -> pd.DataFrame:
+        """The users most like some users, as :meth:`similar_items` with users and items exchanged.
+
+        Parameters
+        ----------
+        users, n
+            As for :meth:`hpf_gpu.HPF.similar_users`.
+
+        Returns
+        -------
+        DataFrame
+            Columns UserId, SimilarId and Score, best first.
+
+        Raises
+        ------
+        ValueError
+            As for :meth:`similar_items`.
+        """
+        return similar_users_of(self._ensemble, users, whole_number("n", n, 1))
 
     def transform(self, counts_df: Any, maxiter: int = 10, stop_thr: float = 1e-3) -> Any:
         """Factors of new users in every member that is not transposed, without adding them.

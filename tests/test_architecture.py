@@ -53,7 +53,10 @@ ORDER = {
     "files": ("__init__", "schema", "whole_file", "tensor_file", "csv_folder", "model_file", "ensemble_file",
         "checkpoint",
     ),
-    "answers": ("__init__", "summaries", "predictions", "recommendations", "explanations", "ensembles"),
+    "answers": (
+        "__init__", "summaries", "predictions", "uncertainty", "similarity", "recommendations",
+        "explanations", "ensembles",
+    ),
     "fitting": ("__init__", "progress", "training", "partial", "folding"),
     "top": (
         "__init__", "estimator", "ensemble", "loading", "metrics", "evaluation", "checks", "tuning", "plot",

@@ -15,6 +15,7 @@ from hpf_gpu.data.counts import held_out_pairs
 from hpf_gpu.data.ids import Ids
 from hpf_gpu.data.seen import items_of
 from hpf_gpu.data.triplets import Triplets
+from hpf_gpu.messages import warn
 from hpf_gpu.model.fitted import Fitted
 from hpf_gpu.model.likelihood import pair_llk
 
@@ -57,22 +58,63 @@ def paired(rows: NDArray[Any], columns: NDArray[Any]) -> tuple[NDArray[Any], NDA
     return rows, columns
 
 
+def known_rows(ids: Ids, asked: Any) -> NDArray[np.int64]:
+    """Row numbers of one id, of many or, if None, of all; of many, those that are unknown are left out.
+
+    Raises
+    ------
+    ValueError
+        If no id is known.
+    """
+    if asked is None:
+        return np.arange(ids.size)
+    if ids.is_single(asked):
+        return ids.require(asked)
+    codes = ids.codes(asked)
+    unknown = codes < 0
+    if unknown.any():
+        named = ids.missing(asked, unknown)
+        if unknown.all():
+            raise ValueError(f"{named} not in the training data")
+        warn(f"{named} not in the training data, and left out")
+    return codes[~unknown]
+
+
 def rates_of_pairs(
     backend: Backend, fitted: Fitted, rows: NDArray[Any], columns: NDArray[Any]
 ) -> NDArray[Any]:
     """Expected counts of pairs of row and column numbers, (Z,) each."""
     rates = backend.predict_pairs(fitted.theta, fitted.beta, rows, columns)
-    if fitted.neighbours is not None and fitted.seen is not None and len(rows):
+    if fitted.neighbours is not None:
         # Only the rows in question are copied: one pair must not cost as much as all.
         users, row = np.unique(rows, return_inverse=True)
         items, column = np.unique(columns, return_inverse=True)
-        sources, w = fitted.neighbours.sources[items], fitted.neighbours.mean[items]
-        had = items_of(users, fitted.seen)
-        rates += backend.neighbour_rates(had, sources, backend.asarray(w), row, column)
+        rates += of_neighbours(backend, fitted, fitted.neighbours.mean[items], users, items, row, column)
     return rates
 
 
-def backend_for(fitted: Fitted, threads: int | None, among: Sequence[str] = backends.ON_HOST) -> Backend:
+def of_neighbours(
+    backend: Backend,
+    fitted: Fitted,
+    values: NDArray[Any],  # (I, L) for the neighbours of I items, such as E[w]
+    users: NDArray[Any],  # (U,) row numbers
+    items: NDArray[Any],  # (I,) column numbers
+    row: NDArray[Any],  # (Z,) places in ``users``
+    column: NDArray[Any],  # (Z,) places in ``items``
+) -> NDArray[Any]:
+    """Sums of the values of those neighbours that the users have, for pairs (Z,)."""
+    if fitted.neighbours is None or fitted.seen is None or len(row) == 0:
+        return np.zeros(len(row), backend.dtype)
+    had, sources = items_of(users, fitted.seen), fitted.neighbours.sources[items]
+    return backend.neighbour_rates(had, sources, backend.asarray(values), row, column)
+
+
+def backend_for(
+    fitted: Fitted,
+    threads: int | None,
+    among: Sequence[str] = backends.ON_HOST,
+    dtype: np.dtype[Any] | None = None,
+) -> Backend:
     """The backend for queries, in the dtype of the fit: the fastest of ``among``, or NumPy if it fitted."""
     name = "numpy" if fitted.backend == "numpy" else "auto"
-    return backends.choose(name, fitted.dtype, threads, k=fitted.k, among=among)
+    return backends.choose(name, dtype or fitted.dtype, threads, k=fitted.k, among=among)

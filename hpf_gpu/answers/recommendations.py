@@ -16,9 +16,10 @@ from hpf_gpu.data.ids import Ids, table
 from hpf_gpu.data.seen import UserItems, items_of, places_in, places_of, users_with
 from hpf_gpu.messages import shown, warn
 from hpf_gpu.model.fitted import Fitted
-from hpf_gpu.model.settings import from_zero, whole_number
+from hpf_gpu.model.settings import Choice, fraction, from_zero, whole_number
 
 from .predictions import backend_for
+from .uncertainty import Gammas, rank_by_quantile, tails
 
 _MIN_USERS_FOR_GPU = 1000  # below this many, copying the model to the GPU does not pay
 
@@ -31,11 +32,24 @@ class Wanted:
     exclude_seen: bool
     items: Any = None  # ids to choose from; None for all
     discount: float = 0.0
+    quantile: float | None = None  # of the rates, which is the score; None for expected counts
 
     @classmethod
-    def checked(cls, n: Any, exclude_seen: Any, items: Any, discount: Any = 0.0) -> Wanted:
-        """The same after a check; ValueError or TypeError if ``n`` or ``discount`` is out of range."""
-        return cls(whole_number("n", n, 1), bool(exclude_seen), items, from_zero("discount", discount))
+    def checked(
+        cls,
+        n: Any,
+        exclude_seen: Any,
+        items: Any,
+        discount: Any = 0.0,
+        rank_by: Any = "mean",
+        level: Any = 0.9,
+    ) -> Wanted:
+        """The same after a check; ValueError or TypeError if a value is out of range."""
+        n, discount = whole_number("n", n, 1), from_zero("discount", discount)
+        lower, upper = tails(fraction("level", level))
+        by = Choice(("mean", "lower", "upper")).checked("rank_by", rank_by)
+        quantile = {"mean": None, "lower": lower, "upper": upper}[by]
+        return cls(n, bool(exclude_seen), items, discount, quantile)
 
     def pool(self, items: Ids) -> NDArray[Any] | None:
         """Numbers of the items to choose from, ascending; None for all."""
@@ -68,28 +82,6 @@ class Lists:
         return self.items.labels(self.best), self.scores
 
 
-def known_users(ids: Ids, users: Any) -> NDArray[np.int64]:
-    """Row numbers of one user, of many or, if None, of all; of many, those that are unknown are left out.
-
-    Raises
-    ------
-    ValueError
-        If no user is known, or none is asked for.
-    """
-    if users is None:
-        return np.arange(ids.size)
-    if ids.is_single(users):
-        return ids.require(users)
-    codes = ids.codes(users)
-    unknown = codes < 0
-    if unknown.any():
-        named = ids.missing(users, unknown)
-        if unknown.all():
-            raise ValueError(f"{named} not in the training data")
-        warn(f"{named} not in the training data, and left out")
-    return codes[~unknown]
-
-
 def top_n(fitted: Fitted, threads: int | None, user: Any, wanted: Wanted) -> NDArray[Any]:
     """Ids of the items with the highest expected counts; see :meth:`hpf_gpu.HPF.topN`."""
     rows = fitted.user_ids.require(user)
@@ -103,7 +95,8 @@ def recommend(fitted: Fitted, threads: int | None, rows: NDArray[Any], wanted: W
     among = tuple(dict.fromkeys((fitted.backend, *backends.NAMES))) if on_gpu else backends.ON_HOST
     backend = backend_for(fitted, threads, among)
     had, theta = _had_by(fitted, rows, wanted.exclude_seen), fitted.theta[rows]
-    return _lists(backend, fitted, fitted.user_ids, rows, theta, had, wanted)
+    shape = None if wanted.quantile is None else fitted.require_posteriors("uncertainty")[0].shape[rows]
+    return _lists(backend, fitted, fitted.user_ids, rows, theta, shape, had, wanted)
 
 
 def recommend_for(
@@ -111,12 +104,13 @@ def recommend_for(
     threads: int | None,
     users: Ids,  # of the B users
     theta: NDArray[Any],  # (B, K)
+    shape: NDArray[Any],  # (B, K) of q(θ)
     had: UserItems,  # of the B users
     wanted: Wanted,
 ) -> Lists:
     """The same from the factors and items of users who are not in the model."""
     backend = backend_for(fitted, threads)
-    return _lists(backend, fitted, users, np.arange(users.size), theta, had, wanted)
+    return _lists(backend, fitted, users, np.arange(users.size), theta, shape, had, wanted)
 
 
 def _lists(
@@ -125,13 +119,26 @@ def _lists(
     users: Ids,
     rows: NDArray[Any],  # (B,) numbers of the users in ``users``
     theta: NDArray[Any],  # (B, K)
+    shape: NDArray[Any] | None,  # (B, K) of q(θ), for quantiles
     had: UserItems | None,  # of the B users; None if neither neighbours nor exclude_seen need them
     wanted: Wanted,
 ) -> Lists:
     pool, exclude = wanted.pool(fitted.item_ids), had if wanted.exclude_seen else None
-    best, scores = rank(
-        backend, fitted, theta, wanted.n, had=had, exclude=exclude, pool=pool, discount=wanted.discount
-    )
+    if wanted.quantile is None or shape is None:
+        best, scores = rank(
+            backend, fitted, theta, wanted.n, had=had, exclude=exclude, pool=pool, discount=wanted.discount
+        )
+    else:
+        best, scores = rank_by_quantile(
+            fitted,
+            Gammas.of(theta, shape),
+            wanted.n,
+            wanted.quantile,
+            had=had,
+            exclude=exclude,
+            pool=pool,
+            factors=_factors(fitted, wanted.discount),
+        )
     return Lists(users, rows, fitted.item_ids, best, scores)
 
 
@@ -158,10 +165,8 @@ def rank(
     if pool is not None:
         exclude = None if exclude is None else places_in(pool, len(beta), exclude)
         beta = beta[pool]
-    if discount:
-        if fitted.seen is None:
-            raise ValueError("a discount needs the items of each user: fit with keep_data=True")
-        factors = discounts(users_with(fitted.seen, len(fitted.beta)), discount, fitted.dtype)
+    factors = _factors(fitted, discount)
+    if factors is not None:
         factors = factors if pool is None else factors[pool]
         beta = beta * factors[:, None]
         if neighbours is not None:
@@ -170,6 +175,15 @@ def rank(
         backend.operand(theta), backend.operand(beta), min(n, len(beta)), exclude, neighbours
     )
     return best if pool is None else np.where(best < 0, -1, pool[best]), scores
+
+
+def _factors(fitted: Fitted, discount: float) -> NDArray[Any] | None:
+    """What the scores of items are multiplied by, (M,); None without a discount."""
+    if not discount:
+        return None
+    if fitted.seen is None:
+        raise ValueError("a discount needs the items of each user: fit with keep_data=True")
+    return discounts(users_with(fitted.seen, len(fitted.beta)), discount, fitted.dtype)
 
 
 def discounts(users_with: NDArray[Any], discount: float, dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -22,6 +22,7 @@ from hpf_gpu.data.triplets import Triplets
 from hpf_gpu.model.fitted import Fitted, checked_mean
 from hpf_gpu.model.inference import fold_in
 from hpf_gpu.model.posterior import Posterior, put_rows
+from hpf_gpu.model.priors import UNIT_RATE
 from hpf_gpu.model.settings import Settings, positive_number, whole_number
 from hpf_gpu.model.sides import Side, gather_side, noise_free_side, posterior_of
 
@@ -108,13 +109,17 @@ def fold_rows(
 
 def factors_of_new_users(
     settings: Settings, fitted: Fitted, triplets: Triplets, *, maxiter: int, stop_thr: float
-) -> tuple[NewRows, NDArray[Any]]:
-    """New users with their counts, and E[θ] (B, K); without factors (k=0) nothing has to be folded in."""
+) -> tuple[NewRows, NDArray[Any], NDArray[Any]]:
+    """New users with their counts, E[θ] and shapes of q(θ), (B, K) each.
+
+    Without factors (k=0) nothing has to be folded in.
+    """
     of_users = None if fitted.posteriors is None else fitted.posteriors[0]
     pinned = settings.k == 0 if of_users is None else len(of_users.prior.pins) == fitted.k
     if pinned:
         new = new_rows(triplets, "user", fitted.item_ids, name="counts")
-        return new, np.ones((new.csr.shape[0], 1), fitted.dtype)
+        ones = np.ones((new.csr.shape[0], 1), fitted.dtype)
+        return new, ones, ones * UNIT_RATE
     folded = fold(
         settings,
         fitted,
@@ -125,7 +130,7 @@ def factors_of_new_users(
         threads=settings.threads,
         name="counts",
     )
-    return folded.new, folded.mean
+    return folded.new, folded.mean, folded.posterior.shape
 
 
 def with_users(folded: Folded, *, update_existing: bool) -> Fitted:

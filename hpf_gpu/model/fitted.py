@@ -50,10 +50,10 @@ class Fitted:
         """float32 or float64."""
         return np.dtype(self.theta.dtype)
 
-    def require_posteriors(self) -> tuple[Posterior, Posterior]:
-        """Posteriors of users and items; ValueError if they were not kept."""
+    def require_posteriors(self, what: str = "fold-in") -> tuple[Posterior, Posterior]:
+        """Posteriors of users and items, for ``what``; ValueError if they were not kept."""
         if self.posteriors is None:
-            raise ValueError("fold-in needs shapes and rates: fit with keep_all_objs=True")
+            raise ValueError(f"{what} needs shapes and rates: fit with keep_all_objs=True")
         return self.posteriors
 
     def posterior(self, side: int) -> Posterior:

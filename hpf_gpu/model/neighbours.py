@@ -162,10 +162,15 @@ class Neighbours:
     @property
     def by_target(self) -> sparse.csr_array:
         """The same with a row for the item that is added to, and a column for the source."""
-        real = self.sources >= 0
+        return self.matrix(self.mean, slice(None))
+
+    def matrix(self, values: Host, items: Host | slice) -> sparse.csr_array:
+        """Values (M', L) for the neighbours of some items, as a matrix (M', M) with columns for sources."""
+        sources = self.sources[items]
+        real = sources >= 0
         indptr = np.concatenate([[0], np.cumsum(real.sum(axis=1))])
-        size = len(self.sources)
-        return sparse.csr_array((self.mean[real], self.sources[real], indptr), shape=(size, size))
+        shape = len(sources), len(self.sources)
+        return sparse.csr_array((values[real], sources[real], indptr), shape=shape)
 
     def among(self, numbers: Host) -> Neighbours:
         """The neighbours of some items, ``numbers`` (M',) ascending, that are themselves among them."""

@@ -490,6 +490,14 @@ def from_zero(name: str, value: Any) -> float:
     return 0.0 if _is_real(value) and value == 0 else positive_number(name, value)
 
 
+def fraction(name: str, value: Any) -> float:
+    """``value`` as float, which must lie between zero and one, and not so near one that a tail is lost."""
+    number = positive_number(name, value)
+    if number > 1 - 1e-12:
+        raise ValueError(f"{name}={value!r} must be below one: 0.9 for 90 %")
+    return number
+
+
 def settings_with(values: Mapping[str, Any]) -> Settings:
     """The settings with these values, and defaults for all others."""
     return Settings.of({**_DEFAULTS, **values})

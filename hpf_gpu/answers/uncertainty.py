@@ -1,0 +1,344 @@
+"""How certain expected counts are: moments, quantiles and draws of rates under the posterior.
+
+Under q all θ_uk, β_ik and w_il are independent gamma variables, so that the mean and the variance of the rate
+λ_ui = Σ_k θ_uk β_ik + Σ_l w_il are sums over its terms, and exact: a gamma variable with mean m and shape s
+has the variance m²/s, and a product of two independent ones
+
+    Var(θβ) = Var(θ) (E[β]² + Var(β)) + E[θ]² Var(β),
+
+in which nothing cancels.  The rate's distribution has no closed form; it is taken for the gamma distribution
+with the same mean and variance, and counts with such a rate have a negative binomial distribution.
+docs/uncertainty.md says how far that is from draws of the rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.special import betainc, gammaincinv, gammaln
+
+from hpf_gpu.backends.protocol import Backend
+from hpf_gpu.data.ids import table
+from hpf_gpu.data.seen import UserItems, items_of, places_in
+from hpf_gpu.messages import warn
+from hpf_gpu.model.fitted import Fitted
+from hpf_gpu.model.neighbours import Neighbours
+from hpf_gpu.ranking import top_columns
+
+from .predictions import backend_for, of_neighbours, of_pairs, paired
+
+_BLOCK = 1 << 20  # rates of all items that exist at once
+_KNOTS = 4096  # between which quantiles are interpolated; so many and fewer are computed one by one
+
+
+class PosteriorSample(NamedTuple):
+    """Draws of the factors, and of the weights of neighbours if there are any."""
+
+    Theta: NDArray[Any]  # (n, N, K)
+    Beta: NDArray[Any]  # (n, M, K)
+    weights: NDArray[Any] | None  # (n, M, L)
+
+
+@dataclass(frozen=True)
+class Gammas:
+    """Independent gamma variables, by their means and shapes in float64."""
+
+    mean: NDArray[np.float64]
+    shape: NDArray[np.float64]  # the same shape
+
+    @staticmethod
+    def of(mean: NDArray[Any], shape: NDArray[Any]) -> Gammas:
+        """From means and shapes of any dtype."""
+        return Gammas(mean.astype(np.float64), shape.astype(np.float64))
+
+    @property
+    def variance(self) -> NDArray[np.float64]:
+        """m²/s; fixed values have huge shapes, and a variance that is lost in rounding."""
+        variance: NDArray[np.float64] = self.mean * (self.mean / self.shape)
+        return variance
+
+    @property
+    def left(self) -> NDArray[np.float64]:
+        """What is multiplied by ``right`` of other variables for variances of products, (N, 2K)."""
+        return np.concatenate([self.variance, self.mean**2], axis=1)
+
+    @property
+    def right(self) -> NDArray[np.float64]:
+        """See ``left``."""
+        variance = self.variance
+        return np.concatenate([self.mean**2 + variance, variance], axis=1)
+
+    def draw(self, rng: np.random.Generator, n: int) -> NDArray[np.float64]:
+        """Draws of each variable, (n, N, K)."""
+        drawn: NDArray[np.float64] = rng.standard_gamma(self.shape, (n, *self.shape.shape))
+        drawn *= self.mean / self.shape
+        return drawn
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and variance of rates, of any shape."""
+
+    mean: NDArray[np.float64]
+    variance: NDArray[np.float64]
+
+    @property
+    def gamma_shape(self) -> NDArray[np.float64]:
+        """Shape of the gamma distribution with these moments; 1 where the rate is zero."""
+        zero = self.variance == 0
+        shape: NDArray[np.float64] = self.mean / np.where(zero, 1.0, self.variance) * self.mean
+        shape[zero] = 1.0
+        return shape
+
+    def quantiles(self, p: float) -> NDArray[np.float64]:
+        """Quantiles of the gamma distributions with these moments.
+
+        Divided by the mean they depend on the shape alone.  Many are interpolated in its logarithm, in a
+        tenth of the time.
+        """
+        shape = self.gamma_shape
+        if shape.size <= _KNOTS:
+            return np.asarray(self.mean * (gammaincinv(shape, p) / shape))
+        logs = np.log(shape)
+        start, step = logs.min(), (logs.max() - logs.min() + 1e-6) / (_KNOTS - 1)
+        knots = np.exp(start + step * np.arange(_KNOTS))
+        smooth = _interpolated(_log_ratio(knots, p) * _scale(knots), (logs - start) / step)
+        return np.asarray(self.mean * np.exp(smooth / _scale(shape)))
+
+    def count_quantiles(self, p: float) -> NDArray[np.float64]:
+        """Smallest counts y with P(Y ≤ y) ≥ p, where Y is Poisson with such a gamma variable for its rate."""
+        shape, mean = self.gamma_shape, self.mean
+        success = shape / (shape + mean)
+        low = np.full(mean.shape, -1.0)  # P(Y ≤ low) < p ≤ P(Y ≤ high), the latter by Cantelli's inequality
+        high = np.ceil(mean + np.sqrt((mean + self.variance) * (p / (1 - p))))
+        while (high - low > np.maximum(1.0, np.spacing(high))).any():
+            middle = np.floor((low + high) / 2)
+            reached = (middle >= 0) & (betainc(shape, np.maximum(middle, 0) + 1, success) >= p)
+            low, high = np.where(reached, low, middle), np.where(reached, middle, high)
+        return high
+
+
+def _log_ratio(shape: NDArray[np.float64], p: float) -> NDArray[np.float64]:
+    """Logarithm of a quantile of gamma distributions, divided by their mean."""
+    quantile = gammaincinv(shape, p)
+    tiny = quantile < np.finfo(np.float64).tiny
+    # For x towards zero P(X ≤ x) is x^s / Γ(s + 1).
+    of_tiny = (np.log(p) + gammaln(shape + 1)) / shape
+    return np.asarray(np.where(tiny, of_tiny, np.log(np.where(tiny, 1.0, quantile))) - np.log(shape))
+
+
+def _scale(shape: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What logarithms of quantiles are multiplied by: they are as 1/s for s → 0, and as 1/√s for s → ∞."""
+    return np.asarray(shape / (1 + np.sqrt(shape)))
+
+
+def _interpolated(values: NDArray[np.float64], places: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Values at places 0, 1, 2 ... interpolated by a cubic polynomial through the four nearest."""
+    first = np.clip(places.astype(np.int64) - 1, 0, len(values) - 4)
+    x = places - first
+    a, b, c = x - 1, x - 2, x - 3
+    ends = values[first + 3] * (x * a * b) - values[first] * (a * b * c)
+    middle = values[first + 1] * (x * b * c) - values[first + 2] * (x * a * c)
+    return np.asarray(ends / 6 + middle / 2)
+
+
+def tails(level: float) -> tuple[float, float]:
+    """Probabilities below the lower and the upper bound of a central interval."""
+    return (1 - level) / 2, (1 + level) / 2
+
+
+# -- pairs ---------------------------------------------------------------------------------------
+
+
+def predict_interval(
+    fitted: Fitted, threads: int | None, user: Any, item: Any, level: float, *, of_counts: bool
+) -> pd.DataFrame:
+    """Intervals of pairs; see :meth:`hpf_gpu.HPF.predict_interval`."""
+    rows, columns = _known_pairs(fitted, user, item)
+    moments = _moments(fitted, threads, rows, columns)
+    variance, quantiles = moments.variance, moments.quantiles
+    if of_counts:
+        variance, quantiles = moments.mean + variance, moments.count_quantiles
+    low, high = tails(level)
+    return table(
+        {
+            "UserId": fitted.user_ids.column(rows),
+            "ItemId": fitted.item_ids.column(columns),
+            "Mean": moments.mean,
+            "Std": np.sqrt(variance),
+            "Lower": quantiles(low),
+            "Upper": quantiles(high),
+        }
+    )
+
+
+def predict_proba(fitted: Fitted, threads: int | None, user: Any, item: Any) -> Any:
+    """P(y > 0) of pairs; see :meth:`hpf_gpu.HPF.predict_proba`."""
+
+    def of_numbers(rows: NDArray[Any], columns: NDArray[Any]) -> NDArray[np.float64]:
+        moments = _moments(fitted, threads, rows, columns)
+        shape = moments.gamma_shape
+        return np.asarray(-np.expm1(-shape * np.log1p(moments.mean / shape)))
+
+    return of_pairs(fitted.user_ids, fitted.item_ids, user, item, np.dtype(np.float64), of_numbers)
+
+
+def sample_rates(
+    fitted: Fitted, threads: int | None, user: Any, item: Any, n: int, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """Draws of the rates of pairs, (n, Z); see :meth:`hpf_gpu.HPF.sample_rates`."""
+    rows, columns = paired(fitted.user_ids.codes_of(user), fitted.item_ids.codes_of(item))
+    known = (rows >= 0) & (columns >= 0)
+    rates = np.full((n, len(rows)), np.nan)
+    if not known.any():
+        return rates
+    users, row = np.unique(rows[known], return_inverse=True)
+    items, column = np.unique(columns[known], return_inverse=True)
+    backend, theta, beta = _backend(fitted, threads), _users(fitted, users), _items(fitted, items)
+    weights = None if fitted.neighbours is None else _weights(fitted.neighbours, items)
+    step = max(1, _BLOCK // (theta.mean.size + beta.mean.size + len(row)))
+    for start in range(0, n, step):
+        draws = min(step, n - start)
+        # The draws of a user are as many users, and one product has the pairs of all.
+        thetas, betas = (gammas.draw(rng, draws).reshape(-1, fitted.k) for gammas in (theta, beta))
+        number = np.arange(draws)[:, None]
+        places = (row + number * len(users)).ravel(), (column + number * len(items)).ravel()
+        drawn = backend.predict_pairs(thetas, betas, *places).reshape(draws, -1)
+        if weights is not None:
+            for one in drawn:
+                one += of_neighbours(backend, fitted, weights.draw(rng, 1)[0], users, items, row, column)
+        rates[start : start + draws, known] = drawn
+    return rates
+
+
+def _known_pairs(fitted: Fitted, user: Any, item: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Row and column numbers of pairs, (Z,) each; those with an unknown id are left out with a warning."""
+    users, items = fitted.user_ids, fitted.item_ids
+    rows, columns = paired(users.codes_of(user), items.codes_of(item))
+    known = (rows >= 0) & (columns >= 0)
+    if known.all():
+        return rows, columns
+    if not known.any():
+        raise ValueError("no pair has a user and an item that were both in the training data")
+    left_out = f"{np.sum(~known)} of {len(known)} pairs were left out"
+    warn(f"{left_out}: their user or item was not in the training data")
+    return rows[known], columns[known]
+
+
+def _moments(fitted: Fitted, threads: int | None, rows: NDArray[Any], columns: NDArray[Any]) -> Moments:
+    """Moments of the rates of pairs of row and column numbers, (Z,) each."""
+    if len(rows) == 0:
+        return Moments(np.zeros(0), np.zeros(0))
+    users, row = np.unique(rows, return_inverse=True)
+    items, column = np.unique(columns, return_inverse=True)
+    backend, theta, beta = _backend(fitted, threads), _users(fitted, users), _items(fitted, items)
+    mean = backend.predict_pairs(theta.mean, beta.mean, row, column)
+    variance = backend.predict_pairs(theta.left, beta.right, row, column)
+    if fitted.neighbours is not None:
+        weights = _weights(fitted.neighbours, items)
+        mean += of_neighbours(backend, fitted, weights.mean, users, items, row, column)
+        variance += of_neighbours(backend, fitted, weights.variance, users, items, row, column)
+    return Moments(mean, variance)
+
+
+def _backend(fitted: Fitted, threads: int | None) -> Backend:
+    """The backend for answers in float64, whatever the model's dtype."""
+    return backend_for(fitted, threads, dtype=np.dtype(np.float64))
+
+
+def _users(fitted: Fitted, rows: NDArray[Any] | slice) -> Gammas:
+    """q(θ) of some users, (B, K)."""
+    return Gammas.of(fitted.theta[rows], fitted.require_posteriors("uncertainty")[0].shape[rows])
+
+
+def _items(fitted: Fitted, columns: NDArray[Any] | slice) -> Gammas:
+    """q(β) of some items, (M', K)."""
+    return Gammas.of(fitted.beta[columns], fitted.require_posteriors("uncertainty")[1].shape[columns])
+
+
+def _weights(neighbours: Neighbours, columns: NDArray[Any] | slice) -> Gammas:
+    """q(w) of some items, (M', L)."""
+    return Gammas.of(neighbours.mean[columns], neighbours.shape[columns])
+
+
+# -- draws of the factors ------------------------------------------------------------------------
+
+
+def sample_posterior(fitted: Fitted, n: int, rng: np.random.Generator) -> PosteriorSample:
+    """Draws of all factors; see :meth:`hpf_gpu.HPF.sample_posterior`."""
+    everything = slice(None)
+    drawn = [_users(fitted, everything), _items(fitted, everything)]
+    if fitted.neighbours is not None:
+        drawn.append(_weights(fitted.neighbours, everything))
+    draws = [np.empty((n, *gammas.mean.shape), fitted.dtype) for gammas in drawn]
+    for number in range(n):
+        for gammas, into in zip(drawn, draws, strict=True):
+            into[number] = gammas.draw(rng, 1)[0]
+    theta, beta, *weights = draws
+    return PosteriorSample(theta, beta, weights[0] if weights else None)
+
+
+# -- lists ---------------------------------------------------------------------------------------
+
+
+def rank_by_quantile(
+    fitted: Fitted,
+    theta: Gammas,  # (B, K)
+    n: int,
+    p: float,
+    *,
+    had: UserItems | None,  # of the B users, if the model has neighbours
+    exclude: UserItems | None,  # of the B users
+    pool: NDArray[Any] | None,  # item numbers, ascending
+    factors: NDArray[Any] | None,  # (M,) what the quantiles are multiplied by
+) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """As :func:`hpf_gpu.answers.recommendations.rank`, by quantiles of rates in place of expected counts."""
+    size = len(fitted.beta)
+    items = np.arange(size) if pool is None else pool
+    if pool is not None and exclude is not None:
+        exclude = places_in(pool, size, exclude)
+    n, found = min(n, len(items)), []
+    for part, moments in _of_all_items(fitted, theta, items, had):
+        scores = moments.quantiles(p)
+        if factors is not None:
+            scores *= factors[items]
+        if exclude is not None:
+            indptr, indices = items_of(np.arange(part.start, part.stop), exclude)
+            scores[np.repeat(np.arange(len(scores)), np.diff(indptr)), indices] = -np.inf
+        best = top_columns(scores, n)
+        scores = np.take_along_axis(scores, best, axis=1)
+        found.append((np.where(scores > -np.inf, items[best], -1), scores))
+    best, scores = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+    return best, scores
+
+
+def _of_all_items(
+    fitted: Fitted,
+    theta: Gammas,  # (B, K)
+    items: NDArray[Any],  # (M',)
+    had: UserItems | None,
+) -> Iterator[tuple[slice, Moments]]:
+    """Moments of the rates of some items, (b, M'), for b users at a time."""
+    beta, left = _items(fitted, items), theta.left
+    right, size = beta.right, len(left)
+    added: list[Any] = []  # (M, M') each
+    if fitted.neighbours is not None:
+        weights = _weights(fitted.neighbours, items)
+        added = [fitted.neighbours.matrix(values, items).T for values in (weights.mean, weights.variance)]
+    step = max(1, _BLOCK // len(items))
+    for start in range(0, max(size, 1), step):
+        part = slice(start, min(start + step, size))
+        moments = theta.mean[part] @ beta.mean.T, left[part] @ right.T
+        if added and had is not None:
+            indptr, indices = items_of(np.arange(part.start, part.stop), had)
+            shape = len(indptr) - 1, len(fitted.beta)
+            ones = sparse.csr_array((np.ones(len(indices)), indices, indptr), shape=shape)
+            for moment, weight in zip(moments, added, strict=True):
+                moment += (ones @ weight).toarray()
+        yield part, Moments(*moments)
