@@ -18,7 +18,7 @@ from scipy import sparse
 from .answers.ensembles import all_scores
 from .data.counts import held_out_pairs
 from .data.triplets import read
-from .ensemble import HPFEnsemble, as_ensemble, columns_of
+from .ensemble import HPFEnsemble, as_ensemble
 from .estimator import HPF
 from .model.ensemble import Ensemble
 from .model.posterior import Posterior
@@ -243,7 +243,7 @@ class Observed:
         if data is None:
             return Observed(ensemble, ensemble.items_of_users, presence=True)
         taken = model._taken("a check of") if isinstance(model, HPFEnsemble) else model.counts
-        dtype, columns = ensemble.dtype.type, columns_of(model)
+        dtype, columns = ensemble.dtype.type, model._columns
         triplets = read(data, dtype=dtype, name="data", taken=taken, columns=columns)
         pairs = held_out_pairs(triplets, ensemble.user_ids, ensemble.item_ids, name="data")
         shape = (ensemble.user_ids.size, ensemble.item_ids.size)

@@ -559,7 +559,8 @@ class HPFEnsemble:
     @property
     def _columns(self) -> Columns:
         """The columns of tables of counts, which members have in common."""
-        return Settings.of(self.members_[0].get_params()).columns
+        ensemble = self._ensemble
+        return replace(self.members_[0]._columns, known=(ensemble.user_ids, ensemble.item_ids))
 
     def _taken(self, what: str) -> str:
         """What the members take for counts; ValueError if they differ."""
@@ -601,11 +602,6 @@ def as_ensemble(model: HPF | HPFEnsemble) -> Ensemble:
     if isinstance(model, HPFEnsemble):
         return model._ensemble
     return Ensemble((Member(model._require_fitted(), 1.0),), of_logarithms=False)
-
-
-def columns_of(model: HPF | HPFEnsemble) -> Columns:
-    """What the columns of tables of counts are called."""
-    return model._columns if isinstance(model, HPFEnsemble) else model._settings().columns
 
 
 def _planned(number: int, parameters: Mapping[str, Any], own: Mapping[str, Any], weight: float) -> _Planned:

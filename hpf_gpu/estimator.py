@@ -25,7 +25,7 @@ from .answers.uncertainty import (
     sample_rates,
 )
 from .data.frames import like
-from .data.triplets import Triplets, on_host, read, read_one_user
+from .data.triplets import Columns, Triplets, on_host, read, read_one_user
 from .files.csv_folder import write_csv_folder
 from .files.model_file import load_model, save_model
 from .fitting.folding import Folded, factors_of_new_users, fold, phi_of_user, step_with_user, with_users
@@ -523,17 +523,10 @@ class HPF:
         Choice(("users", "items")).checked("batch_type", batch_type)
         settings, fitted = self._settings(), self._fitted
         side = USERS if batch_type == "users" else ITEMS
-        dtype = settings.dtype if fitted is None else fitted.dtype
         self._fitted = partial_step(
             settings,
             fitted,
-            read(
-                counts_df,
-                dtype=dtype.type,
-                name="counts_df",
-                taken=settings.counts,
-                columns=settings.columns,
-            ),
+            self._read(counts_df, "counts_df"),
             side=side,
             step_size=step_size,
             totals=Totals(nusers, nitems),
@@ -761,15 +754,25 @@ class HPF:
         """Fold in many new users or items."""
         settings, fitted = self._settings(), self._require_fitted()
         threads = settings.threads if ncores is None else thread_count(ncores)
-        dtype, taken, columns = fitted.dtype.type, settings.counts, settings.columns
-        triplets = read(counts_df, dtype=dtype, name="counts_df", taken=taken, columns=columns)
+        triplets = self._read(counts_df, "counts_df")
         return fold(
             settings, fitted, triplets, side=side, maxiter=maxiter, stop_thr=stop_thr, threads=threads
         )
 
+    def _read(self, data: Any, name: str) -> Triplets:
+        """Counts for the fitted model, or for one to be fitted."""
+        settings, fitted = self._settings(), self._fitted
+        dtype = settings.dtype if fitted is None else fitted.dtype
+        return read(data, dtype=dtype.type, name=name, taken=settings.counts, columns=self._columns)
+
+    @property
+    def _columns(self) -> Columns:
+        """The columns of tables of counts."""
+        fitted, columns = self._fitted, self._settings().columns
+        return columns if fitted is None else replace(columns, known=(fitted.user_ids, fitted.item_ids))
+
     def _one_user(self, counts_df: Any, user: Any) -> Triplets:
-        settings, dtype = self._settings(), self._require_fitted().dtype.type
-        taken, columns = settings.counts, settings.columns
+        dtype, taken, columns = self._require_fitted().dtype.type, self._settings().counts, self._columns
         return read_one_user(counts_df, user, dtype=dtype, name="counts_df", taken=taken, columns=columns)
 
     # -- answers -------------------------------------------------------------------------------
@@ -891,9 +894,7 @@ class HPF:
         if counts is None:
             lists = recommend(fitted, threads, known_rows(fitted.user_ids, users), wanted)
         else:
-            settings, dtype = self._settings(), fitted.dtype.type
-            taken, columns = settings.counts, settings.columns
-            triplets = read(counts, dtype=dtype, name="counts", taken=taken, columns=columns)
+            settings, triplets = self._settings(), self._read(counts, "counts")
             new, theta, shape = factors_of_new_users(settings, fitted, triplets, maxiter=10, stop_thr=1e-3)
             had = new.csr.indptr, new.csr.indices
             lists = recommend_for(fitted, threads, new.ids, theta, shape, had, wanted)
@@ -1161,9 +1162,7 @@ class HPF:
         ValueError, TypeError
             If the data are not counts, or none is left; if the model is not fitted.
         """
-        fitted, settings = self._require_fitted(), self._settings()
-        dtype, taken, columns = fitted.dtype.type, settings.counts, settings.columns
-        triplets = read(input_df, dtype=dtype, name="input_df", taken=taken, columns=columns)
+        fitted, triplets = self._require_fitted(), self._read(input_df, "input_df")
         return eval_llk(fitted, thread_count(self.ncores), triplets, full_llk=bool(full_llk))
 
     # -- files ---------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from .answers.ensembles import combined_pairs, expected_totals
 from .data.counts import training_data
 from .data.ids import Ids
 from .data.triplets import Columns, load, read, row_of_each
-from .ensemble import HPFEnsemble, as_ensemble, columns_of
+from .ensemble import HPFEnsemble, as_ensemble
 from .estimator import HPF
 from .messages import warn
 from .metrics import OF_HITS, Lists, ScoreBlock, coverage, model_scores, novelty, ranked
@@ -210,7 +210,7 @@ def compare(
     if not models:
         raise ValueError("models is empty: there is nothing to compare")
     fitted = [model for model in models.values() if isinstance(model, (HPF, HPFEnsemble))]
-    columns = columns_of(fitted[0]) if fitted else _COLUMNS
+    columns = fitted[0]._columns if fitted else _COLUMNS
     train, held_out = load(train, columns, "train"), load(held_out, columns, "held_out")
     judged = {name: _Judged.of(model, columns) for name, model in models.items()}
     asked = _asked(metrics, *judged.values())
@@ -256,13 +256,13 @@ class _Judged:
     def of(model: Any, columns: Columns = _COLUMNS) -> _Judged:
         """The model; for a function, tables have these columns."""
         if isinstance(model, HPF):
-            threads, columns = model._settings().threads, columns_of(model)
+            threads, columns = model._settings().threads, model._columns
             return _Judged(model_scores(model), as_ensemble(model), threads, model.counts, columns)
         if isinstance(model, HPFEnsemble):
             taken = sorted({one.counts for one in model.members_})
             why_not = f"members differ in counts: {' and '.join(map(repr, taken))}" * (len(taken) > 1)
             own = None if why_not else taken[0]
-            threads, columns = model._threads, columns_of(model)
+            threads, columns = model._threads, model._columns
             return _Judged(model_scores(model), as_ensemble(model), threads, own, columns, why_not)
         if not callable(model):
             raise TypeError(f"a model is HPF, HPFEnsemble or a function of row numbers, not {model!r}")

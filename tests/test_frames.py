@@ -541,6 +541,22 @@ def test_anndata(dense: bool, tmp_path: Path) -> None:
     np.testing.assert_array_equal(quick().fit(backed).Theta, plain.Theta)
 
 
+def test_a_file_has_the_types_of_ids_of_the_model(tmp_path: Path) -> None:
+    """Digits are integers, unless all ids of the model are strings."""
+    frame = pd.DataFrame({"UserId": ["1", "1", "b"], "ItemId": ["7", "08", "7"], "Count": [3, 1, 2]})
+    frame.to_csv(tmp_path / "some.csv", index=False)
+    frame.iloc[:1].to_csv(tmp_path / "digits.csv", index=False)
+    model = quick().fit(tmp_path / "some.csv")
+    assert model.user_mapping_.tolist() == ["1", "b"]
+    assert model.eval_llk(tmp_path / "digits.csv")["nobs"] == 1
+    assert model.transform(tmp_path / "digits.csv").index.tolist() == ["1"]
+    numbers = quick().fit(tmp_path / "digits.csv")
+    assert numbers.item_mapping_.tolist() == [7]
+    assert numbers.eval_llk(tmp_path / "digits.csv")["nobs"] == 1
+    both = HPFEnsemble(2, **quick().get_params()).fit(tmp_path / "some.csv")
+    assert both.eval_llk(tmp_path / "digits.csv")["nobs"] == 1
+
+
 # -- what comes out --------------------------------------------------------------------------------
 
 COLUMNS = ["UserId", "ItemId", "Score"]

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pandas as pd
 
@@ -19,13 +19,17 @@ _PARQUET = (".parquet", ".pq")
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _COMPRESSED = (".gz", ".bz2", ".zst")
 _SHOWN = 12  # names of columns in a message
+#: Function to some columns.
+_Names: TypeAlias = Callable[[], Sequence[Any]]
+
 _NUMPY_LACKS = ("Int128", "UInt128")
 
 
-def read_table(data: Any, ids: Sequence[Any], count: Any, name: str) -> Any:
+def read_table(data: Any, ids: Sequence[Any], count: Any, name: str, text: _Names = list) -> Any:
     """The columns ``ids`` and ``count`` of a table of any library, or in a file, as a frame of pandas.
 
-    Without ``count`` (None) only those of ids.  A frame of pandas, and what is no table, is returned as is.
+    Without ``count`` (None) only those of ids.  Of a CSV file, ids in the columns ``text()`` are strings even
+    if all are written as integers.  A frame of pandas, and what is no table, is returned as is.
 
     Raises
     ------
@@ -35,7 +39,7 @@ def read_table(data: Any, ids: Sequence[Any], count: Any, name: str) -> Any:
     if isinstance(data, pd.DataFrame):
         return data
     if isinstance(data, (str, os.PathLike)):
-        data = _read_file(Path(os.fsdecode(data)).expanduser(), ids, count, name)
+        data = _read_file(Path(os.fsdecode(data)).expanduser(), ids, count, name, text)
     elif not _is_foreign(data):
         return data
     import narwhals.stable.v2 as nw
@@ -172,7 +176,7 @@ def _narwhals() -> Any:
 # -- files ---------------------------------------------------------------------------------------
 
 
-def _read_file(path: Path, ids: Sequence[Any], count: Any, name: str) -> Any:
+def _read_file(path: Path, ids: Sequence[Any], count: Any, name: str, text: _Names) -> Any:
     """The columns of a Parquet or CSV file, or of a folder of Parquet files, as a table of pyarrow."""
     if not path.exists():
         raise FileNotFoundError(f"{name} is {str(path)!r}, and there is no such file")
@@ -195,7 +199,7 @@ def _read_file(path: Path, ids: Sequence[Any], count: Any, name: str) -> Any:
     wanted = [*ids, *([] if count is None else [count])]
     try:
         if kind in _SEPARATORS and not path.is_dir():
-            return _read_csv(path, _SEPARATORS[kind], ids, count, name)
+            return _read_csv(path, _SEPARATORS[kind], ids, count, name, text)
         files = dataset.dataset(path, format="parquet", partitioning="hive")
         require_columns(files.schema.names, wanted, name)
         return files.to_table(columns=wanted)
@@ -203,7 +207,7 @@ def _read_file(path: Path, ids: Sequence[Any], count: Any, name: str) -> Any:
         raise ValueError(f"{str(path)!r} cannot be read: {error}") from error
 
 
-def _read_csv(path: Path, separator: str, ids: Sequence[Any], count: Any, name: str) -> Any:
+def _read_csv(path: Path, separator: str, ids: Sequence[Any], count: Any, name: str, text: _Names) -> Any:
     """The columns of a CSV file with a header.
 
     pyarrow decides from the first megabyte what a column has: a stock code 85123A after that would be an
@@ -222,7 +226,8 @@ def _read_csv(path: Path, separator: str, ids: Sequence[Any], count: Any, name: 
         include_columns=list(types), column_types=types, null_values=[""], strings_can_be_null=True
     )
     table = csv.read_csv(path, parse_options=parse, convert_options=convert)
-    for label in ids:
+    strings = text()
+    for label in [one for one in ids if one not in strings]:
         place = table.column_names.index(label)
         table = table.set_column(place, label, _integers_if_so_written(table.column(label)))
     return table

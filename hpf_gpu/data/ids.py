@@ -55,6 +55,11 @@ class Ids:
         """Row number of each id; None if ids are row numbers."""
         return None if self.values is None else dict(zip(self._index, range(self.size), strict=True))
 
+    def are_strings(self) -> bool:
+        """Whether all of them are strings."""
+        values = self.values
+        return values is not None and values.dtype == object and all(isinstance(v, str) for v in values)
+
     @cached_property
     def _has_tuples(self) -> bool:
         values = self.values

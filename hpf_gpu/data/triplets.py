@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,12 @@ class Columns:
     user: Any = "UserId"
     item: Any = "ItemId"
     count: Any = "Count"
+    known: tuple[Ids, Ids] | None = field(default=None, compare=False)  # users and items of a fitted model
+
+    def text(self) -> list[Any]:
+        """Columns with ids that are strings in the model, as they are then where a file has digits alone."""
+        named = () if self.known is None else zip((self.user, self.item), self.known, strict=True)
+        return [name for name, ids in named if ids.are_strings()]
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +142,7 @@ def load(data: Any, columns: Columns, name: str) -> Any:
                 "users=adata.obs_names, items=adata.var_names)"
             )
         return Counts(matrix, users=data.obs_names, items=data.var_names)
-    return read_table(data, (columns.user, columns.item), columns.count, name)
+    return read_table(data, (columns.user, columns.item), columns.count, name, columns.text)
 
 
 def read(data: Any, *, dtype: type, name: str, taken: str, columns: Columns) -> Triplets:
@@ -160,7 +166,7 @@ def read(data: Any, *, dtype: type, name: str, taken: str, columns: Columns) -> 
 
 def read_one_user(data: Any, user: Any, *, dtype: type, name: str, taken: str, columns: Columns) -> Triplets:
     """Read counts of one user: a table of items and counts, an array (n, 2) or a matrix with one row."""
-    host, given = _on_host_with_ids(read_table(data, (columns.item,), columns.count, name))
+    host, given = _on_host_with_ids(read_table(data, (columns.item,), columns.count, name, columns.text))
     items: Any
     if sparse.issparse(host):
         csr = read_matrix(host, dtype)
