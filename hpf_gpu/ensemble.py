@@ -356,7 +356,7 @@ class HPFEnsemble:
         had = new.csr.indptr, new.csr.indices
         return ensembles.recommend_for(ensemble, new.ids, [theta for _, theta, _ in folded], had, wanted)
 
-    def similar_items(self, items: Any = None, n: int = 10) -> pd.DataFrame:
+    def similar_items(self, items: Any = None, n: int = 10) -> Any:
         """The items most like some items, by the mean similarity of the members that have factors.
 
         Parameters
@@ -374,9 +374,9 @@ class HPFEnsemble:
         ValueError
             If no item is known, or no member with a weight has two factors or more.
         """
-        return similar_items_of(self._ensemble, items, whole_number("n", n, 1))
+        return like(similar_items_of(self._ensemble, items, whole_number("n", n, 1)), items)
 
-    def similar_users(self, users: Any = None, n: int = 10) -> pd.DataFrame:
+    def similar_users(self, users: Any = None, n: int = 10) -> Any:
         """The users most like some users, as :meth:`similar_items` with users and items exchanged.
 
         Parameters
@@ -394,7 +394,7 @@ class HPFEnsemble:
         ValueError
             As for :meth:`similar_items`.
         """
-        return similar_users_of(self._ensemble, users, whole_number("n", n, 1))
+        return like(similar_users_of(self._ensemble, users, whole_number("n", n, 1)), users)
 
     def transform(self, counts_df: Any, maxiter: int = 10, stop_thr: float = 1e-3) -> Any:
         """Factors of new users in every member that is not transposed, without adding them.

@@ -119,3 +119,18 @@ def test_members():
     users = np.average([correlations(*sides[::-1]) for sides in of_items], axis=0, weights=[1.0, 0.5, 2.0])
     check(ensemble.similar_items(ITEMS[[5, 2]], n=7), "ItemId", ITEMS, items, ITEMS[[5, 2]], 7)
     check(ensemble.similar_users(n=2), "UserId", USERS, users, USERS, 2)
+
+
+def test_tables_are_of_the_library_of_the_ids(model):
+    polars = pytest.importorskip("polars", reason="polars is not installed (extra 'test')")
+    users, items = polars.Series(USERS[:3]), polars.Series(ITEMS[:3])
+    ensemble = HPFEnsemble(2, k=3, maxiter=3, verbose=False, random_seed=1).fit(COUNTS)
+    for got, want in (
+        (model.similar_items(items), model.similar_items(ITEMS[:3])),
+        (model.similar_users(users), model.similar_users(USERS[:3])),
+        (ensemble.similar_items(items), ensemble.similar_items(ITEMS[:3])),
+        (ensemble.similar_users(users), ensemble.similar_users(USERS[:3])),
+        (model.predict_interval(users, items), model.predict_interval(USERS[:3], ITEMS[:3])),
+    ):
+        assert isinstance(got, polars.DataFrame)
+        pd.testing.assert_frame_equal(got.to_pandas(), want)
