@@ -21,7 +21,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.special import betainc, gammaincinv, gammaln
 
 from hpf_gpu.backends.protocol import Backend
 from hpf_gpu.data.ids import table
@@ -102,6 +101,8 @@ class Moments:
         Divided by the mean they depend on the shape alone.  Many are interpolated in its logarithm, in a
         tenth of the time.
         """
+        from scipy.special import gammaincinv
+
         shape = self.gamma_shape
         if shape.size <= _KNOTS:
             return np.asarray(self.mean * (gammaincinv(shape, p) / shape))
@@ -113,6 +114,8 @@ class Moments:
 
     def count_quantiles(self, p: float) -> NDArray[np.float64]:
         """Smallest counts y with P(Y ≤ y) ≥ p, where Y is Poisson with such a gamma variable for its rate."""
+        from scipy.special import betainc
+
         shape, mean = self.gamma_shape, self.mean
         success = shape / (shape + mean)
         low = np.full(mean.shape, -1.0)  # P(Y ≤ low) < p ≤ P(Y ≤ high), the latter by Cantelli's inequality
@@ -126,6 +129,8 @@ class Moments:
 
 def _log_ratio(shape: NDArray[np.float64], p: float) -> NDArray[np.float64]:
     """Logarithm of a quantile of gamma distributions, divided by their mean."""
+    from scipy.special import gammaincinv, gammaln
+
     quantile = gammaincinv(shape, p)
     tiny = quantile < np.finfo(np.float64).tiny
     # For x towards zero P(X ≤ x) is x^s / Γ(s + 1).
