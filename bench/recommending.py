@@ -6,17 +6,20 @@
 A file is a table of user, item and count with a header, separated by tabs; the counts of Online Retail are
 orders.  Five times a random fifth of the pairs is held out.  Each time (``--tune-once``: the first time) a
 method's parameters are chosen by the recall on a tenth of the other pairs; then it is fitted to all of them.
-Recall is hits / min(20, held-out items) of a user, whose training items are not listed, averaged over users
-with training and held-out items.  Means have 95 % intervals (Student's t over the splits).  Differences are
+Recall is hits / min(20, held-out items) of a user (normalized precision), whose training items are not
+listed, averaged over users with training and held-out items; NDCG is that of the same lists, and coverage the
+share of the items that are in any.  Means have 95 % intervals (Student's t over the splits).  Differences are
 from the better of ALS and EASE, paired by split.
 
 ``--out`` adds a line for each split.  The tables are then those of all lines in the file, of repeated ones
-the last: what others reach need not be measured again for a new method.
+the last: what others reach need not be measured again for a new method.  ``--chosen`` takes the parameters
+from the lines of such a file, where it has them, instead of choosing them again.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,9 +32,9 @@ from cases import Input
 from record import machine
 from scipy import sparse, stats
 
-from hpf_gpu import HPF, HPFEnsemble
+from hpf_gpu import HPF, HPFEnsemble, evaluate
 from hpf_gpu.datasets import load_online_retail
-from hpf_gpu.metrics import ScoreBlock, evaluate_ranking, factor_scores, model_scores, popularity_scores
+from hpf_gpu.metrics import ScoreBlock, factor_scores, model_scores, popularity_scores
 
 Parameters = dict[str, Any]
 
@@ -67,6 +70,33 @@ def als(train: sparse.csr_array, seed: int, counts: str, **options: Any) -> Scor
         model = AlternatingLeastSquares(**options, dtype=np.float32, random_state=seed)
         model.fit(sparse.csr_matrix(weighted(train, counts)), show_progress=False)
     return factor_scores(model.user_factors, model.item_factors)
+
+
+def bpr(train: sparse.csr_array, seed: int, **options: Any) -> ScoreBlock:
+    """Bayesian personalized ranking (Rendle et al. 2009), as implicit has it."""
+    from implicit.cpu.bpr import BayesianPersonalizedRanking
+
+    model = BayesianPersonalizedRanking(**options, dtype=np.float32, random_state=seed)
+    model.fit(sparse.csr_matrix(weighted(train, "one")), show_progress=False)
+    return factor_scores(model.user_factors, model.item_factors)
+
+
+def hpfrec(train: sparse.csr_array, seed: int, counts: str, **options: Any) -> ScoreBlock:
+    """Hierarchical Poisson factorization by hpfrec."""
+    import hpfrec
+
+    model = hpfrec.HPF(**options, random_seed=seed + 1, verbose=False, reindex=False, keep_data=False)
+    model.fit(sparse.coo_matrix(weighted(train, counts)))
+    return factor_scores(model.Theta, model.Beta)
+
+
+def poismf(train: sparse.csr_array, seed: int, counts: str, **options: Any) -> ScoreBlock:
+    """Poisson factorization with penalties (Cortes 2018), as poismf has it."""
+    from poismf import PoisMF
+
+    model = PoisMF(**options, random_state=seed + 1, reindex=False)
+    model.fit(sparse.coo_matrix(weighted(train, counts)))
+    return factor_scores(model.A, model.B)
 
 
 def ease(train: sparse.csr_array, seed: int, penalty: float) -> ScoreBlock:
@@ -160,6 +190,17 @@ METHODS = {
         },
     ),
     "EASE": Method(ease, {"penalty": (100.0, 20.0, 50.0, 200.0, 400.0, 800.0)}),
+    "BPR": Method(
+        bpr,
+        {
+            "learning_rate": (0.05, 0.01, 0.1),
+            "regularization": (0.01, 0.001, 0.05),
+            "factors": (64, 128, 256),
+            "iterations": (100, 300),
+        },
+    ),
+    "poismf": Method(poismf, {"k": (50, 100), "counts": ("log1p", "one"), "method": ("tncg", "pg", "cg")}),
+    "hpfrec": Method(hpfrec, {"counts": ("log1p", "one"), "k": (30, 60)}),
     "HPF": Method(hpf, {"counts": ("log1p", "one"), "k": (30, 60, 100)}),
     "HPF, 8 fits": Method(hpf, {"fits": (8,), "counts": ("log1p", "one"), "k": (30, 60, 100)}),
     "neighbours": Method(hpf, {"k": (0,)} | NEIGHBOURS),
@@ -216,13 +257,27 @@ def split(counts: sparse.csr_array, share: float, seed: Any) -> list[sparse.csr_
     ]
 
 
+#: Columns of the results, and the metrics of :func:`hpf_gpu.evaluate` that they have.
+METRICS = {"recall": "normalized_precision", "ndcg": "ndcg", "coverage": "coverage"}
+
+
 def recall(scores: ScoreBlock, train: sparse.csr_array, held_out: sparse.csr_array) -> float:
-    judged = held_out.multiply((np.diff(train.indptr) > 0)[:, None])
-    return evaluate_ranking(scores, train, judged, LENGTH).precision
+    return judged(scores, train, held_out, ["recall"])["recall"]
+
+
+def judged(
+    scores: ScoreBlock,
+    train: sparse.csr_array,
+    held_out: sparse.csr_array,
+    columns: Sequence[str] = tuple(METRICS),
+) -> dict[str, float]:
+    with_counts = sparse.csr_array(held_out.multiply((np.diff(train.indptr) > 0)[:, None]))
+    found = evaluate(scores, train, with_counts, [METRICS[column] for column in columns], LENGTH)
+    return {column: found[METRICS[column]] for column in columns}
 
 
 def described(parameters: Parameters) -> str:
-    return ", ".join(f"{name}={value}" for name, value in parameters.items())
+    return json.dumps(parameters)
 
 
 def tuned(method: Method, train: sparse.csr_array, seed: int) -> Parameters:
@@ -242,24 +297,46 @@ def tuned(method: Method, train: sparse.csr_array, seed: int) -> Parameters:
     return best
 
 
+#: Parameters by method and split, and the split on which they were chosen.
+Chosen = dict[tuple[str, int], tuple[int, Parameters]]
+
+
+def chosen_in(file: Path | None, data: str) -> Chosen:
+    """What the lines of a file say of one data set."""
+    if file is None:
+        return {}
+    lines = pd.read_csv(file, sep="\t", keep_default_na=False)
+    lines = lines[(lines["data"] == data) & lines["method"].isin(METHODS)]
+    return {
+        (line.method, int(line.split)): (int(line.tuned_on), json.loads(line.parameters))
+        for line in lines.itertuples()
+    }
+
+
 def measure(
-    counts: sparse.csr_array, methods: dict[str, Method], splits: int, tune_once: bool, ablate: bool = False
+    counts: sparse.csr_array,
+    methods: dict[str, Method],
+    splits: int,
+    tune_once: bool,
+    ablate: bool = False,
+    chosen: Chosen | None = None,
 ) -> Iterator[dict[str, Any]]:
-    chosen: dict[str, tuple[int, Parameters]] = {}
+    chosen = dict(chosen or {})
     for seed in range(splits):
         train, held_out = split(counts, HELD_OUT, seed)
         for name, method in methods.items():
-            if not tune_once or name not in chosen:
-                chosen[name] = seed, tuned(method, train, seed)
-            tuned_on, parameters = chosen[name]
+            if (name, seed) not in chosen:
+                first = chosen.get((name, 0)) if tune_once else None
+                chosen[name, seed] = first or (seed, tuned(method, train, seed))
+            tuned_on, parameters = chosen[name, seed]
             started = time.perf_counter()
             scores, seconds = method.fit(train, seed, **parameters), time.perf_counter() - started
-            found = {"recall": recall(scores, train, held_out), "s": seconds, "tuned_on": tuned_on}
-            yield {"method": name, "split": seed} | found | {"parameters": described(parameters)}
+            line = {"method": name, "split": seed, "s": seconds, "tuned_on": tuned_on}
+            yield line | judged(scores, train, held_out) | {"parameters": described(parameters)}
             for left_out, others in ABLATIONS.items() if ablate and name == "ensemble" else ():
                 scores = method.fit(train, seed, **parameters | others)
-                found = {"recall": recall(scores, train, held_out), "s": seconds, "tuned_on": tuned_on}
-                yield {"method": f"  {left_out}", "split": seed} | found | {"parameters": described(others)}
+                line |= {"method": f"  {left_out}", "parameters": described(others)}
+                yield line | judged(scores, train, held_out)
 
 
 # -- tables --------------------------------------------------------------------------------------------
@@ -275,13 +352,15 @@ def table(results: pd.DataFrame) -> str:
     recalls = results.pivot(index="split", columns="method", values="recall")
     measured = [name for name in REFERENCES if name in recalls]
     best = max(measured, key=lambda name: recalls[name].mean(), default=None)
-    lines = [f"{'recall@' + str(LENGTH):>44}{f'difference to {best}' if best else '':>28}{'fit, s':>17}"]
+    head = f"{'recall@' + str(LENGTH):>44}{f'difference to {best}' if best else '':>28}"
+    lines = [f"{head}{'NDCG':>17}{'coverage':>10}{'fit, s':>10}"]
     for name, of_method in results.groupby("method", sort=False):
         mean, half = interval(recalls[name].dropna())
         line = f"{name:<28}{mean:.4f} ± {half:.4f}"
         if best:
             difference, half = interval((recalls[name] - recalls[best]).dropna())
             line += f"{difference:+12.4f} ± {half:.4f}  {difference / recalls[best].mean():+7.1%}"
+        line += f"{of_method['ndcg'].mean():10.4f}{of_method['coverage'].mean():10.2f}"
         lines.append(f"{line}{of_method['s'].median():10.1f}  {of_method['parameters'].mode()[0]}".rstrip())
     return "\n".join(lines)
 
@@ -300,6 +379,9 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=5)
     parser.add_argument("--tune-once", action="store_true", help="only on the first split")
     parser.add_argument("--ablate", action="store_true", help="the ensemble without some of its parts, too")
+    parser.add_argument(
+        "--chosen", type=Path, metavar="FILE", help="with parameters that were chosen earlier"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE")
     arguments = parser.parse_args()
     methods, out = {name: METHODS[name] for name in arguments.only}, arguments.out
@@ -308,7 +390,10 @@ def main() -> None:
     for given in arguments.data:
         name, counts = Path(given).name.partition(".")[0], read(given)
         say(f"{name}: {counts.shape[0]:,} users, {counts.shape[1]:,} items, {counts.nnz:,} counts")
-        for result in measure(counts, methods, arguments.splits, arguments.tune_once, arguments.ablate):
+        chosen = chosen_in(arguments.chosen, name)
+        for result in measure(
+            counts, methods, arguments.splits, arguments.tune_once, arguments.ablate, chosen
+        ):
             say("  {method:28}split {split}  {recall:.4f}  {s:7.1f} s  {parameters}".format(**result))
             lines.append({"data": name} | result | facts)
             if out:

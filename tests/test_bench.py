@@ -223,13 +223,14 @@ def test_a_split_keeps_every_pair_on_one_side() -> None:
     assert held_out.nnz == pytest.approx(0.2 * TINY.csr.nnz, abs=100)  # four standard deviations
 
 
-def test_recall_is_of_users_with_training_and_held_out_items(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lists_are_of_users_with_training_and_held_out_items(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recommending, "LENGTH", 2)
     train = sparse.csr_array([[1, 0, 0, 0, 0], [0, 0, 0, 0, 0], [0, 1, 0, 0, 0]])
     held_out = sparse.csr_array([[0, 1, 1, 0, 1], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]])
     order = np.array([5.0, 4.0, 1.0, 3.0, 2.0])  # the first user is shown the items 1 and 3
-    found = recommending.recall(lambda users: np.tile(order, (len(users), 1)), train, held_out)
-    assert found == 1 / 2
+    found = recommending.judged(lambda users: np.tile(order, (len(users), 1)), train, held_out)
+    ndcg = 1 / (1 + 1 / np.log2(3))  # the first of two that could be
+    assert found == pytest.approx({"recall": 1 / 2, "ndcg": ndcg, "coverage": 2 / 5})
 
 
 @pytest.mark.parametrize("penalty", [1.0, 30.0])
@@ -243,7 +244,7 @@ def test_ease_is_its_definition(penalty: float) -> None:
     np.testing.assert_allclose(scores, X[users] @ B, atol=1e-10)
 
 
-def test_parameters_are_searched_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parameters_are_searched_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reached = {(1, 1): 0.1, (2, 1): 0.2, (2, 2): 0.3, (1, 2): 0.4}
     tried = []
 
@@ -251,13 +252,23 @@ def test_parameters_are_searched_one_after_the_other(monkeypatch: pytest.MonkeyP
         tried.append((a, b))
         return reached[a, b]
 
-    monkeypatch.setattr(recommending, "recall", lambda scores, *_: scores)
+    monkeypatch.setattr(recommending, "judged", lambda scores, *_: {"recall": scores})  # for recall, too
     method = recommending.Method(fit, {"a": (1, 2), "b": (1, 2)})
     assert recommending.tuned(method, TINY.csr, 0) == {"a": 2, "b": 2}
     assert tried == [(1, 1), (2, 1), (2, 2)]
     once = list(recommending.measure(TINY.csr, {"x": method}, 3, tune_once=True))
     assert tried[3:] == [(1, 1), (2, 1), (2, 2), *[(2, 2)] * 3]
     assert [(found["split"], found["tuned_on"]) for found in once] == [(0, 0), (1, 0), (2, 0)]
+    # What an earlier run has chosen is not chosen again.
+    lines = pd.DataFrame(once).assign(data="it", method="ALS")
+    lines.to_csv(tmp_path / "lines.tsv", sep="\t", index=False)
+    earlier = recommending.chosen_in(tmp_path / "lines.tsv", "it")
+    assert earlier == {("ALS", split): (0, {"a": 2, "b": 2}) for split in range(3)}
+    assert not recommending.chosen_in(tmp_path / "lines.tsv", "another")
+    before = len(tried)
+    again = list(recommending.measure(TINY.csr, {"ALS": method}, 3, tune_once=False, chosen=earlier))
+    assert tried[before:] == [(2, 2)] * 3
+    assert [found["parameters"] for found in again] == [found["parameters"] for found in once]
 
 
 def test_a_mixture_is_between_its_parts() -> None:
@@ -289,7 +300,7 @@ def test_everything_is_recommended_and_compared(
     half = stats.t.interval(0.95, 2, difference.mean(), difference.sem())[1] - difference.mean()
     printed = capsys.readouterr().out.rpartition("some\n")[2]
     assert f"{difference.mean():+.4f} ± {half:.4f}" in printed
-    assert "counts=one, k=2, maxiter=3" in printed
+    assert '{"counts": "one", "k": 2, "maxiter": 3}' in printed
 
 
 def test_biases_are_compared_with_none(
