@@ -211,7 +211,8 @@ def test_tables_are_the_users_own(model):
         ({"users": 1, "items": [777]}, ValueError, "none of the items to choose from"),
         ({"users": 1, "items": 3}, TypeError, "items to choose from are 3: pass a list"),
         ({"counts": FRAME.assign(ItemId=777)}, ValueError, "counts has no item that was in the training"),
-        ({"counts": "all"}, TypeError, "counts must"),
+        ({"counts": "all"}, FileNotFoundError, "counts is 'all', and there is no such file"),
+        ({"counts": [1]}, TypeError, "counts must be a data frame .* not list"),
     ],
 )
 def test_recommend_says_what_is_wrong(given, kind, message, model):
