@@ -34,7 +34,8 @@ _DEFAULT_MAXITER = 100
 _FACTORS = [{"k": 50, "counts": "log1p", "random_seed": seed} for seed in range(8)]
 _AMONG_ITEMS = {"k": 0, "neighbours": 200, "maxiter": 20, "stop_crit": "maxiter", "counts": "binary"}
 _AMONG_USERS = _AMONG_ITEMS | {"transposed": True}
-_MIXED = [_AMONG_ITEMS, _AMONG_USERS, *_FACTORS]
+#: Neighbours among items, of ones and of logarithms, neighbours among users, and eight fits with factors.
+MIXED = [_AMONG_ITEMS, _AMONG_ITEMS | {"counts": "log1p"}, _AMONG_USERS, *_FACTORS]
 #: What is tried unless candidates are passed: factors, neighbours, and mixtures of both.
 CANDIDATES: tuple[Parameters, ...] = (
     {"k": 30, "counts": "log1p"},
@@ -43,9 +44,12 @@ CANDIDATES: tuple[Parameters, ...] = (
     _AMONG_ITEMS,
     _AMONG_ITEMS | {"counts": "raw"},
     _AMONG_ITEMS | {"neighbours": 500, "w_rate": 20.0},
-    {"members": _MIXED, "weights": [1.0, 0.0, *[0.04] * 8], "discount": 0.1},
-    {"members": _MIXED, "weights": [1.0, 0.3, *[0.04] * 8], "discount": 0.1},
-    {"members": _MIXED[:2], "weights": [0.6, 0.4], "discount": 0.1},
+    *(
+        {"members": MIXED, "weights": [0.5, 0.5, users, *[factors / 8] * 8], "discount": discount}
+        for users in (0.0, 0.1, 0.3, 0.6)
+        for factors in (0.1, 0.3)
+        for discount in (0.1, 0.2)
+    ),
 )
 
 
@@ -102,7 +106,8 @@ def select(
     candidates : mapping of str to values, or sequence of mappings, optional
         All combinations of some values of parameters, or the parameters of each candidate.  One with
         ``members`` is an :class:`hpf_gpu.HPFEnsemble`.  ``discount`` is that of
-        :meth:`hpf_gpu.HPFEnsemble.recommend`.  By default, factorizations, neighbours, and mixtures of both.
+        :meth:`hpf_gpu.HPFEnsemble.recommend`.  Those that differ in ``weights`` and ``discount`` alone are
+        fitted once.  By default, factorizations, neighbours, and mixtures of both with several weights.
     metric : {'precision', 'recall', 'ndcg', 'llk'}
         'precision': hits / min(n, held-out items) in lists of ``n`` items that leave out the training items,
         as the other two the mean of users.  'llk': log-likelihood of the held-out counts; candidates must
@@ -152,6 +157,7 @@ def select(
     scores: dict[int, float] = {}
     tried: dict[int, int] = {}  # iterations at most
     for number, most in enumerate(rounds):
+        fits: dict[str, HPF | HPFEnsemble] = {}
         for candidate in left:
             trial = trials[candidate]
             if tried.get(candidate) == (limit := trial.limit(most)):
@@ -159,7 +165,7 @@ def select(
             started = time.perf_counter()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)  # of those that were to be short
-                model = trial.fitted(train, limit)
+                model = trial.fitted(train, limit, fits)
             scores[candidate] = trial.score(model, train, held_out, metric, n)
             tried[candidate] = limit
             seconds = time.perf_counter() - started
@@ -169,7 +175,7 @@ def select(
         if number < len(rounds) - 1:
             left = left[: max(1, math.floor(kept * len(left)))]
     best = trials[left[0]]
-    of_all = best.fitted(counts, None) if refit else None
+    of_all = best.fitted(counts, None, {}) if refit else None
     table = pd.DataFrame(rows)
     table.insert(len(_COLUMNS), "chosen", table["candidate"] == left[0])
     return Selection(best.parameters, best.discount, of_all, table, metric)
@@ -220,9 +226,14 @@ class _Trial:
             raise ValueError(f"HPF has no parameter {unknown[0]!r}; it has {', '.join(NAMES)}")
         return HPFEnsemble(**parameters) if "members" in parameters else HPF(**parameters)
 
-    def fitted(self, counts: Any, limit: int | None) -> HPF | HPFEnsemble:
-        """The model, fitted with at most ``limit`` iterations."""
+    def fitted(self, counts: Any, limit: int | None, fits: dict[str, HPF | HPFEnsemble]) -> HPF | HPFEnsemble:
+        """The model, fitted with at most ``limit`` iterations.
+
+        ``fits`` are those to the same counts so far, to which this one is added: candidates that differ in
+        weights and discount alone have one in common.
+        """
         parameters = dict(self.parameters)
+        weights = parameters.pop("weights", None) if "members" in parameters else None
         if limit is not None:
             common = parameters.get("maxiter", _DEFAULT_MAXITER)
             parameters["maxiter"] = min(common, limit)
@@ -231,7 +242,11 @@ class _Trial:
                     {**member, "maxiter": min(member.get("maxiter", common), limit)}
                     for member in self._members
                 ]
-        return self.model(parameters).fit(counts)
+        key = repr(parameters)
+        if key not in fits:
+            fits[key] = self.model(parameters).fit(counts)
+        model = fits[key]
+        return model if weights is None or isinstance(model, HPF) else model.with_weights(weights)
 
     def score(
         self,

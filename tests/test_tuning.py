@@ -75,6 +75,29 @@ def test_held_out_counts_of_the_caller() -> None:
     assert found.table.score.item() == pytest.approx(model.eval_llk(held_out)["llk"], rel=1e-5)
 
 
+def test_weights_and_discounts_are_tried_on_one_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    fits = []
+    whole = HPFEnsemble.fit
+    monkeypatch.setattr(
+        HPFEnsemble, "fit", lambda self, *args: fits.append(self.weights) or whole(self, *args)
+    )
+    members = [{"k": 0, "neighbours": 5, "maxiter": 4}, {"k": 3, "maxiter": 6}]
+    weights = ([1.0, 0.0], [0.5, 0.5], [0.0, 1.0])
+    candidates = [
+        {"members": members, "weights": one, "discount": discount}
+        for one in weights
+        for discount in (0.0, 0.3)
+    ]
+    found = select(COUNTS, candidates, rounds=(None,), **QUICK)
+    assert len(fits) == 2  # and one to all counts
+    assert found.table.score.nunique() > 2
+    best = candidates[found.table.candidate[found.table.chosen].item()]
+    assert [member.weight for member in found.model._ensemble.members] == best["weights"]
+    alone = select(COUNTS, [best], rounds=(None,), **QUICK)
+    assert alone.table.score.item() == pytest.approx(found.table.score[found.table.chosen].item())
+    pd.testing.assert_frame_equal(alone.model.recommend(n=3), found.model.recommend(n=3))
+
+
 def test_ensembles_and_a_discount() -> None:
     members = [{"k": 0, "neighbours": 5}, {"k": 3, "maxiter": 40}]
     candidates = [{"members": members, "weights": [1.0, 0.5], "discount": 0.2}, {"members": 2, "k": 1}]
