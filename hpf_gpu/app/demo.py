@@ -14,6 +14,7 @@ from scipy import sparse
 
 from hpf_gpu import plot
 from hpf_gpu.datasets import load_online_retail, split_by_user
+from hpf_gpu.ensemble import HPFEnsemble
 from hpf_gpu.estimator import HPF
 from hpf_gpu.html_report import report
 from hpf_gpu.metrics import RankingQuality, evaluate_ranking, model_scores, popularity_scores
@@ -24,6 +25,7 @@ _LIST_LENGTH = 20  # of the recommendations that are measured
 _SHOWN = 10  # of the recommendations that are printed
 _COLUMN = 38  # characters; names of products have up to 35
 _NEIGHBOURS = 200  # of a product
+_DISCOUNT = 0.1  # of popularity, in the mixture; chosen with its parts in docs/quality.md
 _ITERATIONS = 10  # of the model with neighbours; NDCG@20 is 0.315 after 10, 0.313 after 5 (seed 1, k=30)
 
 
@@ -33,7 +35,7 @@ class DemoResult:
 
     model: HPF
     with_neighbours: HPF
-    qualities: dict[str, RankingQuality]  # by method: HPF, HPF+neighbours, most popular
+    qualities: dict[str, RankingQuality]  # by method: HPF, HPF+neighbours, mixture, most popular
     customer: int  # whose recommendations were printed
     recommended: list[str]  # stock codes, of ``model``
     explained: pd.DataFrame  # recommendations of ``with_neighbours``: columns ItemId, Because, Share
@@ -72,6 +74,7 @@ def run(output: Path, backend: str, seed: int, k: int, write: Write) -> DemoResu
         k,
         check_every=5,
         stop_thr=1e-4,
+        maxiter=300,
         verbose=False,
         random_seed=seed,
         full_llk=True,
@@ -95,7 +98,18 @@ def run(output: Path, backend: str, seed: int, k: int, write: Write) -> DemoResu
         backend=backend,
         neighbours=_NEIGHBOURS,
     ).fit(train)
-    qualities = _evaluate(model, with_neighbours, train, held_out)
+    # Factors add 0.001 to this (docs/quality.md), in several times the time.
+    mixture = HPFEnsemble(
+        [{"counts": "binary"}, {"counts": "log1p"}],
+        k=0,
+        stop_crit="maxiter",
+        maxiter=2 * _ITERATIONS,
+        verbose=False,
+        random_seed=seed,
+        backend=backend,
+        neighbours=_NEIGHBOURS,
+    ).fit(train)
+    qualities = _evaluate(model, with_neighbours, mixture, train, held_out)
     names = retail.product_names.str.split().str.join(" ").str.capitalize()
     customer = _customer(train, seed)
     recommended = [str(item) for item in model.topN(customer, n=_SHOWN)]
@@ -127,13 +141,18 @@ def _check_writable(output: Path) -> None:
 
 
 def _evaluate(
-    model: HPF, with_neighbours: HPF, train: pd.DataFrame, held_out: pd.DataFrame
+    model: HPF,
+    with_neighbours: HPF,
+    mixture: HPFEnsemble,
+    train: pd.DataFrame,
+    held_out: pd.DataFrame,
 ) -> dict[str, RankingQuality]:
-    # Both models number users and items alike: in the order of the training data.
+    # All models number users and items alike: in the order of the training data.
     train_matrix, held_out_matrix = (_matrix(model, counts) for counts in (train, held_out))
     methods = {
         "HPF": model_scores(model),
         "HPF+neighbours": model_scores(with_neighbours),
+        "mixture": model_scores(mixture, _DISCOUNT),
         "most popular": popularity_scores(train_matrix),
     }
     return {
@@ -189,6 +208,8 @@ def _write_fit(write: Write, model: HPF, with_neighbours: HPF) -> None:
     seconds = with_neighbours.history_["seconds"].iloc[-1]
     write(f"HPF+neighbours: the same with weights from up to {_NEIGHBOURS} other products to each\n")
     write(f"  {with_neighbours.niter} iterations in {seconds:.2f} s\n")
+    write("mixture: two fits of such weights alone, to ones and to logarithms of orders, with a discount\n")
+    write("  of popular products\n")
 
 
 def _write_qualities(write: Write, qualities: dict[str, RankingQuality]) -> None:
