@@ -199,7 +199,15 @@ METHODS = {
             "iterations": (100, 300),
         },
     ),
-    "poismf": Method(poismf, {"k": (50, 100), "counts": ("log1p", "one"), "method": ("tncg", "pg", "cg")}),
+    "poismf": Method(
+        poismf,
+        {
+            "l2_reg": (10.0, 1.0, 30.0, 100.0),
+            "method": ("cg", "tncg"),
+            "counts": ("one", "log1p"),
+            "k": (50, 20, 100),
+        },
+    ),
     "hpfrec": Method(hpfrec, {"counts": ("log1p", "one"), "k": (30, 60)}),
     "HPF": Method(hpf, {"counts": ("log1p", "one"), "k": (30, 60, 100)}),
     "HPF, 8 fits": Method(hpf, {"fits": (8,), "counts": ("log1p", "one"), "k": (30, 60, 100)}),
