@@ -103,8 +103,9 @@ def single_cells(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """The documentation site in docs/_build: tutorials are run, and every warning is an error."""
-    install(session, ".[docs]")
+    """The documentation site in docs/_build: tutorials are run, and every warning is an error; and doctests."""
+    install(session, ".[docs,test]")
+    session.run("pytest", "--doctest-modules", "--doctest-ignore-import-errors", "hpf_gpu")
     session.run("sphinx-build", "-W", "--keep-going", "-q", "-b", "html", "docs", "docs/_build/html")
 
 
