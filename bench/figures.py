@@ -12,8 +12,8 @@ from entries import Entry, curves, values
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-_INK, _OURS, _THEIRS = "#333333", "#0b6e4f", "#b0b0b0"
-_STYLE = {"axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "hpf_gpu"}
+INK, OURS, THEIRS = "#333333", "#0b6e4f", "#b0b0b0"
+STYLE = {"axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "hpf_gpu"}
 
 
 def draw_all(runs: dict[str, list[Entry]]) -> Iterator[tuple[str, Any]]:
@@ -36,9 +36,9 @@ def draw_all(runs: dict[str, list[Entry]]) -> Iterator[tuple[str, Any]]:
 def draw_bars(seconds: dict[tuple[str, int, int], float]) -> Any:
     figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
     bars = sorted(((value * 1e3, who) for (who, *_), value in seconds.items()), reverse=True)
-    colours = [_OURS if who in ("numpy", "openmp", "cuda") else _THEIRS for _, who in bars]
+    colours = [OURS if who in ("numpy", "openmp", "cuda") else THEIRS for _, who in bars]
     drawn = axes.barh([who for _, who in bars], [ms for ms, _ in bars], color=colours)
-    axes.bar_label(drawn, [f"{ms:,.0f} ms" for ms, _ in bars], padding=3, color=_INK)
+    axes.bar_label(drawn, [f"{ms:,.0f} ms" for ms, _ in bars], padding=3, color=INK)
     axes.set(xscale="log", xlabel="one iteration, ms")
     axes.margins(x=0.2)
     return figure
@@ -70,8 +70,8 @@ def draw_likelihoods(entries: Sequence[Entry]) -> Any:
 def draw_shares(entries: Sequence[Entry]) -> Any:
     figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
     shared = [entry for entry in reversed(entries) if "share" in entry]
-    bars = axes.barh([e["quantity"] for e in shared], [100 * e["share"] for e in shared], color=_OURS)
-    axes.bar_label(bars, [e["ceiling"] for e in shared], padding=3, color=_INK)
+    bars = axes.barh([e["quantity"] for e in shared], [100 * e["share"] for e in shared], color=OURS)
+    axes.bar_label(bars, [e["ceiling"] for e in shared], padding=3, color=INK)
     axes.set(xlim=(0, 125), xlabel="percent of the nearer ceiling")
     return figure
 
@@ -79,7 +79,7 @@ def draw_shares(entries: Sequence[Entry]) -> Any:
 def save(runs: dict[str, list[Entry]], out: Path) -> list[str]:
     """Draw them into a folder as PNG and SVG; returns their names."""
     names = []
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         for name, figure in draw_all(runs):
             figure.savefig(out / f"{name}.png", dpi=150)
             figure.savefig(out / f"{name}.svg", metadata={"Date": None})

@@ -373,6 +373,45 @@ def table(results: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+#: Methods in the figure, and how they are called there.
+DRAWN = {
+    "most popular": "most popular",
+    "poismf": "poismf",
+    "BPR": "BPR (implicit)",
+    "HPF": "HPF, one fit",
+    "EASE": "EASE",
+    "ALS": "ALS (implicit)",
+    "ensemble": "HPFEnsemble",
+}
+
+
+def draw(results: pd.DataFrame, file: Path) -> None:
+    """Bars of the mean recalls, a panel for each data set."""
+    import matplotlib as mpl
+    import matplotlib.pyplot as plt
+    from figures import INK, OURS, STYLE, THEIRS
+
+    means = results.groupby(["data", "method"])["recall"].mean()
+    sets = list(dict.fromkeys(results["data"]))
+    with mpl.rc_context(STYLE):
+        figure, panels = plt.subplots(
+            1, len(sets), figsize=(2.2 * len(sets) + 1, 2.6), sharey=True, layout="constrained", squeeze=False
+        )
+        for axes, data in zip(panels[0], sets, strict=True):
+            values = [means.get((data, method), np.nan) for method in DRAWN]
+            colours = [OURS if name.startswith("HPF") else THEIRS for name in DRAWN.values()]
+            bars = axes.barh(list(DRAWN.values()), values, color=colours)
+            labels = ["" if np.isnan(value) else f"{value:.3f}" for value in values]
+            axes.bar_label(bars, labels, padding=3, color=INK, fontsize=8)
+            axes.set_title(data.replace("_", " "), fontsize=9)
+            axes.set_xticks([])
+            axes.spines.bottom.set_visible(False)
+            axes.margins(x=0.25)
+        figure.supxlabel(f"recall@{LENGTH} of held-out items", fontsize=9)
+        figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None, dpi=150)
+        plt.close(figure)
+
+
 def say(line: str) -> None:
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
@@ -391,6 +430,7 @@ def main() -> None:
         "--chosen", type=Path, metavar="FILE", help="with parameters that were chosen earlier"
     )
     parser.add_argument("--out", type=Path, metavar="FILE")
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="draw the recalls (.svg or .png)")
     arguments = parser.parse_args()
     methods, out = {name: METHODS[name] for name in arguments.only}, arguments.out
     facts = machine("hpf_gpu", "implicit", "numpy", "scipy")
@@ -409,6 +449,8 @@ def main() -> None:
                 pd.DataFrame(lines[-1:]).to_csv(out, sep="\t", mode="a", header=new, index=False)
     results = pd.read_csv(out, sep="\t", keep_default_na=False) if out else pd.DataFrame(lines)
     results = results.drop_duplicates(["data", "method", "split"], keep="last")
+    if arguments.figure:
+        draw(results, arguments.figure)
     for name, of_data in results.groupby("data", sort=False):
         say(f"\n{name}\n{table(of_data)}")
 

@@ -292,8 +292,10 @@ def test_everything_is_recommended_and_compared(
     monkeypatch.setattr(recommending, "METHODS", methods)
     for name in methods:  # one after the other, into one file
         command = ["recommending.py", str(data), "--only", name, "--splits", "3", "--out", str(out)]
+        command += ["--figure", str(tmp_path / "recalls.svg")]
         monkeypatch.setattr(sys, "argv", command)
         recommending.main()
+    assert "HPF, one fit" in (tmp_path / "recalls.svg").read_text()
     results = pd.read_csv(out, sep="\t").pivot(index="split", columns="method", values="recall")
     assert results.shape == (3, 2)
     difference = results["HPF"] - results["EASE"]
