@@ -91,6 +91,8 @@ def environment(flavour: str) -> dict[str, str]:
     chosen = require(flavour)
     result = dict(os.environ, HPF_CUDASIM=flavour, **dict(chosen.options))
     result["PYTHONPATH"] = os.pathsep.join(filter(None, (str(TESTS), os.environ.get("PYTHONPATH"))))
+    # Plugins that come with other packages are loaded first, and zarr's imports CuPy.
+    result["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     if chosen.preload:
         result["LD_PRELOAD"] = " ".join(_library(name) for name in chosen.preload)
         # A report must reach the terminal though it ends the process.
