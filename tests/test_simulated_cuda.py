@@ -49,8 +49,9 @@ class Leg:
 
 #: For every day, half a minute with nothing compiled yet: every kernel with K=5 in float32, and a whole fit.
 CORE = (
-    "((allocate or gamma_update or extrapolate or mean or predict or select or top_items) and 5"
-    " or one-nonzero or 7-3 or iterations or test_fit) and not float64 and not 50 and not equal_scores"
+    "((allocate or gamma_update or extrapolate or mean or predict or select or top_items)"
+    " and (5 and not 1.25 or 5-both-True-1.25) or one-nonzero or 7-3 or iterations or test_fit)"
+    " and not float64 and not 50 and not equal_scores"
     " and not where_blocks_meet and not memory"
 )
 #: Every operation and a whole fit, once.
