@@ -147,11 +147,10 @@ def rates_with_neighbours(
     sources: NDArray[np.integer[Any]],  # (M, L)
 ) -> Matrix:
     """θ_u·β_i + Σ_l w_il of all pairs (N, M), over the neighbours l of item i that user u has in ``y``."""
-    rate: Matrix = theta @ beta.T
-    for i, (row, weights) in enumerate(zip(sources, w, strict=True)):
-        real = row >= 0
-        rate[:, i] += (y[:, row[real]] > 0) @ weights[real]
-    return rate
+    of_neighbours = np.zeros(y.shape)
+    for neighbour, weight in zip(sources.T, w.T, strict=True):
+        of_neighbours += (y[:, neighbour] > 0) * np.where(neighbour >= 0, weight, 0)
+    return theta @ beta.T + of_neighbours
 
 
 def cooccurrence_scores(y: Matrix) -> Matrix:
@@ -226,7 +225,8 @@ def top_items(
     """
     columns, best = np.full((len(scores), n), -1), np.full((len(scores), n), -np.inf)
     for u, row in enumerate(scores):
-        left = sorted(set(range(len(row))) - set(exclude[u]), key=lambda i: (-row[i], i))[:n]
+        left = np.setdiff1d(np.arange(len(row)), exclude[u])
+        left = left[np.argsort(-row[left], kind="stable")][:n]
         columns[u, : len(left)] = left
         best[u, : len(left)] = row[left]
     return columns, best

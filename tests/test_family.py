@@ -117,8 +117,8 @@ def test_one_batch_and_a_step_of_one_climb(variant, batches, backend_name):
     )
     elbo = fit(model, variant).history_.elbo.to_numpy()
     assert np.all(np.diff(elbo) > -1e-12 * np.abs(elbo[1:]))
-    full = fit(model_of(variant, backend=backend_name, use_float=False, maxiter=300), variant)
-    assert elbo[-1] > full.history_.elbo.iloc[3]
+    full = fit(model_of(variant, backend=backend_name, use_float=False, maxiter=4), variant)
+    assert elbo[-1] > full.history_.elbo.iloc[-1]
 
 
 @pytest.mark.parametrize("sizes", [{"users_per_batch": 7}, {"items_per_batch": 5}], ids=["users", "items"])

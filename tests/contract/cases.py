@@ -114,7 +114,7 @@ def _make_case(name: str) -> Case:
         case "no nonzero":  # a block whose users have no counts
             return case(7, 9, 5, 0)
         case "power law":  # long rows and columns
-            return case(300, 2000, 32, 6_000 if conftest.SIMULATED else 60_000)
+            return case(300, 2000, 32, 6_000 if conftest.SIMULATED else 20_000)
         case "wide":  # more columns than a tile has whose factors fit in cache; rows of thousands
             return case(20, 80_000, 3, 40_000)
         case "tall":  # the same with the sides exchanged
@@ -197,6 +197,11 @@ CASES = {
 }[conftest.SIMULATED]
 
 
+#: Those that a simulator runs in float32 alone, as it takes ten seconds to compile the kernels of one K: in
+#: float64, K = 1, 5, 30, 64 and 200 stand for all.
+IN_FLOAT32_ALONE = ("K=3", "K=32", "K=50", "K=100") if conftest.SIMULATED else ()
+
+
 make_case = cache(_make_case)
 
 
@@ -261,6 +266,24 @@ def expected_with_neighbours(name: str, temperature: float) -> tuple[Host, Host,
     case, more = make_case(name), make_neighbours(name)
     logs = (side.gamma.expected_log for side in (case.users, case.items, more.weights))
     return oracle.allocate_with_neighbours(case.y, *logs, more.sources, temperature)
+
+
+@cache
+def expected_log_totals_with_neighbours(name: str, temperature: float) -> Host:
+    """The logarithms of what the shares of nonzeros are normalized by (Z,), by the oracle."""
+    case, more = make_case(name), make_neighbours(name)
+    logs = (side.gamma.expected_log for side in (case.users, case.items, more.weights))
+    return oracle.log_phi_with_neighbours(case.y, *logs, more.sources, temperature)[1]
+
+
+@cache
+def expected_neighbour_rates(name: str) -> Host:
+    """The neighbours' part of the rates of all pairs (N, M), by the oracle from means as float32 has them."""
+    case, more = make_case(name), make_neighbours(name)
+    nothing = (np.zeros((n, 1)) for n in case.y.shape)
+    return oracle.rates_with_neighbours(
+        case.y, *nothing, float32_exact(more.weights.gamma.mean), more.sources
+    )
 
 
 # -- what goes in and comes out ----------------------------------------------------------------

@@ -16,6 +16,8 @@ from contract.cases import (
     as_csr,
     both_sides,
     expected_log_normalizer_sum,
+    expected_log_totals_with_neighbours,
+    expected_neighbour_rates,
     expected_statistics,
     expected_with_neighbours,
     factor_of,
@@ -34,13 +36,14 @@ from hpf_gpu.backends import protocol
 from hpf_gpu.backends.protocol import Backend, Host
 
 
-def gamma_update(
-    backend: Backend, case: Case, tolerance: Tolerance, prior_shape: float, with_out: bool
-) -> None:
-    """Shape, exp E[ln θ] scaled by rows, and the sums of the mean, for the shape as it was stored."""
+def gamma_update(backend: Backend, case: Case, tolerance: Tolerance, prior_shape: float) -> None:
+    """Shape, exp E[ln θ] scaled by rows, and the sums of the mean, for the shape as it was stored.
+
+    All the same with a buffer, which is used, and without one.
+    """
     for side in both_sides(case):
         n, k = side.shape.shape
-        rates, out = rates_of(backend, side), garbage(backend, n, k) if with_out else None
+        rates, out = rates_of(backend, side), garbage(backend, n, k)
         factor, row_sums, column_sums = backend.gamma_update(
             backend.asarray(side.shape), prior_shape, rates, out
         )
@@ -66,10 +69,12 @@ def gamma_update(
         for sums, wanted in ((row_sums, want.row_sums), (column_sums, want.column_sums)):
             assert backend.asnumpy(sums).dtype == np.float64
             assert_close(backend.asnumpy(sums)[:, None], wanted[:, None], tolerance.sums)
-        if with_out:
-            assert_same(backend.asnumpy(out), exp_log)
-            alone, *_ = backend.gamma_update(backend.asarray(side.shape), prior_shape, rates)
-            assert_same(backend.asnumpy(alone.exp_log), exp_log)
+        assert_same(backend.asnumpy(out), exp_log)
+        alone, *sums_alone = backend.gamma_update(backend.asarray(side.shape), prior_shape, rates)
+        with_out = (*factor_on_host(backend, factor), *on_host(backend, (row_sums, column_sums)))
+        without = (*factor_on_host(backend, alone), *on_host(backend, tuple(sums_alone)))
+        for one, other in zip(with_out, without, strict=True):
+            assert_same(one, other)
 
 
 def gamma_update_at_a_temperature(
@@ -96,17 +101,20 @@ def gamma_update_at_a_temperature(
             assert_close(one.reshape(len(one), -1), other.reshape(len(one), -1), tolerance.sums)
 
 
-def extrapolate(backend: Backend, case: Case, tolerance: Tolerance, steps: float, with_out: bool) -> None:
-    """E[ln θ] further on by a share of its change, and the rest as it was."""
+def extrapolate(backend: Backend, case: Case, tolerance: Tolerance, steps: float) -> None:
+    """E[ln θ] further on by a share of its change, and the rest as it was; with a buffer and without one."""
     for side in both_sides(case):
         n, k = side.shape.shape
         factor = make_factor(backend, side)
         shape = backend.asarray(side.shape[:, ::-1] + 0.1)
         then, *_ = backend.gamma_update(shape, 0.0, factor.rates)
-        out = garbage(backend, n, k) if with_out else None
+        out = garbage(backend, n, k)
         earlier, done = (then.exp_log, then.log_scale), backend.asarray(np.array([float(steps)]))
         got = backend.extrapolate(factor, earlier, done, out)
         exp_log, log_scale = backend.asnumpy(got.exp_log), backend.asnumpy(got.log_scale)
+        alone = backend.extrapolate(factor, earlier, done)
+        assert_same(backend.asnumpy(alone.exp_log), exp_log)
+        assert_same(backend.asnumpy(alone.log_scale), log_scale)
         assert exp_log.dtype == backend.dtype
         assert log_scale.dtype == np.float64
         assert (got.shape, got.rates, got.temperature) == (factor.shape, factor.rates, factor.temperature)
@@ -127,8 +135,7 @@ def extrapolate(backend: Backend, case: Case, tolerance: Tolerance, steps: float
         error = np.abs(log_scale - (of_scale[:, 0] + top))
         scale = size + np.abs(np.stack(scales)).max(axis=(0, 2))
         assert float((error / scale).max(initial=0)) <= tolerance.extrapolate
-        if with_out:
-            assert_same(backend.asnumpy(out), exp_log)
+        assert_same(backend.asnumpy(out), exp_log)
 
 
 def log_of_entries(backend: Backend, factor: protocol.Factor) -> tuple[Host, Host]:
@@ -184,12 +191,11 @@ def log_sums_with_neighbours(backend: Backend, case: Case, tolerance: Tolerance,
 
     theta, beta, w = (float32_exact(side.gamma.mean) for side in sides)
     got = backend.log_rate_sum(counts, *map(backend.asarray, (theta, beta, w)))
-    logs = np.log(oracle.rates_with_neighbours(case.y, theta, beta, w, more.sources)[u, i])
+    logs = np.log((theta @ beta.T + expected_neighbour_rates(case.name))[u, i])
     y = case.y[u, i]
     assert_near(got, float(y @ logs), tolerance.log_sums, float(y @ (1 + np.abs(logs))))
 
-    log_means = (side.gamma.expected_log for side in sides)
-    _, total = oracle.log_phi_with_neighbours(case.y, *log_means, more.sources, temperature)
+    total = expected_log_totals_with_neighbours(case.name, temperature)
     factors = tuple(make_factor(backend, side, temperature) for side in sides)
     want = temperature * float(y @ total)
     got = backend.log_normalizer_sum(counts, *factors)
@@ -202,8 +208,7 @@ def neighbour_rates(backend: Backend, case: Case, tolerance: Tolerance) -> None:
     rows, columns = (rng.integers(0, n, 500) for n in case.y.shape)
     w, csr = float32_exact(more.weights.gamma.mean), case.csr(backend.dtype)
     got = backend.neighbour_rates((csr.indptr, csr.indices), more.sources, backend.asarray(w), rows, columns)
-    nothing = (np.zeros((n, 1)) for n in case.y.shape)
-    want = oracle.rates_with_neighbours(case.y, *nothing, w, more.sources)[rows, columns]
+    want = expected_neighbour_rates(case.name)[rows, columns]
     assert isinstance(got, np.ndarray)
     assert got.dtype == backend.dtype
     assert_close(got[:, None], want[:, None], tolerance.predict)
@@ -215,10 +220,7 @@ def top_items_with_neighbours(backend: Backend, case: Case, tolerance: Tolerance
     more, y = make_neighbours(case.name), case.y[some]
     theta, beta, w = (float32_exact(side.gamma.mean) for side in (case.users, case.items, more.weights))
     theta, m = theta[some], len(beta)
-    rate, exclude = (
-        oracle.rates_with_neighbours(y, theta, beta, w, more.sources),
-        lists_of_items(len(theta), m),
-    )
+    rate, exclude = theta @ beta.T + expected_neighbour_rates(case.name)[some], lists_of_items(len(theta), m)
     target, place = np.nonzero(more.sources >= 0)
     by_source = sparse.csr_array(
         (w[target, place].astype(backend.dtype), (more.sources[target, place], target)), shape=(m, m)
@@ -292,22 +294,19 @@ def distance(backend: Backend, case: Case, tolerance: Tolerance) -> None:
 SIDES: tuple[protocol.SideName, ...] = ("both", "users", "items")
 
 
-def allocate(
-    backend: Backend, case: Case, tolerance: Tolerance, side: protocol.SideName, exact: bool
-) -> None:
+def allocate(backend: Backend, case: Case, tolerance: Tolerance, exact: bool) -> None:
     users, items = make_factors(backend, case)
     counts = backend.counts(case.csr(backend.dtype), case.k)
-    got = backend.allocate(counts, users, items, side=side, exact=exact)
-    names = ("users", "items")
-    for name, statistic, want in zip(
-        names, on_host(backend, got), expected_statistics(case.name), strict=True
-    ):
-        if side not in (name, "both"):
-            assert statistic is None
-            continue
-        assert statistic is not None
-        assert statistic.dtype == backend.dtype
-        assert_close(statistic, want, tolerance.allocate)
+    for side in SIDES:
+        got = backend.allocate(counts, users, items, side=side, exact=exact)
+        wanted = expected_statistics(case.name)
+        for name, statistic, want in zip(("users", "items"), on_host(backend, got), wanted, strict=True):
+            if side not in (name, "both"):
+                assert statistic is None
+                continue
+            assert statistic is not None
+            assert statistic.dtype == backend.dtype
+            assert_close(statistic, want, tolerance.allocate)
 
 
 def log_rate_sum(backend: Backend, case: Case, tolerance: Tolerance) -> None:

@@ -14,14 +14,10 @@ from hpf_gpu.backends.protocol import Backend
 
 
 @pytest.fixture(scope="session", params=NEIGHBOUR_CASES, ids=lambda name: name.replace(" ", "-"))
-def case(request: pytest.FixtureRequest) -> Case:
-    return make_case(request.param)
-
-
-@pytest.fixture(autouse=True)
-def _not_for_minutes(backend: Backend, case: Case) -> None:
-    if (backend.name, case.name) == ("numpy", "wide"):
+def case(request: pytest.FixtureRequest, backend: Backend) -> Case:
+    if (backend.name, request.param) == ("numpy", "wide"):
         pytest.skip("items that users of thousands have together take the reference ten seconds a time")
+    return make_case(request.param)
 
 
 def test_log_count_products(backend: Backend, case: Case, tolerance: Tolerance) -> None:

@@ -13,11 +13,8 @@ from hpf_gpu.backends.protocol import Backend, Full, RankOne
 
 
 @pytest.mark.parametrize("prior_shape", [0.0, 1e-3, 0.3])
-@pytest.mark.parametrize("with_out", [False, True], ids=["", "out"])
-def test_gamma_update(
-    backend: Backend, case: Case, tolerance: Tolerance, prior_shape: float, with_out: bool
-) -> None:
-    checks.gamma_update(backend, case, tolerance, prior_shape, with_out)
+def test_gamma_update(backend: Backend, case: Case, tolerance: Tolerance, prior_shape: float) -> None:
+    checks.gamma_update(backend, case, tolerance, prior_shape)
 
 
 @pytest.mark.parametrize("k", [1, 3])
@@ -54,11 +51,8 @@ def test_what_is_small_beside_a_tiny_factor(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("steps", [-3, 0, 1, 30])
-@pytest.mark.parametrize("with_out", [False, True], ids=["", "out"])
-def test_extrapolate(
-    backend: Backend, case: Case, tolerance: Tolerance, steps: float, with_out: bool
-) -> None:
-    checks.extrapolate(backend, case, tolerance, steps, with_out)
+def test_extrapolate(backend: Backend, case: Case, tolerance: Tolerance, steps: float) -> None:
+    checks.extrapolate(backend, case, tolerance, steps)
 
 
 def test_extrapolate_what_has_underflowed(backend: Backend) -> None:
