@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from .model.convergence import ConvergenceWarning
     from .tuning import select
 else:
+    # Public modules of their own.
+    _MODULES = ("anndata", "checks", "datasets", "lenskit", "metrics", "plot", "sklearn", "splitting")
     # Imported on first access, so that `hpf-gpu doctor` also runs where NumPy or pandas is broken.
     _HOMES = {
         "HPF": ".estimator",
@@ -36,9 +38,14 @@ else:
     }
 
     def __getattr__(name: str) -> object:
+        if name in _MODULES:
+            return import_module(f".{name}", __name__)
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return getattr(import_module(_HOMES[name], __name__), name)
+
+    def __dir__() -> list[str]:
+        return sorted([*__all__, *_MODULES])
 
 
 __all__ = [

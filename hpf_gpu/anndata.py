@@ -26,7 +26,7 @@ from .fitting.training import Inputs, train_with_seeds
 from .messages import warn
 from .model.fitted import Fitted
 from .model.posterior import Posterior
-from .model.settings import Settings, positive_number, seed_or_fresh, whole_number
+from .model.settings import NAMES, Settings, positive_number, seed_or_fresh, whole_number
 
 try:
     from anndata import AnnData
@@ -126,6 +126,9 @@ def fit(
     >>> hpf_gpu.anndata.top_genes(adata, n=10)  # doctest: +SKIP
     >>> sc.pp.neighbors(adata, use_rep="X_hpf")  # doctest: +SKIP
     """
+    unknown = [name for name in params if name not in NAMES]
+    if unknown:
+        raise TypeError(f"fit has no parameter {unknown[0]!r}; others than its own are those of hpf_gpu.HPF")
     counts, mask = _counts(adata, layer), _mask(adata, mask_var)
     counts = counts if mask.all() else counts[:, mask]
     cells, genes = _names(adata, "obs"), _names(adata, "var")[mask]
@@ -192,6 +195,11 @@ def project(
     ValueError, TypeError
         If the values are not counts, or no gene is in the model.
     """
+    if not isinstance(adata, AnnData) or not isinstance(model, HPF):
+        raise TypeError(
+            f"project takes an AnnData and a model, not {type(adata).__name__} and {type(model).__name__}: "
+            "hpf_gpu.load(path) reads a model"
+        )
     settings, fitted = model._settings(), model._require_fitted()
     counts, names, genes = _counts(adata, layer), _names(adata, "var"), fitted.item_ids
     places = genes.codes(names)

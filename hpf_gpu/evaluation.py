@@ -207,6 +207,8 @@ def compare(
     The same users are easy or hard for all models, so that a difference is known better than the figures:
     two intervals that overlap do not say that the models are equal.
     """
+    if not isinstance(models, Mapping):
+        raise TypeError(f"models is a {type(models).__name__}: pass a dict of models by name")
     if not models:
         raise ValueError("models is empty: there is nothing to compare")
     fitted = [model for model in models.values() if isinstance(model, (HPF, HPFEnsemble))]
@@ -297,7 +299,10 @@ class _Split:
             known, _ = _matrix(train, "train", judged, users, items, said)
         wanted, n_unknown = _matrix(held_out, "held_out", judged, users, items, said)
         if not wanted.nnz:
-            raise ValueError("held_out has no count whose user and item are both in the training data")
+            raise ValueError(
+                "held_out has no count whose user and item are both in the training data: are its ids of the "
+                "same type, strings or numbers?"
+            )
         new = sparse.csr_array(wanted - wanted.multiply(known > 0))
         new.eliminate_zeros()
         n_repeated = wanted.nnz - new.nnz

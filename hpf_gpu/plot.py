@@ -108,6 +108,7 @@ def convergence(history: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ValueError
         If the history has neither a log-likelihood nor an ELBO.
     """
+    history = history if isinstance(history, pd.DataFrame) else history.history_
     largest = history[["llk", "elbo"]].abs().max().max()
     if not np.isfinite(largest):
         raise ValueError(f"a history of {len(history)} checks holds no finite log-likelihood or ELBO")

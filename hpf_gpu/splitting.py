@@ -6,6 +6,7 @@ Frames of any library that narwhals knows are taken, and both parts are frames o
 from __future__ import annotations
 
 import datetime
+import zoneinfo
 from typing import Any
 
 import narwhals as nw
@@ -97,13 +98,28 @@ def split_by_time(
         first = min(int(np.floor((1 - fraction) * len(order))), len(order) - 1)
         chosen = order >= np.sort(order)[first]
     else:
-        if isinstance(at, str) and frame[time].dtype.is_temporal():
-            at = datetime.datetime.fromisoformat(at)
-        chosen = (frame[time] >= at).to_numpy().astype(bool)
+        chosen = (frame[time] >= _moment(at, frame[time])).to_numpy().astype(bool)
     if chosen.all() or not chosen.any():
         asked = f"at={shown(at)}" if fraction is None else f"fraction={fraction!r}"
         raise ValueError(f"{asked} holds out {int(chosen.sum())} of {len(chosen)} rows")
     return _parted(frame, chosen)
+
+
+def _moment(at: Any, times: nw.Series[Any]) -> Any:
+    """What the times are compared with: of dates a string too, and in their time zone if it names none."""
+    if not times.dtype.is_temporal():
+        return at
+    if isinstance(at, str):
+        try:
+            at = datetime.datetime.fromisoformat(at)
+        except ValueError as error:
+            raise ValueError(f"at={at!r} is no date and time as in '2024-10-01' ({error})") from error
+    if isinstance(at, datetime.date) and not isinstance(at, datetime.datetime) and times.dtype != nw.Date:
+        at = datetime.datetime.combine(at, datetime.time())
+    zone = getattr(times.dtype, "time_zone", None)
+    if zone is not None and isinstance(at, datetime.datetime) and at.tzinfo is None:
+        at = at.replace(tzinfo=zoneinfo.ZoneInfo(zone))
+    return at
 
 
 def split_last(counts: Any, time: str, *, n: int = 1, user: str = "UserId") -> tuple[Any, Any]:

@@ -242,6 +242,14 @@ def test_wrong_arguments():
     for change in ({"hierarchical": False}, {"bias": True}, {"neighbours": 5}, {"keep_all_objs": False}):
         with pytest.raises(ValueError, match=f"{next(iter(change))}=.*: scores are defined for"):
             tl.fit(adata, K, **FEW, **change)
+    with pytest.raises(
+        TypeError, match="fit has no parameter 'use_raw'; others than its own are those of hpf_gpu"
+    ):
+        tl.fit(adata, K, use_raw=True)
+    with pytest.raises(
+        TypeError, match=r"project takes an AnnData and a model, not AnnData and str: hpf_gpu.load"
+    ):
+        tl.project(adata, "m.hpf")
     with pytest.raises(ValueError, match="restarts=0"):
         tl.fit(adata, K, restarts=0, **FEW)
     with pytest.raises(ValueError, match=r"call hpf_gpu.anndata.fit first"):

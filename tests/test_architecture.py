@@ -228,6 +228,17 @@ def test_names_of_the_package():
         hpf_gpu.HPG  # noqa: B018
 
 
+def test_names_are_listed_and_modules_found():
+    """What completion shows is what there is, without an import of each module."""
+    code = """
+import hpf_gpu
+names = dir(hpf_gpu)
+assert {"HPF", "select", "plot", "datasets"} <= set(names) and "import_module" not in names, names
+print(hpf_gpu.datasets.load_online_retail.__name__, hpf_gpu.plot.convergence.__name__)
+"""
+    assert run(code) == ["load_online_retail", "convergence"]
+
+
 def test_import_budget():
     """Beside what it imports, in time of the processor: other work on the machine does not change it."""
     code = """

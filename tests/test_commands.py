@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -25,6 +26,7 @@ from hpf_gpu.app.bench import drawn_counts
 from hpf_gpu.app.cli import main
 from hpf_gpu.app.commands import fit as fitting
 from hpf_gpu.app.commands import recommend as recommending
+from hpf_gpu.app.commands import select as selecting
 from hpf_gpu.model.settings import TABLE
 
 NAMES = {"UserId": "listener", "ItemId": "artist", "Count": "plays"}
@@ -140,9 +142,9 @@ def test_what_an_option_is_for(help_of_fit):
         (["numbers.csv", "--backend", "abacus"], "backend='abacus' is unknown"),
         (
             ["plays.csv"],
-            "counts_df has no column 'UserId'; it needs UserId, ItemId, Count and has 'listener'",
+            "counts_df, plays.csv, has no column 'UserId'; it needs UserId, ItemId, Count and has 'listener'",
         ),
-        (["plays.parquet"], "counts_df has no column 'UserId'; it needs UserId, ItemId, Count and has 'lis"),
+        (["plays.parquet"], "on the command line --user, --item and --count; count=None if every row is one"),
         (["missing.csv"], "counts_df is 'missing.csv', and there is no such file"),
         (["m.hpf"], "counts_df is 'm.hpf': pass a file .parquet, .pq, .csv"),
         (["empty.csv"], "'empty.csv' cannot be read"),
@@ -342,10 +344,31 @@ def test_select_tries_all_combinations(folder, run):
     assert best.nusers == COUNTS.UserId.nunique()
 
 
-def test_select_for_people(run):
-    ran = run("select", "numbers.csv", "--k", "2,3", "--maxiter", "2", "-n", "5")
-    assert "Best in precision: {" in ran.out
-    assert "┃ candid" in ran.out
+def test_select_for_people(run, monkeypatch):
+    """A table of what differs on a terminal, and CSV in a pipe."""
+    asked = ["select", "numbers.csv", "--k", "2,3", "--maxiter", "2", "-n", "5"]
+    table = pd.read_csv(io.StringIO(run(*asked).out))
+    assert table.k.tolist()[:2] == [2, 3]
+    assert table.maxiter.unique().tolist() == [2]
+    monkeypatch.setattr(selecting, "is_terminal", lambda _: True)
+    text = run(*asked).out
+    assert "Best in precision: {" in text
+    assert "┃ candid" in text
+    assert "┃ maxiter" not in text
+
+
+def test_ids_with_commas(folder, run):
+    names = ["Crosby, Stills & Nash", "Simon", "Nina"]
+    plays = pd.DataFrame({"UserId": [1, 1, 2, 2, 3, 3], "ItemId": names * 2, "Count": 1})
+    fitted(plays).save(folder / "commas.hpf")
+    found = json.loads(run("similar", "commas.hpf", names[0], "-n", "1", "--json").out)
+    assert [row["ItemId"] for row in found] == names[:1]
+    found = json.loads(run("similar", "commas.hpf", f'"{names[0]}",Nina', "-n", "1", "--json").out)
+    assert [row["ItemId"] for row in found] == [names[0], "Nina"]
+
+
+def test_without_a_command_help_is_shown(run):
+    assert "recommend" in run().out
 
 
 def test_bench(run):

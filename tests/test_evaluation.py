@@ -414,6 +414,8 @@ def test_what_cannot_be_evaluated(change: dict[str, Any], error: type[Exception]
 
 
 def test_nothing_cannot_be_compared() -> None:
+    with pytest.raises(TypeError, match="models is a list: pass a dict of models by name"):
+        compare([], None, None)
     with pytest.raises(ValueError, match="models is empty"):
         compare({}, TRAIN, HELD_OUT)
 

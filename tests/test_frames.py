@@ -191,7 +191,7 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
     "many columns": (
         lambda _: pd.DataFrame(np.ones((3, 100)), columns=[f"gene {j}" for j in range(100)]),
         ValueError,
-        r"'gene 11' and 88 more. Say .* a column for each item, pass hpf_gpu.Counts\(matrix",
+        r"'gene 11' and 88 more. Say .* a column for each item, pass hpf_gpu.Counts\(frame",
     ),
     "lazy, columns": (lambda _: pl.LazyFrame({"a": [1]}), ValueError, "no column 'UserId'.* has 'a'"),
     "null user": (
@@ -486,8 +486,11 @@ BAD_COUNTS: dict[str, tuple[Any, type[Exception], str]] = {
         ValueError,
         "Counts has 59 users for a matrix of shape",
     ),
-    "no matrix": (lambda: Counts([[1, 2]]), TypeError, "Counts needs a sparse matrix or an array, not list"),
-    "a frame": (lambda: Counts(NAMED), TypeError, "Counts needs a sparse matrix or an array, not DataFrame"),
+    "no matrix": (
+        lambda: Counts([[1, 2]]),
+        TypeError,
+        "Counts needs a sparse matrix, an array or a frame, not",
+    ),
     "one dimension": (
         lambda: Counts(np.ones(3)),
         ValueError,
@@ -539,6 +542,46 @@ def test_anndata(dense: bool, tmp_path: Path) -> None:
     data.write_h5ad(tmp_path / "cells.h5ad")
     backed = anndata().read_h5ad(tmp_path / "cells.h5ad", backed="r")
     np.testing.assert_array_equal(quick().fit(backed).Theta, plain.Theta)
+
+
+def test_wide_frames() -> None:
+    """Index and columns are the ids, unless others are passed."""
+    wide = pd.DataFrame([[3, 0, 1], [0, 5, 2]], index=["ann", "bob"], columns=["x", "y", "z"])
+    model = quick().fit(Counts(wide))
+    assert model.user_mapping_.tolist() == ["ann", "bob"]
+    assert model.item_mapping_.tolist() == ["x", "y", "z"]
+    assert model.eval_llk(Counts(wide))["nobs"] == 4
+    other = quick().fit(Counts(wide, users=[7, 8]))
+    assert other.user_mapping_.tolist() == [7, 8]
+    np.testing.assert_array_equal(other.Theta, model.Theta)
+
+
+def test_ids_of_another_type_are_named() -> None:
+    """The user 1 is not the user "1", and messages say when that is why nothing is found."""
+    frame = pd.DataFrame({"UserId": [1, 1, 2], "ItemId": ["x", "y", "x"], "Count": [3, 1, 2]})
+    text = frame.assign(UserId=frame.UserId.astype(str))
+    model = quick().fit(frame)
+    told = "; the user ids of the model are numbers, and these are strings"
+    for ask in (
+        lambda: model.recommend("1"), lambda: model.recommend(["1", "2"]), lambda: model.topN("1"),
+        lambda: model.eval_llk(text),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=told):
+            ask()
+    with pytest.raises(ValueError, match="the item ids of the model are strings, and these are numbers"):
+        model.transform(frame.assign(ItemId=5))
+    with pytest.warns(UserWarning, match=f"users '1', '2' are added as new{told}"):
+        model.add_users(text)
+    with pytest.raises(ValueError, match=r"user 'x' was not in the training data$"):
+        quick().fit(text).recommend("x")
+
+
+def test_an_anndata_of_normalized_values_is_told() -> None:
+    data = annotated()
+    data.layers["umis"] = data.X.copy()
+    data.X = data.X.log1p()
+    with pytest.warns(UserWarning, match="not whole numbers, as after a normalization.*layers are 'umis'"):
+        quick().fit(data)
 
 
 def test_a_file_has_the_types_of_ids_of_the_model(tmp_path: Path) -> None:

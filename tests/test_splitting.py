@@ -89,6 +89,19 @@ def test_columns_of_dates() -> None:
     assert len(split_by_time(pd.DataFrame({"t": zoned}), "t", at=zoned[2])[1]) == 1
 
 
+def test_dates_with_a_time_zone() -> None:
+    """A point in time without a zone is one in that of the column."""
+    hours = pd.date_range("2024-05-31 22:00", periods=4, freq="h", tz="Europe/Paris")
+    frame = pd.DataFrame({"UserId": 1, "ItemId": range(4), "Count": 1, "at": hours})
+    for at in ("2024-06-01", datetime.date(2024, 6, 1), datetime.datetime(2024, 6, 1), hours[2]):
+        train, held_out = split_by_time(frame, "at", at=at)
+        assert (len(train), len(held_out)) == (2, 2)
+    train, held_out = split_by_time(pl.from_pandas(frame), "at", at="2024-06-01")
+    assert (len(train), len(held_out)) == (2, 2)
+    with pytest.raises(ValueError, match="at='oct' is no date and time as in '2024-10-01'"):
+        split_by_time(frame, "at", at="oct")
+
+
 def test_the_last_rows_of_each_user_are_held_out() -> None:
     for n in (1, 3):
         train, held_out = split_last(FRAME, "When", n=n)

@@ -21,6 +21,7 @@ from hpf_gpu.backends import create
 from hpf_gpu.backends.protocol import Backend
 from hpf_gpu.data.blocks import row_batches
 from hpf_gpu.data.counts import training_data
+from hpf_gpu.data.triplets import Columns
 from hpf_gpu.datasets import load_online_retail
 from hpf_gpu.fitting.training import _epochs
 from hpf_gpu.model.inference import iterate
@@ -229,7 +230,7 @@ def test_a_small_last_batch_counts_for_more(kind: str) -> None:
     y = np.random.default_rng(2).poisson(1.0, (10, 7)) + 1.0
     problem = Problem(y if kind == "users" else y.T, 3, SMALL.priors)
     backend = create("numpy", np.dtype(np.float64))
-    data = training_data(sparse.csr_array(problem.y), backend=backend, reindex=False)
+    data = training_data(sparse.csr_array(problem.y), backend=backend, reindex=False, columns=Columns())
     epochs = _epochs(
         model_of(k=3, **{f"{kind}_per_batch": 4})._settings(), backend, data, seed=3, sources=None
     )

@@ -75,7 +75,7 @@ def known_rows(ids: Ids, asked: Any) -> NDArray[np.int64]:
     if unknown.any():
         named = ids.missing(asked, unknown)
         if unknown.all():
-            raise ValueError(f"{named} not in the training data")
+            raise ValueError(f"{named} not in the training data{ids.hint(asked)}")
         warn(f"{named} not in the training data, and left out")
     return codes[~unknown]
 

@@ -66,7 +66,7 @@ def _called() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run a command; returns the exit status."""
-    application = typer.Typer(cls=_Group, pretty_exceptions_enable=False)
+    application = typer.Typer(cls=_Group, pretty_exceptions_enable=False, no_args_is_help=True)
     application.callback()(_options)
     for name, summary in COMMANDS.items():
         application.command(name, cls=_Command, help=summary)(_called)

@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from itertools import chain
 from pathlib import Path
 
@@ -102,7 +103,11 @@ def _package(module: str) -> Finding:
         importlib.import_module(module)
     except Exception as error:
         return Finding(name, False, _broken(error), remedy=f"pip install --force-reinstall {name}")
-    return Finding(name, True, getattr(sys.modules[name], "__version__", "of unknown version"))
+    try:
+        version = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        version = getattr(sys.modules[name], "__version__", "of unknown version")
+    return Finding(name, True, version)
 
 
 def _backend(name: str) -> Finding:

@@ -224,12 +224,13 @@ def listed(text: str) -> list[str]:
     return next(csv.reader(io.StringIO(text)), [])
 
 
-def ids_named(texts: list[str], known: Any, kind: str) -> tuple[list[Any], list[str]]:
-    """The ids of a model, any type, that are written like these texts, and the texts that are like none.
+def ids_named(text: str, known: Any, kind: str) -> tuple[list[Any], list[str]]:
+    """The ids of a model, any type, that are named in a text with commas between them, and the names of none.
 
-    ``known`` (n,) are all its ids; ValueError if none of the texts is among them.
+    The whole text may be an id with commas.  ``known`` (n,) are all ids; ValueError if none of them is named.
     """
     by_text = {str(one): one for one in known}
+    texts = [text] if text in by_text else listed(text)
     found = [by_text[text] for text in texts if text in by_text]
     unknown = [text for text in texts if text not in by_text]
     if not found:

@@ -144,7 +144,8 @@ def held_out_pairs(triplets: Triplets, users: Ids, items: Ids, *, name: str) -> 
     if zeros:
         warn_of_zeros(zeros, f"left out of {name}")
     if not kept.any():
-        raise ValueError(f"{name} has no count whose user and item are both in the training data")
+        hint = users.hint(triplets.users) or items.hint(triplets.items)
+        raise ValueError(f"{name} has no count whose user and item are both in the training data{hint}")
     if not known.all():
         unknown = f"{len(known) - int(known.sum())} of the {len(known)} counts of {name} were left out"
         warn(f"{unknown}: their user or item was not in the training data")
@@ -183,7 +184,7 @@ def new_rows(triplets: Triplets, kind: str, known: Ids, *, name: str) -> NewRows
     if zero.any():
         warn_of_zeros(int(zero.sum()), f"left out of {name}")
     if unknown.all():
-        raise ValueError(f"{name} has no {known.kind} that was in the training data")
+        raise ValueError(f"{name} has no {known.kind} that was in the training data{known.hint(others)}")
     if unknown.any():
         left_out = f"{int(unknown.sum())} counts of {name} were left out: their {known.kind}s"
         warn(f"{left_out} were not in the training data")

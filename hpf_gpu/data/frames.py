@@ -77,8 +77,9 @@ def require_columns(have: Any, wanted: Sequence[Any], name: str) -> None:
     raise ValueError(
         f"{name} has no column {missing[0]!r}; it needs {needed} and has "
         f"{', '.join(map(repr, have[:_SHOWN])) or 'none'}{more}. Say which columns these are by "
-        "HPF(user=..., item=..., count=...), count=None if every row is one; if there is a row for each user "
-        "and a column for each item, pass hpf_gpu.Counts(matrix, users=ids, items=ids)"
+        "HPF(user=..., item=..., count=...), on the command line --user, --item and --count; count=None if "
+        "every row is one. If there is a row for each user and a column for each item, pass "
+        "hpf_gpu.Counts(frame)"
     )
 
 
@@ -184,6 +185,8 @@ def _read_file(path: Path, ids: Sequence[Any], count: Any, name: str, text: _Nam
     if suffixes and suffixes[-1] in _COMPRESSED:
         suffixes.pop()
     kind = suffixes[-1] if suffixes else ""
+    if kind == ".h5ad":
+        raise ValueError(f"{name} is {str(path)!r}: pass anndata.read_h5ad({str(path)!r})")
     if not path.is_dir() and kind not in (*_PARQUET, *_SEPARATORS):
         raise ValueError(
             f"{name} is {str(path)!r}: pass a file {', '.join((*_PARQUET, *_SEPARATORS))}, also compressed "
@@ -201,7 +204,7 @@ def _read_file(path: Path, ids: Sequence[Any], count: Any, name: str, text: _Nam
         if kind in _SEPARATORS and not path.is_dir():
             return _read_csv(path, _SEPARATORS[kind], ids, count, name, text)
         files = dataset.dataset(path, format="parquet", partitioning="hive")
-        require_columns(files.schema.names, wanted, name)
+        require_columns(files.schema.names, wanted, f"{name}, {path},")
         return files.to_table(columns=wanted)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{str(path)!r} cannot be read: {error}") from error
@@ -218,7 +221,7 @@ def _read_csv(path: Path, separator: str, ids: Sequence[Any], count: Any, name: 
 
     parse = csv.ParseOptions(delimiter=separator)
     with csv.open_csv(path, parse_options=parse) as start:
-        require_columns(start.schema.names, [*ids, *([] if count is None else [count])], name)
+        require_columns(start.schema.names, [*ids, *([] if count is None else [count])], f"{name}, {path},")
     types = dict.fromkeys(ids, pa.dictionary(pa.int32(), pa.string()))
     if count is not None:
         types[count] = pa.float64()

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from hpf_gpu.messages import shown
+from hpf_gpu.messages import shown, warn
 
 from .frames import series_of
 from .growth import appended
@@ -118,12 +118,22 @@ class Ids:
         listed = self._listed(ids)
         codes = self.codes(listed)
         if (codes < 0).any():
-            raise ValueError(f"{self.missing(listed, codes < 0)} not in the training data")
+            hint = self.hint(listed) if (codes < 0).all() else ""
+            raise ValueError(f"{self.missing(listed, codes < 0)} not in the training data{hint}")
         return codes
 
     def missing(self, ids: Any, unknown: NDArray[np.bool_]) -> str:
         """Those of many ids (n,) that are ``unknown`` (n,), as the subject of a message."""
         return self._named(_column(ids)[unknown], "was", "were")
+
+    def hint(self, ids: Any) -> str:
+        """The end of a message about ids (n,), none of which is known: that they are of another type."""
+        if isinstance(ids, Numbered):
+            return ""
+        own, given = (_type_of(one) for one in (self.index, _column(ids)))
+        if not own or not given or own == given:
+            return ""
+        return f"; the {self.kind} ids of the model are {own}, and these are {given}"
 
     def with_new(self, ids: pd.Index) -> tuple[NDArray[np.int64], Ids]:
         """Append distinct new ids (B,): their row numbers, and all ids.  ValueError if one exists already."""
@@ -133,6 +143,8 @@ class Ids:
             raise ValueError(f"{named} in the model already; to replace, pass update_existing=True")
         rows = np.arange(self.size, self.size + len(ids))
         if self.values is not None:
+            if hint := self.hint(ids):
+                warn(f"{self._named(ids, 'is', 'are')} added as new{hint}")
             values = self._joined(ids)
             return rows, Ids(values, len(values), self.kind, self._with_later(values, ids))
         longer = Ids(None, self.size + len(ids), self.kind)
@@ -434,6 +446,15 @@ def _as_index(column: NDArray[Any]) -> pd.Index:
     pandas' own strings would have to be valid Unicode, and take three times as long to look up.
     """
     return pd.Index(column, dtype=object if column.dtype == object else None, tupleize_cols=False)
+
+
+def _type_of(ids: Any) -> str:
+    """What ids (n,) are called in a message, by the first and the last; "" where that is of no use."""
+    ends = [ids[place] for place in (0, -1)] if len(ids) else [None]
+    if all(isinstance(one, str) for one in ends):
+        return "strings"
+    numeric = all(_is_number(one) and not isinstance(one, (bool, np.bool_)) for one in ends)
+    return "numbers" if numeric else ""
 
 
 def _objects(ids: Iterable[Hashable]) -> NDArray[Any]:

@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
-from hpf_gpu.messages import shown
+from hpf_gpu.messages import shown, warn
 
 from .frames import read_table, require_columns
 from .ids import Ids, Numbered, distinct, narrow, native
@@ -45,9 +45,10 @@ class Counts:
 
     Parameters
     ----------
-    matrix : scipy or CuPy sparse matrix, or array (nusers, nitems)
+    matrix : scipy or CuPy sparse matrix, array or DataFrame of pandas (nusers, nitems)
         Counts, with a row for each user and a column for each item.  Rows and columns without counts are
-        users and items like all others: row j of ``Theta`` is that of row j here.  Never modified.
+        users and items like all others: row j of ``Theta`` is that of row j here.  A frame brings the ids.
+        Never modified.
     users : array-like (nusers,) of ids, optional
         All different, of any hashable type; by default row numbers.
     items : array-like (nitems,) of ids, optional
@@ -74,9 +75,16 @@ class Counts:
     items: Any = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.matrix, pd.DataFrame):
+            frame = self.matrix
+            for name, labels in (("users", frame.index), ("items", frame.columns)):
+                if getattr(self, name) is None:
+                    object.__setattr__(self, name, labels)
+            object.__setattr__(self, "matrix", frame.to_numpy())
         shape = getattr(self.matrix, "shape", None)
-        if shape is None or isinstance(self.matrix, pd.DataFrame):
-            raise TypeError(f"Counts needs a sparse matrix or an array, not {type(self.matrix).__name__}")
+        if shape is None:
+            kind = type(self.matrix).__name__
+            raise TypeError(f"Counts needs a sparse matrix, an array or a frame, not {kind}")
         if len(shape) != 2:
             raise ValueError(f"Counts needs a matrix of users by items; this one has shape {tuple(shape)}")
         for name, ids, size in zip(("users", "items"), (self.users, self.items), shape, strict=True):
@@ -140,6 +148,14 @@ def load(data: Any, columns: Columns, name: str) -> Any:
             raise ValueError(
                 f"{name} is an AnnData without X: pass hpf_gpu.Counts(adata.layers[...], "
                 "users=adata.obs_names, items=adata.var_names)"
+            )
+        values: Any = matrix.data if hasattr(matrix, "nnz") else np.asarray(matrix)
+        if (values != np.floor(values)).any():
+            layers = ", ".join(map(repr, data.layers)) or "none"
+            warn(
+                f"X of the AnnData has values that are not whole numbers, as after a normalization: pass the "
+                f"molecule counts, hpf_gpu.Counts(adata.layers[...], users=adata.obs_names, "
+                f"items=adata.var_names); its layers are {layers}"
             )
         return Counts(matrix, users=data.obs_names, items=data.var_names)
     return read_table(data, (columns.user, columns.item), columns.count, name, columns.text)

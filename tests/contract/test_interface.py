@@ -141,13 +141,13 @@ def test_numpy_works_in_blocks_of_any_size(
     """Of seven rows at once, where small data have but one block."""
     monkeypatch.setattr("hpf_gpu.backends.numpy_backend._BLOCK_BYTES", 7 * 30 * 8)
     backend, case, tolerance = create("numpy", dtype), make_case(name), TOLERANCE[dtype.name]
-    checks.gamma_update(backend, case, tolerance, 0.3, False)
-    checks.extrapolate(backend, case, tolerance, 4, False)
+    checks.gamma_update(backend, case, tolerance, 0.3)
+    checks.extrapolate(backend, case, tolerance, 4)
     checks.mean(backend, case, tolerance)
     checks.gamma_elbo(backend, case, tolerance, 0.3, 0.3, 1.0)
     checks.distance(backend, case, tolerance)
-    checks.allocate(backend, case, tolerance, "both", False)
-    checks.allocate(backend, case, tolerance, "items", True)
+    checks.allocate(backend, case, tolerance, False)
+    checks.allocate(backend, case, tolerance, True)
     checks.log_rate_sum(backend, case, tolerance)
     checks.log_rate_sum_of_small_products(backend, backend.dtype, tolerance, 30)
     checks.log_normalizer_sum(backend, case, tolerance)

@@ -83,7 +83,7 @@ def _wanted(fitted: HPF | HPFEnsemble, users: str | None) -> Any:
     known = tables.ids_of_users(fitted)
     if users is None:
         return known
-    found, unknown = tables.ids_named(tables.listed(users), known, "users")
+    found, unknown = tables.ids_named(users, known, "users")
     if unknown:
         tell(f"warning: users {', '.join(map(repr, unknown))} are not in the model")
     return found

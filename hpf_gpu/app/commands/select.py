@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +15,7 @@ from hpf_gpu.app.options import (
 )
 from hpf_gpu.app.parameters import with_parameters
 from hpf_gpu.app.tables import as_text, show
-from hpf_gpu.app.terminal import Progress, write
+from hpf_gpu.app.terminal import Progress, is_terminal, write
 from hpf_gpu.files.whole_file import writable
 from hpf_gpu.tuning import METRICS, Selection
 from hpf_gpu.tuning import select as choose
@@ -63,6 +64,10 @@ def select(
     _tell_result(selection, output, as_json=as_json, quiet=quiet)
 
 
+#: Columns of the table that are shown even where they have one value.
+_SHOWN = ("candidate", "round", "iterations", "score", "seconds", "chosen")
+
+
 def _tell_result(selection: Selection, output: Path | None, *, as_json: bool, quiet: bool) -> None:
     if as_json:
         result = {
@@ -74,7 +79,12 @@ def _tell_result(selection: Selection, output: Path | None, *, as_json: bool, qu
         }
         write(f"{as_text(result)}\n")
     elif not quiet:
-        show(selection.table.dropna(axis="columns", how="all"))
+        table = selection.table.dropna(axis="columns", how="all")
+        if not is_terminal(sys.stdout):
+            write(table.to_csv(index=False, lineterminator="\n"))
+            return
+        differing = [name for name in table if name in _SHOWN or table[name].astype(str).nunique() > 1]
+        show(table[differing])
         best = {name: value for name, value in selection.parameters.items() if name != "verbose"}
         write(f"Best in {selection.metric}: {best}, discount {selection.discount:g}\n")
         if output is not None:

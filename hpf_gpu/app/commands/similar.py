@@ -29,7 +29,7 @@ def similar(
     fitted = load(model)
     known = tables.ids_of_users(fitted) if users else tables.ids_of_items(fitted)
     kind = "users" if users else "items"
-    found, unknown = tables.ids_named(tables.listed(ids), known, kind)
+    found, unknown = tables.ids_named(ids, known, kind)
     if unknown:
         tell(f"warning: {kind} {', '.join(map(repr, unknown))} are not in the model")
     search = getattr(fitted, f"similar_{kind}")
