@@ -23,6 +23,7 @@ from operations import as_texts, encodings, operations
 
 from hpf_gpu.backends import create
 from hpf_gpu.data.counts import training_data
+from hpf_gpu.data.triplets import Columns
 
 Entry = dict[str, Any]
 
@@ -78,7 +79,7 @@ def ids(job: Job, given: Input) -> Iterator[Entry]:
     yield _timed("iteration", Started(backend, given.csr, job.k, 1).step)
     texts = given.frame.assign(**{name: as_texts(given.frame[name]) for name in ("UserId", "ItemId")})
     for kind, frame in (("integer", given.frame), ("text", texts)):
-        work = partial(training_data, frame, backend=backend, reindex=True)
+        work = partial(training_data, frame, backend=backend, reindex=True, columns=Columns())
         yield _timed(f"reading {kind} ids", work, Clock(warm_up=0, least=2, most=3))
     yield _timed("tiling", partial(backend.counts, given.csr, job.k))
 

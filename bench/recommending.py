@@ -343,8 +343,8 @@ def measure(
             yield line | judged(scores, train, held_out) | {"parameters": described(parameters)}
             for left_out, others in ABLATIONS.items() if ablate and name == "ensemble" else ():
                 scores = method.fit(train, seed, **parameters | others)
-                line |= {"method": f"  {left_out}", "parameters": described(others)}
-                yield line | judged(scores, train, held_out)
+                line |= {"method": f"  {left_out}"}
+                yield line | judged(scores, train, held_out) | {"parameters": described(others)}
 
 
 # -- tables --------------------------------------------------------------------------------------------
