@@ -45,6 +45,13 @@ class Ids:
     def _index(self) -> pd.Index:
         return _as_index(_column(self.values))
 
+    @cached_property
+    def _hashed(self) -> pd.Index:
+        """The same for lookups, with its hash table: pandas 2 is not safe where two threads make that."""
+        index = _as_index(_column(self.values))
+        _ = index.is_unique  # makes the table, before another thread can see the index
+        return index
+
     @property
     def index(self) -> pd.Index:
         """The ids as labels (size,)."""
@@ -104,7 +111,7 @@ class Ids:
                 places[place] = row if row < self.size else -1
             return places
         if _compare_as_in_python(self._index, ids):
-            codes: NDArray[np.int64] = self._index.get_indexer(ids)
+            codes: NDArray[np.int64] = self._hashed.get_indexer(ids)
             return codes
         rows = self.rows or {}
         return np.array([rows.get(one, -1) for one in ids], dtype=np.int64)
