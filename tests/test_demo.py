@@ -282,7 +282,7 @@ def test_interruption_has_its_own_status(monkeypatch, capsys):
     assert capsys.readouterr().err == "hpf-gpu: interrupted\n"
 
 
-@pytest.mark.parametrize("arguments", [[], ["fit"], ["demo", "--k", "many"], ["demo", "--colour"]])
+@pytest.mark.parametrize("arguments", [["fit"], ["demo", "--k", "many"], ["demo", "--colour"]])
 def test_usage_errors(capsys, arguments):
     assert main(arguments) == 2
     assert "Usage: hpf-gpu" in capsys.readouterr().err
