@@ -23,7 +23,7 @@ from .ensemble import HPFEnsemble, as_ensemble
 from .estimator import HPF
 from .model.ensemble import Ensemble
 from .model.settings import whole_number
-from .ranking import top_columns
+from .ranking import best_columns, top_columns
 from .version import __version__
 
 _MOST_FACTORS = 100  # that are shown, the largest
@@ -261,8 +261,8 @@ def _explored_users(
             sizes.append(int(of_user.nnz))
             had.append(items.numbers(of_user.indices[order[:_LIST]]))
             of_all[of_user.indices] = -np.inf
-        best = top_columns(of_all[None], min(_LIST, len(of_all)))[0]
-        best = best[of_all[best] > -np.inf]
+        best = best_columns(of_all[None], min(_LIST, len(of_all)))[0][0]
+        best = best[best >= 0]
         recommended.append(items.numbers(best))
         scores.append([_rounded(score) for score in of_all[best]])
     return {

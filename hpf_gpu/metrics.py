@@ -28,7 +28,7 @@ from .data.triplets import Columns
 from .ensemble import HPFEnsemble, as_ensemble
 from .estimator import HPF
 from .model.settings import from_zero
-from .ranking import top_columns
+from .ranking import best_columns
 
 #: Function from row numbers of users (B,) to the scores of all items for each of them (B, M).
 ScoreBlock = Callable[[NDArray[np.intp]], NDArray[Any]]
@@ -418,10 +418,8 @@ def ranked(scores: ScoreBlock, train: Any, held_out: Any, n: int, *, with_auc: b
                 for row, of_row, unseen in zip(block, wanted, ~seen, strict=True)
             ]
         block[seen] = -np.inf
-        best = top_columns(block, width)
-        left = np.take_along_axis(block, best, axis=1) > -np.inf
-        items[rows, :width] = np.where(left, best, -1)
-        hits[rows, :width] = np.take_along_axis(wanted, best, axis=1) & left
+        items[rows, :width] = best = best_columns(block, width)[0]
+        hits[rows, :width] = np.take_along_axis(wanted, best, axis=1) & (best >= 0)
     return Lists(users, items, hits, n_relevant[users], areas)
 
 

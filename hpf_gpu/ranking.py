@@ -18,3 +18,10 @@ def top_columns(scores: NDArray[Any], n: int) -> NDArray[np.intp]:
     columns = np.nonzero(chosen)[1].reshape(-1, n)
     order = np.argsort(-np.take_along_axis(scores, columns, axis=1), axis=1, kind="stable")
     return np.take_along_axis(columns, order, axis=1)
+
+
+def best_columns(scores: NDArray[Any], n: int) -> tuple[NDArray[np.intp], NDArray[Any]]:
+    """The same, with −1 where the score is −∞, and the scores (B, n)."""
+    columns = top_columns(scores, n)
+    best = np.take_along_axis(scores, columns, axis=1)
+    return np.where(best > -np.inf, columns, -1), best

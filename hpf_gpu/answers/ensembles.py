@@ -12,12 +12,12 @@ from scipy import sparse
 
 from hpf_gpu.data.counts import held_out_pairs
 from hpf_gpu.data.ids import Ids
-from hpf_gpu.data.seen import UserItems, items_of
+from hpf_gpu.data.seen import UserItems, exclude, items_of
 from hpf_gpu.data.triplets import Triplets
 from hpf_gpu.model.ensemble import Ensemble, Member, weighted_mean
 from hpf_gpu.model.fitted import Fitted
 from hpf_gpu.model.likelihood import pair_llk
-from hpf_gpu.ranking import top_columns
+from hpf_gpu.ranking import best_columns
 
 from .predictions import backend_for, of_pairs, rates_of_pairs
 from .recommendations import Lists, Wanted, discounts
@@ -182,8 +182,8 @@ def recommend_for(
     rates = [
         _rates_of_factors(member.fitted, theta, items) for member, theta in zip(members, thetas, strict=True)
     ]
-    exclude = had if wanted.exclude_seen else None
-    best, scores = _best(ensemble, members, rates, users.size, exclude, wanted)
+    excluded = had if wanted.exclude_seen else None
+    best, scores = _best(ensemble, members, rates, users.size, excluded, wanted)
     return Lists(users, np.arange(users.size), ensemble.item_ids, best, scores)
 
 
@@ -204,7 +204,7 @@ def _best(
     members: Sequence[Member],
     rates: Sequence[_Rates],
     size: int,
-    exclude: UserItems | None,
+    had: UserItems | None,  # that are excluded
     wanted: Wanted,
 ) -> tuple[NDArray[np.int64], NDArray[Any]]:
     """Numbers and scores of the best items, (B, n) or with fewer columns if there are fewer items."""
@@ -216,15 +216,12 @@ def _best(
         scores = ensemble.combined([of_member(part) for of_member in rates], members)
         if factors is not None:
             scores *= factors
-        if exclude is not None:
-            indptr, indices = items_of(np.arange(part.start, part.stop), exclude)
-            scores[np.repeat(np.arange(len(scores)), np.diff(indptr)), indices] = -np.inf
+        if had is not None:
+            exclude(scores, np.arange(part.start, part.stop), had)
         if pool is not None:
             scores = scores[:, pool]
-        best = top_columns(scores, n)
-        scores = np.take_along_axis(scores, best, axis=1)
-        numbers = best if pool is None else pool[best]
-        found.append((np.where(scores > -np.inf, numbers, -1), scores))
+        best, scores = best_columns(scores, n)
+        found.append((best if pool is None else np.where(best < 0, -1, pool[best]), scores))
     best, scores = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
     return best, scores
 

@@ -135,7 +135,7 @@ def _lists(
             wanted.n,
             wanted.quantile,
             had=had,
-            exclude=exclude,
+            excluded=exclude,
             pool=pool,
             factors=_factors(fitted, wanted.discount),
         )

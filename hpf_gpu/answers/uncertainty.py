@@ -24,11 +24,11 @@ from scipy import sparse
 
 from hpf_gpu.backends.protocol import Backend
 from hpf_gpu.data.ids import table
-from hpf_gpu.data.seen import UserItems, items_of, places_in
+from hpf_gpu.data.seen import UserItems, exclude, items_of, places_in
 from hpf_gpu.messages import warn
 from hpf_gpu.model.fitted import Fitted
 from hpf_gpu.model.neighbours import Neighbours
-from hpf_gpu.ranking import top_columns
+from hpf_gpu.ranking import best_columns
 
 from .predictions import backend_for, of_neighbours, of_pairs, paired
 
@@ -299,26 +299,24 @@ def rank_by_quantile(
     p: float,
     *,
     had: UserItems | None,  # of the B users, if the model has neighbours
-    exclude: UserItems | None,  # of the B users
+    excluded: UserItems | None,  # of the B users
     pool: NDArray[Any] | None,  # item numbers, ascending
     factors: NDArray[Any] | None,  # (M,) what the quantiles are multiplied by
 ) -> tuple[NDArray[np.int64], NDArray[Any]]:
     """As :func:`hpf_gpu.answers.recommendations.rank`, by quantiles of rates in place of expected counts."""
     size = len(fitted.beta)
     items = np.arange(size) if pool is None else pool
-    if pool is not None and exclude is not None:
-        exclude = places_in(pool, size, exclude)
+    if pool is not None and excluded is not None:
+        excluded = places_in(pool, size, excluded)
     n, found = min(n, len(items)), []
     for part, moments in _of_all_items(fitted, theta, items, had):
         scores = moments.quantiles(p)
         if factors is not None:
             scores *= factors[items]
-        if exclude is not None:
-            indptr, indices = items_of(np.arange(part.start, part.stop), exclude)
-            scores[np.repeat(np.arange(len(scores)), np.diff(indptr)), indices] = -np.inf
-        best = top_columns(scores, n)
-        scores = np.take_along_axis(scores, best, axis=1)
-        found.append((np.where(scores > -np.inf, items[best], -1), scores))
+        if excluded is not None:
+            exclude(scores, np.arange(part.start, part.stop), excluded)
+        best, scores = best_columns(scores, n)
+        found.append((np.where(best < 0, -1, items[best]), scores))
     best, scores = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
     return best, scores
 

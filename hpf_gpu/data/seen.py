@@ -68,6 +68,12 @@ def with_more_items(items: UserItems, new: sparse.csr_array) -> UserItems:
     return with_items(items, rows, (both.indptr, both.indices))
 
 
+def exclude(scores: NDArray[Any], users: NDArray[Any], items: UserItems) -> None:
+    """Set the scores (B, M) of the items that some users (B,) have to −∞, in place."""
+    indptr, indices = items_of(users, items)
+    scores[np.repeat(np.arange(len(users)), np.diff(indptr)), indices] = -np.inf
+
+
 def places_in(pool: NDArray[Any], n_items: int, items: UserItems) -> UserItems:
     """The users' items that are in the pool, as positions in the pool."""
     indptr, indices = items
