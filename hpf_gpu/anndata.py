@@ -18,7 +18,7 @@ from scipy import sparse
 
 from .data.counts import NewRows
 from .data.ids import Ids
-from .data.triplets import canonical, read_matrix
+from .data.triplets import canonical, first_fraction, read_matrix
 from .estimator import HPF
 from .fitting.folding import fold_rows
 from .fitting.partial import USERS
@@ -338,7 +338,7 @@ def _counts(adata: AnnData, layer: str | None) -> sparse.csr_array:
         raise ValueError(
             f"{where} has values below zero, such as {least:g}, which are no counts: {_advice(adata, layer)}"
         )
-    if (example := _fraction(counts)) is not None:
+    if (example := first_fraction(counts.data)) is not None:
         warn(
             f"{where} has values that are not whole numbers, such as {example:g}. The model is for raw "
             f"counts, not for normalized or log-transformed ones: {_advice(adata, layer)}"
@@ -358,15 +358,6 @@ def _in_memory(values: Any) -> sparse.csr_array:
     return counts
 
 
-def _fraction(counts: sparse.csr_array) -> float | None:
-    """The first finite value that is not a whole number, or None."""
-    if counts.dtype.kind != "f":
-        return None
-    data = counts.data[np.isfinite(counts.data)]
-    whole = data == np.rint(data)
-    return None if whole.all() else float(data[np.argmin(whole)])
-
-
 def _advice(adata: AnnData, layer: str | None) -> str:
     """Which layer to pass: those that have counts."""
     found = [name for name in adata.layers if name != layer and _are_counts(_in_memory(adata.layers[name]))]
@@ -375,7 +366,8 @@ def _advice(adata: AnnData, layer: str | None) -> str:
 
 
 def _are_counts(counts: sparse.csr_array) -> bool:
-    return _fraction(counts) is None and not (counts.data < 0).any() and bool(np.isfinite(counts.data).all())
+    values = counts.data
+    return first_fraction(values) is None and not (values < 0).any() and bool(np.isfinite(values).all())
 
 
 def _mask(adata: AnnData, mask_var: Any) -> NDArray[np.bool_]:

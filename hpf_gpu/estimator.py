@@ -763,17 +763,20 @@ class HPF:
         """Counts for the fitted model, or for one to be fitted."""
         settings, fitted = self._settings(), self._fitted
         dtype = settings.dtype if fitted is None else fitted.dtype
-        return read(data, dtype=dtype.type, name=name, taken=settings.counts, columns=self._columns)
+        columns = _columns_of(settings, fitted)
+        return read(data, dtype=dtype.type, name=name, taken=settings.counts, columns=columns)
 
     @property
     def _columns(self) -> Columns:
         """The columns of tables of counts."""
-        fitted, columns = self._fitted, self._settings().columns
-        return columns if fitted is None else replace(columns, known=(fitted.user_ids, fitted.item_ids))
+        return _columns_of(self._settings(), self._fitted)
 
     def _one_user(self, counts_df: Any, user: Any) -> Triplets:
-        dtype, taken, columns = self._require_fitted().dtype.type, self._settings().counts, self._columns
-        return read_one_user(counts_df, user, dtype=dtype, name="counts_df", taken=taken, columns=columns)
+        settings, fitted = self._settings(), self._require_fitted()
+        dtype, columns = fitted.dtype.type, _columns_of(settings, fitted)
+        return read_one_user(
+            counts_df, user, dtype=dtype, name="counts_df", taken=settings.counts, columns=columns
+        )
 
     # -- answers -------------------------------------------------------------------------------
 
@@ -1429,3 +1432,9 @@ class HPF:
             # AttributeError, so that hasattr works.
             raise AttributeError("shapes and rates exist only after fit with keep_all_objs=True")
         return fitted
+
+
+def _columns_of(settings: Settings, fitted: Fitted | None) -> Columns:
+    """The columns of tables of counts, with the ids of a fitted model."""
+    columns = settings.columns
+    return columns if fitted is None else replace(columns, known=(fitted.user_ids, fitted.item_ids))

@@ -56,7 +56,7 @@ def read_table(data: Any, ids: Sequence[Any], count: Any, name: str, text: _Name
         return data
     if frame.implementation.is_pandas():
         return frame.to_native()
-    wanted = [*ids, *([] if count is None else [count])]
+    wanted = columns_needed(ids, count)
     require_columns(frame.collect_schema().names(), wanted, name)
     frame = frame.select(*wanted)
     if isinstance(frame, nw.LazyFrame):
@@ -65,6 +65,11 @@ def read_table(data: Any, ids: Sequence[Any], count: Any, name: str, text: _Name
     if count is not None:
         columns[count] = _count_column(frame[count])
     return pd.DataFrame(columns, copy=False)
+
+
+def columns_needed(ids: Sequence[Any], count: Any) -> list[Any]:
+    """The columns ``ids``, and that of counts if there is one."""
+    return [*ids, *([] if count is None else [count])]
 
 
 def require_columns(have: Any, wanted: Sequence[Any], name: str) -> None:
@@ -199,7 +204,7 @@ def _read_file(path: Path, ids: Sequence[Any], count: Any, name: str, text: _Nam
         raise ImportError(
             f"reading {str(path)!r} needs pyarrow: pip install 'hpf_gpu[parquet]'; or pass a data frame"
         ) from error
-    wanted = [*ids, *([] if count is None else [count])]
+    wanted = columns_needed(ids, count)
     try:
         if kind in _SEPARATORS and not path.is_dir():
             return _read_csv(path, _SEPARATORS[kind], ids, count, name, text)
@@ -221,7 +226,7 @@ def _read_csv(path: Path, separator: str, ids: Sequence[Any], count: Any, name: 
 
     parse = csv.ParseOptions(delimiter=separator)
     with csv.open_csv(path, parse_options=parse) as start:
-        require_columns(start.schema.names, [*ids, *([] if count is None else [count])], f"{name}, {path},")
+        require_columns(start.schema.names, columns_needed(ids, count), f"{name}, {path},")
     types = dict.fromkeys(ids, pa.dictionary(pa.int32(), pa.string()))
     if count is not None:
         types[count] = pa.float64()

@@ -17,7 +17,7 @@ from scipy import sparse
 
 from hpf_gpu.messages import shown, warn
 
-from .frames import read_table, require_columns
+from .frames import columns_needed, read_table, require_columns
 from .ids import Ids, Numbered, distinct, narrow, native
 
 #: What a model may take for a count y > 0, by the value of the parameter ``counts``; None for y itself.
@@ -149,8 +149,7 @@ def load(data: Any, columns: Columns, name: str) -> Any:
                 f"{name} is an AnnData without X: pass hpf_gpu.Counts(adata.layers[...], "
                 "users=adata.obs_names, items=adata.var_names)"
             )
-        values: Any = matrix.data if hasattr(matrix, "nnz") else np.asarray(matrix)
-        if (values != np.floor(values)).any():
+        if first_fraction(matrix.data if hasattr(matrix, "nnz") else np.asarray(matrix)) is not None:
             layers = ", ".join(map(repr, data.layers)) or "none"
             warn(
                 f"X of the AnnData has values that are not whole numbers, as after a normalization: pass the "
@@ -159,6 +158,15 @@ def load(data: Any, columns: Columns, name: str) -> Any:
             )
         return Counts(matrix, users=data.obs_names, items=data.var_names)
     return read_table(data, (columns.user, columns.item), columns.count, name, columns.text)
+
+
+def first_fraction(values: NDArray[Any]) -> float | None:
+    """The first finite value that is not a whole number, or None; counts have none."""
+    if values.dtype.kind != "f":
+        return None
+    finite = values[np.isfinite(values)]
+    whole = finite == np.rint(finite)
+    return None if whole.all() else float(finite[np.argmin(whole)])
 
 
 def read(data: Any, *, dtype: type, name: str, taken: str, columns: Columns) -> Triplets:
@@ -244,7 +252,7 @@ def _columns(
     data: Any, ids: Sequence[Any], count: Any, name: str
 ) -> tuple[list[pd.Series], pd.Series | None]:
     """The columns of ids and of counts of a frame of pandas, or of an array (n, 3), unconverted."""
-    columns = [*ids, *([] if count is None else [count])]
+    columns = columns_needed(ids, count)
     if isinstance(data, pd.DataFrame):
         if not data.columns.is_unique:
             names = data.columns.tolist()  # comparing the index itself takes a millisecond
