@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from .answers.ensembles import all_scores
+from .answers.uncertainty import Gammas
 from .data.counts import held_out_pairs
 from .data.triplets import read
 from .ensemble import HPFEnsemble, as_ensemble
 from .estimator import HPF
 from .model.ensemble import Ensemble
-from .model.posterior import Posterior
 from .model.settings import whole_number
 
 _BLOCK = 1 << 20  # pairs of users and items whose expected counts exist at once
@@ -187,14 +187,11 @@ def _drawn_rates(
     if fitted is None or fitted.posteriors is None:
         return lambda rng: rates
     of_users, of_items = fitted.posteriors
+    theta, beta = Gammas.of(fitted.theta[rows], of_users.shape[rows]), Gammas.of(fitted.beta, of_items.shape)
     neighbours = (
         0.0 if fitted.neighbours is None else rates - fitted.theta[rows] @ fitted.beta.T.astype(np.float64)
     )
-    return lambda rng: _draw(of_users.rows(rows), rng) @ _draw(of_items, rng).T + neighbours
-
-
-def _draw(posterior: Posterior, rng: np.random.Generator) -> NDArray[np.float64]:
-    return np.asarray(rng.standard_gamma(posterior.shape.astype(np.float64)) / posterior.exact_rate)
+    return lambda rng: theta.draw(rng, 1)[0] @ beta.draw(rng, 1)[0].T + neighbours
 
 
 def _numbers(counts: NDArray[Any]) -> dict[str, NDArray[np.int64]]:

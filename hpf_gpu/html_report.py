@@ -21,6 +21,7 @@ from .answers.ensembles import all_scores
 from .answers.summaries import changed, facts_of, facts_of_ensemble
 from .ensemble import HPFEnsemble, as_ensemble
 from .estimator import HPF
+from .files.whole_file import path_of, replacing
 from .model.ensemble import Ensemble
 from .model.settings import whole_number
 from .ranking import best_columns, top_columns
@@ -90,10 +91,11 @@ def report(
         title = "HPFEnsemble" if isinstance(model, HPFEnsemble) else "Hierarchical Poisson factorization"
     elif not isinstance(title, str):
         raise TypeError(f"title is {title!r}: pass a string")
+    target = path_of("path", path)
     content = _content(model, names, data, n_items, n_users)
-    path = Path(os.fsdecode(path))
-    path.write_bytes(_page(title, content).encode("utf-8", "replace"))
-    return path
+    with replacing(target) as file:
+        file.write(_page(title, content).encode("utf-8", "replace"))
+    return target
 
 
 # -- the page ------------------------------------------------------------------------------------

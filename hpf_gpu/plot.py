@@ -88,14 +88,14 @@ def item_labels(items: Iterable[Any], names: Any = None) -> list[str]:
 # -- single panels -------------------------------------------------------------------------------
 
 
-def convergence(history: pd.DataFrame, ax: Axes | None = None) -> Axes:
+def convergence(history: pd.DataFrame | HPF, ax: Axes | None = None) -> Axes:
     """Draw log-likelihood and ELBO by iteration.
 
     Parameters
     ----------
-    history : pandas.DataFrame
-        ``HPF.history_``: columns ``iteration``, ``llk`` and ``elbo``; missing values are left out.  Without
-        ``compute_elbo=True`` the ELBO is a single point, that of the last check.
+    history : pandas.DataFrame or HPF
+        A fitted model, or its ``history_``: columns ``iteration``, ``llk`` and ``elbo``; missing values are
+        left out.  Without ``compute_elbo=True`` the ELBO is a single point, that of the last check.
     ax : matplotlib.axes.Axes, optional
         Where to draw; by default a new figure.
 
@@ -547,17 +547,21 @@ def save_overview(
 # -- of several models ---------------------------------------------------------------------------
 
 
-def comparison(table: pd.DataFrame, ax: Axes, metric: str | None = None) -> None:
+def comparison(table: pd.DataFrame, ax: Axes | None = None, metric: str | None = None) -> Axes:
     """Draw a figure of several models with 95 % intervals, the first model emphasized.
 
     Parameters
     ----------
     table : pandas.DataFrame
         Result of :func:`hpf_gpu.compare`.
-    ax : matplotlib.axes.Axes
-        Where to draw.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; by default a new figure.
     metric : str, optional
         Which figure; by default the first in the table.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
 
     Raises
     ------
@@ -570,6 +574,7 @@ def comparison(table: pd.DataFrame, ax: Axes, metric: str | None = None) -> None
     metric = metrics[0] if metric is None else metric
     if metric not in metrics:
         raise ValueError(f"metric {metric!r} is not in the table; it has {', '.join(map(repr, metrics))}")
+    ax = _axes(ax)
     rows = table[table["metric"] == metric]
     for place, (low, value, high) in enumerate(rows[["low", "value", "high"]].to_numpy(np.float64)):
         colour = _BLUE if place == 0 else _GREY
@@ -589,3 +594,4 @@ def comparison(table: pd.DataFrame, ax: Axes, metric: str | None = None) -> None
     ax.grid(axis="x", color=_GRID)
     _finish(ax, "Models on held-out counts")
     ax.set_xlabel(metric + (", with 95 % interval" if rows["error"].notna().any() else ""))
+    return ax

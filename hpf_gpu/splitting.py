@@ -9,7 +9,7 @@ import datetime
 import zoneinfo
 from typing import Any
 
-import narwhals as nw
+import narwhals.stable.v2 as nw
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -48,8 +48,7 @@ def split_by_user(
         If ``fraction`` is not between 0 and 1, ``min_items`` is below 1, there is no column ``user``, or
         ``counts`` is not a data frame.
     """
-    if not 0 < fraction < 1:
-        raise ValueError(f"fraction={fraction!r} must lie between 0 and 1")
+    _require_share(fraction)
     min_items = whole_number("min_items", min_items, 1)
     frame = _frame(counts, user)
     place, size = _places(frame, user, np.random.default_rng(seed).random(len(frame)))
@@ -93,8 +92,7 @@ def split_by_time(
     frame = _frame(counts, time)
     order = _order(frame, time)
     if fraction is not None:
-        if not 0 < fraction < 1:
-            raise ValueError(f"fraction={fraction!r} must lie between 0 and 1")
+        _require_share(fraction)
         first = min(int(np.floor((1 - fraction) * len(order))), len(order) - 1)
         chosen = order >= np.sort(order)[first]
     else:
@@ -151,6 +149,11 @@ def split_last(counts: Any, time: str, *, n: int = 1, user: str = "UserId") -> t
     frame = _frame(counts, user, time)
     place, size = _places(frame, user, _order(frame, time))
     return _parted(frame, (place >= size - n) & (size > n))
+
+
+def _require_share(fraction: float) -> None:
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction={fraction!r} must lie between 0 and 1")
 
 
 def _frame(counts: Any, *columns: str) -> nw.DataFrame[Any]:

@@ -14,7 +14,7 @@ from hpf_gpu.app.options import (
     Table,
 )
 from hpf_gpu.app.parameters import with_parameters
-from hpf_gpu.app.tables import as_text, show
+from hpf_gpu.app.tables import as_text, show, writing
 from hpf_gpu.app.terminal import Progress, is_terminal, write
 from hpf_gpu.files.whole_file import writable
 from hpf_gpu.tuning import METRICS, Selection
@@ -81,7 +81,8 @@ def _tell_result(selection: Selection, output: Path | None, *, as_json: bool, qu
     elif not quiet:
         table = selection.table.dropna(axis="columns", how="all")
         if not is_terminal(sys.stdout):
-            write(table.to_csv(index=False, lineterminator="\n"))
+            with writing(None, as_json=False) as rows:
+                rows.add(table)
             return
         differing = [name for name in table if name in _SHOWN or table[name].astype(str).nunique() > 1]
         show(table[differing])
