@@ -111,7 +111,9 @@ def in_a_process(arguments: argparse.Namespace, **changed: Any) -> dict[str, Any
 
 def main() -> None:
     """Run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("make", "fit"))
     parser.add_argument("file")
     for name in ("users", "items", "counts"):

@@ -115,9 +115,12 @@ def write_power_law(path: Path, n_users: int, n_items: int, nnz: int, seed: int 
 
     sizes = [_ROW_GROUP] * (nnz // _ROW_GROUP) + [nnz % _ROW_GROUP] * (nnz % _ROW_GROUP > 0)
     rngs = np.random.default_rng(seed).spawn(len(sizes))
-    with parquet.ParquetWriter(
-        path, rows(1, rngs[0]).schema, compression="none", use_dictionary=["Count"]
-    ) as writer, ThreadPoolExecutor(2) as pool:
+    with (
+        parquet.ParquetWriter(
+            path, rows(1, rngs[0]).schema, compression="none", use_dictionary=["Count"]
+        ) as writer,
+        ThreadPoolExecutor(2) as pool,
+    ):
         coming = [pool.submit(rows, sizes[0], rngs[0])]
         for number in range(len(sizes)):
             if number + 1 < len(sizes):

@@ -435,9 +435,7 @@ class HPF:
             raise ValueError("stop_crit='val-llk' needs held-out counts: fit(counts_df, val_set=...)")
         trained = train(
             settings,
-            Inputs(
-                counts_df, val_set, fixed_users, fixed_items, memory_limit=memory_limit, scratch=scratch
-            ),
+            Inputs(counts_df, val_set, fixed_users, fixed_items, memory_limit=memory_limit, scratch=scratch),
             callback=callback,
             checkpoint=checkpoint,
             checkpoint_every=whole_number("checkpoint_every", checkpoint_every, 1),

@@ -44,20 +44,23 @@ ORDER = {
         "openmp_backend", "cuda_backend",
         "__init__",
     ),
-    "data": ("__init__", "frames", "growth", "ids", "seen", "blocks", "triplets", "factors", "counts"),
+    "data": (
+        "__init__", "frames", "growth", "ids", "seen", "blocks", "triplets", "factors", "counts", "numbering",
+        "pieces",
+    ),
     "model": (
         "__init__", "neighbours", "priors", "start", "loadings", "posterior", "sides", "biases",
         "convergence", "settings", "fitted", "ensemble", "likelihood", "snapshot", "acceleration",
         "inference", "stochastic",
     ),
     "files": ("__init__", "schema", "whole_file", "tensor_file", "csv_folder", "model_file", "ensemble_file",
-        "checkpoint",
+        "checkpoint", "scratch", "count_store",
     ),
     "answers": (
         "__init__", "summaries", "predictions", "uncertainty", "similarity", "recommendations",
         "explanations", "ensembles",
     ),
-    "fitting": ("__init__", "progress", "training", "partial", "folding"),
+    "fitting": ("__init__", "progress", "beyond_memory", "training", "partial", "folding"),
     "top": (
         "__init__", "estimator", "ensemble", "loading", "metrics", "evaluation", "checks", "tuning", "plot",
         "html_report", "splitting", "datasets", "sklearn", "anndata", "lenskit",

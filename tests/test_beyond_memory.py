@@ -33,9 +33,20 @@ from hpf_gpu.fitting.beyond_memory import Limit, bytes_in
 RNG = np.random.default_rng(5)
 #: With pairs that are there several times, and users in no order.
 ROWS = pd.DataFrame(
-    {"UserId": RNG.integers(0, 90, 3000), "ItemId": RNG.zipf(1.3, 3000) % 40, "Count": RNG.integers(1, 9, 3000)}
+    {
+        "UserId": RNG.integers(0, 90, 3000),
+        "ItemId": RNG.zipf(1.3, 3000) % 40,
+        "Count": RNG.integers(1, 9, 3000),
+    }
 )
-HOW: dict[str, Any] = {"k": 5, "maxiter": 4, "stop_crit": "maxiter", "random_seed": 2, "verbose": False, "ncores": 2}
+HOW: dict[str, Any] = {
+    "k": 5,
+    "maxiter": 4,
+    "stop_crit": "maxiter",
+    "random_seed": 2,
+    "verbose": False,
+    "ncores": 2,
+}
 
 
 @pytest.fixture
@@ -46,7 +57,9 @@ def small(monkeypatch: Any) -> None:
     monkeypatch.setattr(Limit, "counts_of_a_block", lambda self, *_: 512)
 
 
-def fit(data: Any, val_set: Any = None, *, limit: Any = "2GB", checkpoint: Any = None, **parameters: Any) -> HPF:
+def fit(
+    data: Any, val_set: Any = None, *, limit: Any = "2GB", checkpoint: Any = None, **parameters: Any
+) -> HPF:
     model = HPF(**HOW | parameters)
     return model.fit(data, val_set, memory_limit=limit, checkpoint=checkpoint, checkpoint_every=2)
 
@@ -248,7 +261,9 @@ def test_blocks_hold_what_was_written(tmp_path: Path, counts: float, run: int) -
             assert one.users == other.users
             assert one.counts.nnz == other.counts.nnz
             scale = backend.asarray(np.ones(one.counts.shape[0]))
-            got, want = (backend.log_count_products(b.counts, ones, scale, side="users") for b in (one, other))
+            got, want = (
+                backend.log_count_products(b.counts, ones, scale, side="users") for b in (one, other)
+            )
             # Sums of fractions depend on their order.
             np.testing.assert_allclose(got, want, rtol=1e-6 if counts == 0.37 else 0)
     assert on_disk.nnz == sum(block.counts.nnz for block in in_memory.blocks)
@@ -312,7 +327,8 @@ def test_the_same_bits_as_from_memory(parameters: dict[str, Any], monkeypatch: A
         return BlocksInMemory(
             csr.shape,
             tuple(
-                Block(rows, backend.counts(csr[rows], k), pairs_of(validation, rows)) for rows in blocks.slices
+                Block(rows, backend.counts(csr[rows], k), pairs_of(validation, rows))
+                for rows in blocks.slices
             ),
         )
 
@@ -354,7 +370,14 @@ def test_what_needs_all_counts_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("given", "want"),
-    [(5e9, 5 * 10**9), ("4GB", 4 * 10**9), ("1.5 gb", 15 * 10**8), ("2GiB", 2**31), ("700M", 7 * 10**8), ("9", 9)],
+    [
+        (5e9, 5 * 10**9),
+        ("4GB", 4 * 10**9),
+        ("1.5 gb", 15 * 10**8),
+        ("2GiB", 2**31),
+        ("700M", 7 * 10**8),
+        ("9", 9),
+    ],
 )
 def test_amounts_of_memory(given: Any, want: int) -> None:
     assert bytes_in("memory_limit", given) == want

@@ -211,7 +211,9 @@ def files_of(data: Any, name: str) -> Any:
     pa, dataset = _pyarrow(paths[0])
     where: Any = [str(path) for path in paths] if several else paths[0]
     try:
-        return dataset.dataset(where, format="ipc" if kinds <= set(_ARROW) else "parquet", partitioning="hive")
+        return dataset.dataset(
+            where, format="ipc" if kinds <= set(_ARROW) else "parquet", partitioning="hive"
+        )
     except pa.ArrowInvalid as error:
         raise ValueError(f"{str(paths[0])!r} cannot be read: {error}") from error
 

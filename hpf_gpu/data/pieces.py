@@ -75,8 +75,11 @@ def in_pieces(data: Any, columns: Columns, size: int) -> Source:
 def _is_several(data: Any) -> bool:
     """Whether data are tables to be iterated over; a single one of some libraries has columns to iterate over."""
     single = isinstance(data, (str, bytes, os.PathLike, dict))
-    return isinstance(data, Iterable) and not single and not hasattr(data, "shape") and not (
-        hasattr(data, "columns") or hasattr(data, "schema") or hasattr(data, "__arrow_c_stream__")
+    return (
+        isinstance(data, Iterable)
+        and not single
+        and not hasattr(data, "shape")
+        and not (hasattr(data, "columns") or hasattr(data, "schema") or hasattr(data, "__arrow_c_stream__"))
     )
 
 

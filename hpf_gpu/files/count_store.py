@@ -106,7 +106,9 @@ def _joined(
         counts = [one.astype(dtype) for _, _, one in parts]
         parts.clear()  # so that memory has each of them once
         nothing = ([np.zeros(0, kind)] for kind in (dtype, np.int32, np.int32))
-        values = [np.concatenate(one or empty) for one, empty in zip((counts, rows, columns), nothing, strict=True)]
+        values = [
+            np.concatenate(one or empty) for one, empty in zip((counts, rows, columns), nothing, strict=True)
+        ]
         del rows, columns, counts
         csr = sparse.coo_array((values[0], (values[1], values[2])), shape=shape).tocsr()
     return canonical(csr, taken)
@@ -122,7 +124,9 @@ class BlocksOnDisk:
     slices: tuple[slice, ...]
     files: tuple[tuple[Path, _Places], ...]
     nnz: int
-    checksums: tuple[int, int, int]  # of numbers of counts of the users, columns and counts, whatever the blocks
+    checksums: tuple[
+        int, int, int
+    ]  # of numbers of counts of the users, columns and counts, whatever the blocks
     validation: Pairs | None = None
 
     @staticmethod

@@ -26,7 +26,9 @@ from hpf_gpu.model.start import bytes_of_fit
 from .progress import Progress
 
 _PROCESS = 400_000_000  # bytes of a process before it fits: Python, the packages, and what reading leaves
-_STEP = 256_000_000  # what a process has beyond that counts in such steps, so that a rerun has the same blocks
+_STEP = (
+    256_000_000  # what a process has beyond that counts in such steps, so that a rerun has the same blocks
+)
 #: Bytes for a count at the peak: while it is read and sorted into a run, and as part of a block, two of which
 #: are laid out while a third is read.
 _OF_A_RUN, _OF_A_BLOCK = 40, 48
@@ -103,9 +105,7 @@ def refuse_what_needs_all(settings: Settings) -> None:
     """Raise ValueError for a fit that cannot go over the counts block by block."""
     for name in ("users_per_batch", "items_per_batch", "neighbours"):
         if value := getattr(settings, name):
-            raise ValueError(
-                f"{name}={value} needs all counts in memory: leave out memory_limit, or {name}"
-            )
+            raise ValueError(f"{name}={value} needs all counts in memory: leave out memory_limit, or {name}")
 
 
 def counts_on_disk(

@@ -33,7 +33,13 @@ class Progress:
             self._lines = not sys.stderr.isatty() and "notebook" not in tqdm.__module__
             where: dict[str, Any] = {"file": io.StringIO(), "bar_format": _LINE} if self._lines else {}
             self._bar = tqdm(
-                total=total, initial=first, desc=what, unit=unit, unit_scale=scale, dynamic_ncols=True, **where
+                total=total,
+                initial=first,
+                desc=what,
+                unit=unit,
+                unit_scale=scale,
+                dynamic_ncols=True,
+                **where,
             )
 
     def advance(self, by: int = 1, more: str = "") -> None:

@@ -299,9 +299,7 @@ def _read(
         )
     else:
         limit = Limit(bytes_in("memory_limit", inputs.memory_limit))
-        data, on_disk = counts_on_disk(
-            settings, backend, inputs.counts, limit, folder, checkpoint=checkpoint
-        )
+        data, on_disk = counts_on_disk(settings, backend, inputs.counts, limit, folder, checkpoint=checkpoint)
     validation = None
     if inputs.validation is not None:
         dtype = backend.dtype.type

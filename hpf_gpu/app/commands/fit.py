@@ -49,9 +49,7 @@ def fit(
     ] = None,
     scratch: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FOLDER", help="Where they are kept, with --memory-limit.", show_default=False
-        ),
+        typer.Option(metavar="FOLDER", help="Where they are kept, with --memory-limit.", show_default=False),
     ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
