@@ -38,7 +38,7 @@ ORDER = {
     "version": ("__init__",),
     "ranking": ("__init__",),
     "backends": (
-        "protocol", "openmp_diagnosis", "cuda_diagnosis", "cuda_source", "cuda_layout", "cuda_launch",
+        "protocol", "packing", "openmp_diagnosis", "cuda_diagnosis", "cuda_source", "cuda_layout", "cuda_launch",
         "cuda_input", "cuda_counts", "cuda_neighbours", "cuda_graph", "cuda_stream", "numpy_neighbours",
         "numpy_backend",
         "openmp_backend", "cuda_backend",
