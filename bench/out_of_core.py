@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import synthetic
 from record import RESULTS, append, machine
+from stochastic import say
 
 RECORD = RESULTS / "out_of_core.jsonl"
 
@@ -66,7 +67,8 @@ def fit(arguments: argparse.Namespace) -> dict[str, Any]:
     nnz = blocks.nnz if limit else sum(block.counts.nnz for block in blocks)
     seconds = float(np.median(np.diff(ends)[:-1])) if len(ends) > 2 else float("nan")
     facts = {
-        "users": blocks.shape[0], "items": blocks.shape[1], "nonzeros": int(nnz), "blocks": len(blocks.slices),
+        "users": blocks.shape[0], "items": blocks.shape[1], "nonzeros": int(nnz),
+        "blocks": len(blocks.slices),
         "seconds to convert": round(seen["converted"] - began, 1),
         "seconds an iteration": round(seconds, 3), "ns a nonzero": round(seconds / nnz * 1e9, 2),
         "peak GB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 3),
@@ -133,7 +135,7 @@ def main() -> None:
         synthetic.write_power_law(Path(arguments.file), *sizes)
         return
     if arguments.child:
-        print(json.dumps(fit(arguments)))
+        say(json.dumps(fit(arguments)))
         return
     result: dict[str, Any] = {"limit": arguments.limit, "k": arguments.k, "iterations": arguments.iterations}
     result["on disk"] = in_a_process(arguments, part=None)
@@ -145,7 +147,7 @@ def main() -> None:
         result["part in memory"] = in_a_process(arguments, limit=None)
     facts = machine("hpf_gpu", "numpy", "pyarrow") | result
     for name, value in facts.items():
-        print(f"{name:16} {value}")
+        say(f"{name:16} {value}")
     if arguments.record:
         append(RECORD, facts)
 

@@ -100,7 +100,8 @@ def test_ids_are_numbered_as_if_they_came_at_once(ids: Any) -> None:
     pieces = [numbering.numbers(column.iloc[a : a + 130]) for a in range(0, len(column), 130)]
     assert np.array_equal(np.concatenate(pieces), want)
     assert numbering.size == at_once.size
-    assert numbering.ids.values is not None and at_once.values is not None
+    assert numbering.ids.values is not None
+    assert at_once.values is not None
     assert numbering.ids.values.tolist() == at_once.values.tolist()
     assert numbering.ids.values.dtype == at_once.values.dtype
 
@@ -285,10 +286,10 @@ def test_a_block_that_was_removed_or_cut(tmp_path: Path) -> None:
     with open(tmp_path / "block-1", "r+b") as file:
         file.truncate(100)
     with pytest.raises(OSError, match="block-1, with counts of this fit, was changed in the meantime"):
-        [*on_disk]
+        list(on_disk)
     (tmp_path / "block-1").unlink()
     with pytest.raises(FileNotFoundError, match="block-1, with counts of this fit, was removed"):
-        [*on_disk]
+        list(on_disk)
 
 
 # -- fits ----------------------------------------------------------------------------------------
@@ -392,8 +393,8 @@ def test_what_is_no_amount_of_memory(given: Any) -> None:
 def test_limits_that_are_too_small(monkeypatch: Any) -> None:
     with pytest.raises(NotEnoughMemory, match=r"memory_limit is 0.3 GB, .* raise the limit"):
         fit(ROWS, limit="300MB")
+    monkeypatch.setattr(beyond_memory, "bytes_of_fit", lambda *_, **__: 10**9)
     with pytest.raises(NotEnoughMemory, match=r"users and 40 items with k=5 .* raise it to .* GB or more"):
-        monkeypatch.setattr(beyond_memory, "bytes_of_fit", lambda *_, **__: 10**9)
         fit(ROWS, limit="1GB")
 
 
@@ -509,7 +510,8 @@ Limit.counts_of_a_block = lambda self, *_: 512
 folder = sys.argv[1]
 print("ready", flush=True)
 model = HPF(k=5, maxiter=40, stop_crit="maxiter", random_seed=2, verbose=False, ncores=2)
-model.fit(f"{folder}/rows.parquet", memory_limit="2GB", scratch=folder, checkpoint=f"{folder}/fit", checkpoint_every=3)
+counts, checkpoint = f"{folder}/rows.parquet", f"{folder}/fit"
+model.fit(counts, memory_limit="2GB", scratch=folder, checkpoint=checkpoint, checkpoint_every=3)
 model.save(f"{folder}/model")
 """
 

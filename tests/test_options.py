@@ -291,7 +291,8 @@ def test_progress_shows_where_a_fit_is(capsys: Any) -> None:
         shown.report(Check(5, llk=-1234567.0))
         shown.report(Check(6))  # the last has a line, however soon it comes
     first, last = capsys.readouterr().err.splitlines()
-    assert first.startswith("HPF: 5/6") and "llk=-1.23457e+06" in first
+    assert first.startswith("HPF: 5/6")
+    assert "llk=-1.23457e+06" in first
     assert last.startswith("HPF: 6/6")
 
 
@@ -300,7 +301,9 @@ def test_there_is_a_bar_on_a_terminal(monkeypatch: Any, capsys: Any) -> None:
     with Progress("reading", 4_000_000, " counts", enabled=True, scale=True) as shown:
         shown.advance(1_000_000, "0.1 GB")
     last = capsys.readouterr().err.rsplit("\r", 1)[-1]
-    assert last.startswith("reading:  25%|") and "1.00M/4.00M" in last and "0.1 GB" in last
+    assert last.startswith("reading:  25%|")
+    assert "1.00M/4.00M" in last
+    assert "0.1 GB" in last
 
 
 def test_the_bar_of_a_fit_that_goes_on_begins_there(tmp_path: Any, capsys: Any) -> None:

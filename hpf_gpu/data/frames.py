@@ -186,7 +186,7 @@ def _narwhals() -> Any:
 
 
 def files_of(data: Any, name: str) -> Any:
-    """The pyarrow dataset of a Parquet or Arrow file, of a folder or a list of such, or passed as one; or None.
+    """The pyarrow dataset of Parquet or Arrow files, a folder or a list of such, or passed as one; or None.
 
     Raises
     ------

@@ -59,32 +59,33 @@ class Numbering:
         """
         if isinstance(column, Numbered):
             self._given, self._size = column.ids, column.ids.size
-            return column.numbers
+            return np.asarray(column.numbers)
         if not self._reindex:
             codes = row_numbers_of(column, self._kind, room=self._size)
             self._size = max(self._size, int(codes.max()) + 1)
             return codes
         if isinstance(column.dtype, np.dtype) and column.dtype.kind in "iu":
             values = column.to_numpy()
-            if isinstance(self._known, _Table | None) and self._has_table_for(values):
-                return self._by_table(values)
+            if isinstance(self._known, _Table | None) and (table := self._table_for(values)) is not None:
+                return self._by_table(table, values)
         codes, found = encode(column, self._kind, reindex=True)
         values = found.values if found.values is not None else np.arange(found.size)
-        return self._by_lookup(values)[codes]
+        numbers: NDArray[Any] = self._by_lookup(values)[codes]
+        return numbers
 
-    def _has_table_for(self, values: NDArray[Any]) -> bool:
-        """Make the table wide enough for these; False if it would be much larger than the number of ids."""
+    def _table_for(self, values: NDArray[Any]) -> _Table | None:
+        """The table, wide enough for these; None if it would be much larger than the number of ids."""
         low, high = int(values.min()), int(values.max())
-        if isinstance(self._known, _Table):
-            low, high = min(low, self._known.low), max(high, self._known.high)
+        table = self._known if isinstance(self._known, _Table) else None
+        if table is not None:
+            low, high = min(low, table.low), max(high, table.high)
         most = _SPARSE * (self._size + len(values)) + _SMALL
         if high - low >= most or high > np.iinfo(np.int64).max:
-            return False
-        self._known = self._known.widened(low, high) if isinstance(self._known, _Table) else _Table(low, high)
-        return True
+            return None
+        self._known = table = _Table(low, high) if table is None else table.widened(low, high)
+        return table
 
-    def _by_table(self, values: NDArray[Any]) -> NDArray[Any]:
-        table = self._known
+    def _by_table(self, table: _Table, values: NDArray[Any]) -> NDArray[Any]:
         codes = table.codes(values)
         unknown = codes < 0
         if unknown.any():
@@ -98,21 +99,22 @@ class Numbering:
     def _by_lookup(self, values: NDArray[Any]) -> NDArray[Any]:
         """Numbers of distinct ids (n,), new ones in their order."""
         wanted = _Sorted if values.dtype.kind in "iuf" else _Hashed
-        if not isinstance(self._known, wanted):
+        known = self._known
+        if not isinstance(known, wanted):
             before = np.concatenate(self._values) if self._values else values[:0]
             if _type(before) != _type(values):
                 raise TypeError(
                     f"{self._kind} ids of one piece are {values.dtype}, and of those before it "
                     f"{before.dtype}: make them the same type in all pieces"
                 )
-            self._known = wanted()
-            self._known.add(before, 0)
-        codes = self._known.codes(values)
+            self._known = known = wanted()
+            known.add(before, 0)
+        codes = known.codes(values)
         unknown = codes < 0
         if unknown.any():
             new = values[unknown]
             codes[unknown] = np.arange(self._size, self._size + len(new))
-            self._known.add(new, self._size)
+            known.add(new, self._size)
             self._append(new)
         return codes
 
@@ -133,7 +135,7 @@ class _Table:
         self._numbers = np.full(high - low + 1, -1, np.int32) if numbers is None else numbers
 
     def widened(self, low: int, high: int) -> _Table:
-        """The same over a range that contains this one's; doubled at least, as the next will be wider, too."""
+        """The same over a range that contains this one's, and somewhat more if it grows upwards."""
         if low == self.low and high == self.high:
             return self
         if high > self.high:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,7 @@ def in_pieces(data: Any, columns: Columns, size: int) -> Source:
 
 
 def _is_several(data: Any) -> bool:
-    """Whether data are tables to be iterated over; a single one of some libraries has columns to iterate over."""
+    """Whether data are tables to be iterated over; a single table may be iterable, too, over its columns."""
     single = isinstance(data, (str, bytes, os.PathLike, dict))
     return (
         isinstance(data, Iterable)
@@ -83,31 +84,32 @@ def _is_several(data: Any) -> bool:
     )
 
 
+def _is_sparse(data: Any) -> bool:
+    return bool(sparse.issparse(data))
+
+
 def _size_of(data: Any) -> int | None:
-    if isinstance(data, Counts):
-        data = data.sparse
-    if sparse.issparse(data):
-        return int(data.nnz)
-    return len(data) if hasattr(data, "__len__") else None
+    matrix: Any = data.sparse if isinstance(data, Counts) else data
+    if _is_sparse(matrix):
+        return int(matrix.nnz)
+    return len(matrix) if hasattr(matrix, "__len__") else None
 
 
 def _parts(data: Any, size: int, dtype: type, columns: Columns) -> Iterator[Triplets]:
-    """A table or matrix in parts of about ``size`` counts; rows and columns of a matrix keep their numbers."""
+    """A table or matrix in parts of about ``size`` counts; rows of a matrix keep their numbers."""
     given = data.ids if isinstance(data, Counts) else None
-    host = on_host(data.sparse if isinstance(data, Counts) else data)
-    if sparse.issparse(host):
+    host: Any = on_host(data.sparse if isinstance(data, Counts) else data)
+    if _is_sparse(host):
         csr = host.tocsr()
         of_rows, of_columns = given or row_numbers(csr.shape)
         cuts = np.searchsorted(csr.indptr, np.arange(size, csr.nnz, size))
-        bounds = np.unique([0, *cuts, csr.shape[0]]).tolist()
-        for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+        for start, stop in pairwise(np.unique([0, *cuts, csr.shape[0]]).tolist()):
             part = read_matrix(csr[start:stop], dtype)
             rows, items = Numbered(row_of_each(part) + start, of_rows), Numbered(part.indices, of_columns)
             yield Triplets(rows, items, part.data, "raw")
-    elif isinstance(host, (pd.DataFrame, np.ndarray)):
-        frame = isinstance(host, pd.DataFrame)
-        for start in range(0, max(len(host), 1), size):
-            part = host.iloc[start : start + size] if frame else host[start : start + size]
-            yield read(part, dtype=dtype, name=_NAME, taken="raw", columns=columns)
-    else:
-        yield read(host, dtype=dtype, name=_NAME, taken="raw", columns=columns)
+        return
+    several = isinstance(host, (pd.DataFrame, np.ndarray))
+    for first in range(0, max(len(host), 1), size) if several else (0,):
+        within = slice(first, first + size)
+        piece = host.iloc[within] if isinstance(host, pd.DataFrame) else host[within] if several else host
+        yield read(piece, dtype=dtype, name=_NAME, taken="raw", columns=columns)

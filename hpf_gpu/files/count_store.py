@@ -1,7 +1,7 @@
 """Counts of a fit on disk: sorted by user outside of memory, and kept in blocks that are loaded in turn.
 
-Row numbers are known when a count is read, so one pass writes runs, each sorted by row in memory, and a second
-one takes the rows of a block from every run.  A block is laid out by the backend and written as that packs it.
+Row numbers are known when a count is read.  So one pass writes runs, each sorted by row in memory, and a
+second one takes the rows of a block from every run.  The backend lays a block out and packs it for its file.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class RunsOfCounts:
     def add(self, rows: NDArray[Any], columns: NDArray[Any], counts: NDArray[Any]) -> None:
         """Write a run of counts in any order, (Z,) each."""
         n = int(rows.max()) + 1
-        csr = sparse.coo_array((counts, (rows, columns)), shape=(n, int(columns.max()) + 1)).tocsr()
+        csr = _csr(rows, columns, counts, (n, int(columns.max()) + 1))
         degrees = np.diff(csr.indptr)
         if n > len(self._degrees):
             self._degrees = np.concatenate([self._degrees, np.zeros(n - len(self._degrees), np.int64)])
@@ -64,7 +65,7 @@ class RunsOfCounts:
         while bounds[-1] < n:
             before = ends[bounds[-1] - 1] if bounds[-1] else 0
             bounds.append(max(int(np.searchsorted(ends, before + most, side="right")), bounds[-1] + 1))
-        return tuple(slice(a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True))
+        return tuple(slice(a, b) for a, b in pairwise(bounds))
 
     def blocks(
         self, slices: Iterable[slice], m: int, dtype: np.dtype[Any], taken: str
@@ -94,24 +95,27 @@ def _joined(
     taken: str,
 ) -> sparse.csr_array:
     """Counts (B, M) of the same rows from several runs: their degrees, columns and counts."""
+    if not parts:  # of a matrix, with users who have no count
+        return sparse.csr_array(shape, dtype=dtype)
     if len(parts) == 1:
         [(degrees, columns, counts)] = parts
-        indptr = np.zeros(shape[0] + 1, np.int64)
-        np.cumsum(degrees, out=indptr[1 : len(degrees) + 1])
-        indptr[len(degrees) + 1 :] = indptr[len(degrees)]
+        ends = np.cumsum(degrees, dtype=np.int64)
+        indptr = np.concatenate([[0], ends, np.full(shape[0] - len(ends), ends[-1])])
         csr = sparse.csr_array((counts.astype(dtype), columns, indptr), shape=shape)
     else:
-        rows = [np.repeat(np.arange(len(one), dtype=np.int32), one) for one, _, _ in parts]
-        columns = [one for _, one, _ in parts]
-        counts = [one.astype(dtype) for _, _, one in parts]
+        rows = [np.repeat(np.arange(len(degrees), dtype=np.int32), degrees) for degrees, _, _ in parts]
+        columns = np.concatenate([columns for _, columns, _ in parts])
+        counts = np.concatenate([counts.astype(dtype) for _, _, counts in parts])
         parts.clear()  # so that memory has each of them once
-        nothing = ([np.zeros(0, kind)] for kind in (dtype, np.int32, np.int32))
-        values = [
-            np.concatenate(one or empty) for one, empty in zip((counts, rows, columns), nothing, strict=True)
-        ]
-        del rows, columns, counts
-        csr = sparse.coo_array((values[0], (values[1], values[2])), shape=shape).tocsr()
+        csr = _csr(np.concatenate(rows), columns, counts, shape)
     return canonical(csr, taken)
+
+
+def _csr(
+    rows: NDArray[Any], columns: NDArray[Any], counts: NDArray[Any], shape: tuple[int, int]
+) -> sparse.csr_array:
+    """Counts (Z,) in order of rows; duplicates added up."""
+    return sparse.coo_array((counts, (rows, columns)), shape=shape).tocsr()
 
 
 @dataclass(frozen=True)
@@ -124,9 +128,7 @@ class BlocksOnDisk:
     slices: tuple[slice, ...]
     files: tuple[tuple[Path, _Places], ...]
     nnz: int
-    checksums: tuple[
-        int, int, int
-    ]  # of numbers of counts of the users, columns and counts, whatever the blocks
+    checksums: tuple[int, ...]  # of the users' numbers of counts, of columns and of counts
     validation: Pairs | None = None
 
     @staticmethod
@@ -201,7 +203,7 @@ def _write(path: Path, arrays: Mapping[str, NDArray[Any]]) -> _Places:
     with open(path, "wb", buffering=0) as file:
         for name, array in arrays.items():
             places[name] = (array.dtype, array.shape, file.tell())
-            flat = memoryview(np.ascontiguousarray(array).reshape(-1)).cast("B")
+            flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
             while len(flat):  # a disk that is nearly full takes less than it is given
                 flat = flat[file.write(flat) :]
     return places

@@ -1,4 +1,4 @@
-"""Temporary folders for data that memory does not hold, removed in the end, and those of killed processes too."""
+"""Temporary folders for data that memory does not hold, removed even if their process was killed."""
 
 from __future__ import annotations
 
@@ -69,6 +69,6 @@ def _full(folder: Path) -> OSError:
     size = sum(entry.stat().st_size for entry in os.scandir(folder))
     return OSError(
         errno.ENOSPC,
-        f"the disk is full: {size / 1e9:,.1f} GB of counts were written to {folder.parent}; name a folder on a "
-        "larger disk, fit(..., scratch=...)",
+        f"the disk is full: {size / 1e9:,.1f} GB of counts were written to {folder.parent}; name a folder on "
+        "a larger disk, fit(..., scratch=...)",
     )

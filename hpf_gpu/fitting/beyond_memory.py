@@ -26,9 +26,7 @@ from hpf_gpu.model.start import bytes_of_fit
 from .progress import Progress
 
 _PROCESS = 400_000_000  # bytes of a process before it fits: Python, the packages, and what reading leaves
-_STEP = (
-    256_000_000  # what a process has beyond that counts in such steps, so that a rerun has the same blocks
-)
+_STEP = 256_000_000  # what it has beyond that is taken in such steps, so that a rerun has the same blocks
 #: Bytes for a count at the peak: while it is read and sorted into a run, and as part of a block, two of which
 #: are laid out while a third is read.
 _OF_A_RUN, _OF_A_BLOCK = 40, 48
@@ -70,9 +68,10 @@ class Limit:
     def counts_of_a_run(self) -> int:
         """Counts that are read and sorted at once; NotEnoughMemory if the limit is too small to begin."""
         if self.left < _OF_A_RUN * _SMALLEST_BLOCK:
+            limit, has = self.memory / 1e9, resident_memory() / 1e9
             raise NotEnoughMemory(
-                f"memory_limit is {self.memory / 1e9:.2g} GB, and the process has {resident_memory() / 1e9:.2g} GB "
-                f"before the fit, for which it needs 0.5 GB and more: raise the limit"
+                f"memory_limit is {limit:.2g} GB, and the process has {has:.2g} GB before the fit, for which it "
+                "needs 0.5 GB and more: raise the limit"
             )
         return min(_power_of_two(self.left // 2 // _OF_A_RUN), _LARGEST_RUN)
 
@@ -82,8 +81,8 @@ class Limit:
         if left < _OF_A_BLOCK * _SMALLEST_BLOCK:
             least = self.memory - left + 4 * _OF_A_BLOCK * _SMALLEST_BLOCK
             raise NotEnoughMemory(
-                f"{what} need {state / 1e9:.3g} GB, for which memory_limit={self.memory / 1e9:.3g} GB has no room: "
-                f"raise it to {least / 1e9:.3g} GB or more, or take a smaller k"
+                f"{what} need {state / 1e9:.3g} GB, for which memory_limit={self.memory / 1e9:.3g} GB has no "
+                f"room: raise it to {least / 1e9:.3g} GB or more, or take a smaller k"
             )
         return _power_of_two(left // _OF_A_BLOCK)
 
@@ -129,7 +128,7 @@ def counts_on_disk(
     _give_back()
     shape, k = training.csr.shape, settings.width
     copies = (settings.schedule == "accelerated") + checkpoint
-    state = bytes_of_fit(*shape, k, backend.dtype, copies=copies)
+    state = bytes_of_fit(shape[0], shape[1], k, backend.dtype, copies=copies)
     what = f"{shape[0]:,} users and {shape[1]:,} items with k={settings.k} in {backend.dtype}"
     slices = runs.slices(shape[0], limit.counts_of_a_block(state, what))
     with Progress("sorting", runs.total, " counts", enabled=settings.verbose, scale=True) as progress:

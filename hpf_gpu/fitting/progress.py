@@ -6,7 +6,7 @@ import io
 import sys
 import time
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from hpf_gpu.model.convergence import Check
 
@@ -57,7 +57,7 @@ class Progress:
     def _is_done(self) -> bool:
         return self._bar.total is not None and self._bar.n >= self._bar.total
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

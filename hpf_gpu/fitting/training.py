@@ -349,7 +349,8 @@ def _having(
         return None
     if sources is None:
         sources = choose_sources(backend, data.host_csr, settings.neighbours)
-    return Having.of(data.seen, sources)
+    csr = data.host_csr
+    return Having.of((csr.indptr, csr.indices), sources)
 
 
 def _totals(data: TrainingData) -> NDArray[Any]:

@@ -101,8 +101,8 @@ def bytes_of_fit(n_users: int, n_items: int, k: int, dtype: np.dtype[Any], *, co
     """Memory that the state of a fit takes at its peak, without the counts.
 
     In the first iteration a row has a shape, a rate and an exponential, and the next two of these; the items
-    have the sums of two blocks as well, and either side ``copies`` more.  A row fills whole cache lines, and has
-    seven numbers in float64.
+    have the sums of two blocks as well, and either side ``copies`` more.  A row fills whole cache lines, and
+    has seven numbers in float64.
     """
     row = -(-k * dtype.itemsize // _LINE) * _LINE
     return (n_users + n_items) * (row * (5 + copies) + 7 * 8) + 2 * n_items * row
