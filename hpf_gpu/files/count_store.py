@@ -210,7 +210,7 @@ def _write(path: Path, arrays: Mapping[str, NDArray[Any]]) -> _Places:
 
 
 def _read(path: Path, places: _Places, name: str, part: slice = slice(None)) -> NDArray[Any]:
-    """An array of a file, or a part of it.
+    """An array of a file, or some of its rows.
 
     Raises
     ------
@@ -218,11 +218,14 @@ def _read(path: Path, places: _Places, name: str, part: slice = slice(None)) -> 
         If the file is gone or shorter than it was.
     """
     dtype, shape, offset = places[name]
-    start, stop, _ = part.indices(shape[0] if shape else 1)
+    start, stop, _ = part.indices(shape[0])
+    width = int(np.prod(shape[1:], dtype=np.int64))
     try:
-        array = np.fromfile(path, dtype, stop - start, offset=offset + start * dtype.itemsize)
+        array = np.fromfile(
+            path, dtype, (stop - start) * width, offset=offset + start * width * dtype.itemsize
+        )
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}, with counts of this fit, was removed in the meantime") from error
-    if len(array) < stop - start:
+    if len(array) < (stop - start) * width:
         raise OSError(f"{path}, with counts of this fit, was changed in the meantime: fit again")
-    return array.reshape(shape) if part == slice(None) else array
+    return array.reshape(stop - start, *shape[1:])

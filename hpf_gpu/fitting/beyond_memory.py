@@ -70,8 +70,8 @@ class Limit:
         if self.left < _OF_A_RUN * _SMALLEST_BLOCK:
             limit, has = self.memory / 1e9, resident_memory() / 1e9
             raise NotEnoughMemory(
-                f"memory_limit is {limit:.2g} GB, and the process has {has:.2g} GB before the fit, for which it "
-                "needs 0.5 GB and more: raise the limit"
+                f"memory_limit is {limit:.2g} GB, and the process has {has:.2g} GB before the fit, for "
+                "which it needs 0.5 GB and more: raise the limit"
             )
         return min(_power_of_two(self.left // 2 // _OF_A_RUN), _LARGEST_RUN)
 
