@@ -19,6 +19,7 @@ _PARQUET = (".parquet", ".pq")
 _ARROW = (".arrow", ".feather", ".ipc")
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _COMPRESSED = (".gz", ".bz2", ".zst")
+_ROWS_OF_A_BATCH = 1 << 20
 _SHOWN = 12  # names of columns in a message
 #: Function to some columns.
 _Names: TypeAlias = Callable[[], Sequence[Any]]
@@ -232,11 +233,26 @@ def _columns_of_files(files: Any, wanted: list[Any], name: str) -> Any:
 def batches_of(files: Any, wanted: list[Any], size: int, name: str) -> Iterator[Any]:
     """Some columns of a dataset in tables of pyarrow of about ``size`` rows, of which few are in memory."""
     import pyarrow as pa
+    from pyarrow import dataset
 
+    # Unless it is told otherwise, pyarrow reads some row groups as a whole in advance.
+    sparing = (
+        {
+            "fragment_scan_options": dataset.ParquetFragmentScanOptions(
+                pre_buffer=False, use_buffered_stream=True
+            )
+        }
+        if isinstance(getattr(files, "format", None), dataset.ParquetFileFormat)
+        else {}
+    )
     waiting: list[Any] = []
     try:
         for batch in files.to_batches(
-            columns=wanted, batch_size=size, batch_readahead=1, fragment_readahead=1, use_threads=True
+            columns=wanted,
+            batch_size=min(size, _ROWS_OF_A_BATCH),
+            batch_readahead=1,
+            fragment_readahead=1,
+            **sparing,
         ):
             waiting.append(batch)
             if sum(len(one) for one in waiting) >= size:
