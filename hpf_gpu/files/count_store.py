@@ -148,7 +148,7 @@ class BlocksOnDisk:
         """
         files, nnz, checksums = [], 0, [0, 0, 0]
         for number, csr in enumerate(runs.blocks(slices, shape[1], backend.dtype, taken)):
-            arrays_of = (np.diff(csr.indptr).astype(np.int64), csr.indices, csr.data)
+            arrays_of: list[NDArray[Any]] = [np.diff(csr.indptr).astype(np.int64), csr.indices, csr.data]
             checksums = [zlib.crc32(a.data, crc) for a, crc in zip(arrays_of, checksums, strict=True)]
             del arrays_of
             nnz += csr.nnz
