@@ -166,8 +166,8 @@ class OpenMPBackend:
         blocks = len(tiles.column_start) - 1
         step = np.diff(row, prepend=0)
         # Of the first segment of each tile: from where the tile's rows begin.
-        tile = np.flatnonzero(np.diff(first_segment))
-        step[first_segment[tile]] = row[first_segment[tile]] - start[tile // blocks]
+        filled = np.flatnonzero(np.diff(first_segment))
+        step[first_segment[filled]] = row[first_segment[filled]] - start[filled // blocks]
         offset = np.empty(tiles.nnz, narrowest(np.diff(tiles.column_start) - 1))
         for tile, (begin, end) in enumerate(pairwise(first_nonzero)):
             within, origin = slice(begin, end), tiles.column_start[tile % blocks]
