@@ -38,9 +38,9 @@ ORDER = {
     "version": ("__init__",),
     "ranking": ("__init__",),
     "backends": (
-        "protocol", "packing", "openmp_diagnosis", "cuda_diagnosis", "cuda_source", "cuda_layout", "cuda_launch",
-        "cuda_input", "cuda_counts", "cuda_neighbours", "cuda_graph", "cuda_stream", "numpy_neighbours",
-        "numpy_backend",
+        "protocol", "packing", "openmp_diagnosis", "cuda_diagnosis", "cuda_source", "cuda_layout",
+        "cuda_launch", "cuda_input", "cuda_counts", "cuda_neighbours", "cuda_graph", "cuda_stream",
+        "numpy_neighbours", "numpy_backend",
         "openmp_backend", "cuda_backend",
         "__init__",
     ),

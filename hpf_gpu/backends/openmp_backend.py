@@ -14,7 +14,7 @@ import numpy as np
 from scipy import sparse
 
 from .openmp_diagnosis import find_fault, install_openmp, unknown_level, usable_cores
-from .packing import check_names, narrowest, value_type
+from .packing import UNSIGNED, checked, narrowest, value_type, value_types
 from .protocol import Array, Factor, Host, ItemScores, ModelState, RankOne, Rates, SideName
 
 # GNU OpenMP reads this when it is loaded.  By default its threads spin while they wait, and on shared cores
@@ -38,8 +38,6 @@ if _level := os.environ.get("HPF_GPU_LEVEL"):
 
 _PRODUCTS = 1 << 35  # of one call, which cannot be interrupted: about a second on one core
 _PAIRS = 1 << 29  # of items that a user has, in one call
-#: The arrays of packed counts, as the compiled module takes them.
-_PACKED = ("row_start", "column_start", "first", "segment_step", "segment_size", "column_offset", "value")
 _LINE = 64  # bytes of a cache line, and of the widest vector
 
 #: Whether the module was compiled with OpenMP; without it, it runs on one thread.
@@ -166,8 +164,8 @@ class OpenMPBackend:
         blocks = len(tiles.column_start) - 1
         step = np.diff(row, prepend=0)
         # Of the first segment of each tile: from where the tile's rows begin.
-        tile = np.flatnonzero(np.diff(first_segment))
-        step[first_segment[tile]] = row[first_segment[tile]] - start[tile // blocks]
+        filled = np.flatnonzero(np.diff(first_segment))
+        step[first_segment[filled]] = row[first_segment[filled]] - start[filled // blocks]
         offset = np.empty(tiles.nnz, narrowest(np.diff(tiles.column_start) - 1))
         for tile, (begin, end) in enumerate(pairwise(first_nonzero)):
             within, origin = slice(begin, end), tiles.column_start[tile % blocks]
@@ -183,8 +181,18 @@ class OpenMPBackend:
         }
 
     def unpacked(self, arrays: Mapping[str, Host], shape: tuple[int, int], k: int) -> TiledCounts:
-        check_names(arrays, _PACKED)
-        return TiledCounts(self._counts_type(*shape, **arrays, threads=self.threads), shape)
+        whole = (np.dtype(np.int64),)
+        wanted = {
+            "row_start": (1, whole),
+            "column_start": (1, whole),
+            "first": (2, whole),
+            "segment_step": (1, UNSIGNED),
+            "segment_size": (1, UNSIGNED),
+            "column_offset": (1, UNSIGNED),
+            "value": (1, value_types(self.dtype)),
+        }
+        tiles = self._counts_type(*shape, **checked(arrays, wanted), threads=self.threads)
+        return TiledCounts(tiles, shape)
 
     def choose_neighbours(self, csr: Any, n: int) -> Host:
         users, m = _as_lists(csr.indptr, csr.indices), csr.shape[1]

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeAlias
 
 import numpy as np
 from scipy import sparse
 
 from .protocol import Host
+
+Kinds: TypeAlias = tuple[np.dtype[Any], ...]
+
+#: What indices of packed counts may be, from the narrowest.
+UNSIGNED: Kinds = tuple(np.dtype(kind) for kind in (np.uint8, np.uint16, np.uint32, np.uint64))
 
 _PIECE = 1 << 22  # counts that are looked at together, so that temporaries are small
 
@@ -18,24 +23,36 @@ def narrowest(numbers: Host) -> np.dtype[Any]:
     return np.min_scalar_type(int(numbers.max(initial=0)))
 
 
+def value_types(real: np.dtype[Any]) -> Kinds:
+    """What the counts of a model in ``real`` may be, from the narrowest."""
+    return (*UNSIGNED[:2], real)
+
+
 def value_type(values: Host, real: np.dtype[Any]) -> np.dtype[Any]:
-    """The narrowest type that holds all of these counts (Z,) exactly: 8 bits, 16, or ``real``."""
+    """The narrowest type that holds all of these counts (Z,) exactly."""
     largest = 0.0
     for start in range(0, len(values), _PIECE):
         piece = values[start : start + _PIECE]
         if not (piece % 1 == 0).all():
             return real
         largest = max(largest, float(piece.max()))
-    integers = (np.dtype(kind) for kind in (np.uint8, np.uint16) if largest <= np.iinfo(kind).max)
-    return next(integers, real)
+    return next((kind for kind in UNSIGNED[:2] if largest <= np.iinfo(kind).max), real)
 
 
-def check_names(arrays: Mapping[str, Host], names: Collection[str]) -> None:
-    """Raise ValueError unless these arrays of packed counts are there, and no others."""
-    if set(arrays) != set(names):
+def checked(arrays: Mapping[str, Host], wanted: Mapping[str, tuple[int, Kinds]]) -> dict[str, Host]:
+    """The arrays of packed counts by name, as compiled code takes them: gapless and aligned.
+
+    ``wanted`` has the number of dimensions and the types of each.  Raises ValueError if others are there.
+    """
+    if set(arrays) != set(wanted):
         raise ValueError(
-            f"the arrays of packed counts are {', '.join(sorted(names))}, not {', '.join(sorted(arrays))}"
+            f"the arrays of packed counts are {', '.join(wanted)}, not {', '.join(arrays) or 'none'}"
         )
+    for name, (dimensions, kinds) in wanted.items():
+        array = arrays[name]
+        if array.ndim != dimensions or array.dtype not in kinds:
+            raise ValueError(f"{name} of packed counts is no {array.ndim}-dimensional array of {array.dtype}")
+    return {name: np.require(arrays[name], requirements=("C", "A")) for name in wanted}
 
 
 def packed_csr(csr: Any) -> dict[str, Host]:
@@ -58,18 +75,11 @@ def unpacked_csr(
     ValueError
         If the arrays do not fit each other or the shape.
     """
-    check_names(arrays, ("size", "column", "value"))
-    size, column, value = (np.asarray(arrays[name]) for name in ("size", "column", "value"))
-    if (
-        size.dtype.kind != "u"
-        or column.dtype.kind != "u"
-        or (value.dtype.kind != "u" and value.dtype != dtype)
-    ):
-        raise ValueError(
-            f"packed counts are not in {size.dtype} (size), {column.dtype} (column) and {value.dtype} (value)"
-        )
-    fits = size.shape == shape[:1] and column.ndim == 1 and column.shape == value.shape
+    kinds = {"size": (1, UNSIGNED), "column": (1, UNSIGNED), "value": (1, value_types(dtype))}
+    size, column, value = checked(arrays, kinds).values()
     indptr = np.concatenate([[0], np.cumsum(size, dtype=np.int64)])
-    if not fits or indptr[-1] != len(column) or (size > shape[1]).any() or (column >= shape[1]).any():
+    fits = len(size) == shape[0] and indptr[-1] == len(column) == len(value)
+    # Sums of sizes that are too large might come out right.
+    if not fits or size.max(initial=0) > shape[1] or (column >= shape[1]).any():
         raise ValueError(f"these are not the packed counts of {shape[0]} rows and {shape[1]} columns")
     return sparse.csr_array((value.astype(dtype), column, indptr), shape=shape)

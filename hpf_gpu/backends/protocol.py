@@ -173,9 +173,9 @@ class Backend(Protocol):
     def packed(self, counts: Counts) -> dict[str, Host]:
         """The arrays of counts (N, M) without neighbours in few bytes, on the host, to be written to a file.
 
-        Counts take 8 or 16 bits if all are whole numbers that fit, else those of ``dtype``; the other numbers of
-        nonzeros and of rows take as many as their largest needs.  Which arrays there are, and under which names,
-        is for the backend alone to know, and their layout may depend on its threads.
+        Counts take 8 or 16 bits if all are whole numbers that fit, else those of ``dtype``; the other numbers
+        of nonzeros and of rows take as many as the largest needs.  Names and number of the arrays are the
+        backend's own, and the layout may depend on its threads.
 
         Raises
         ------
@@ -193,7 +193,8 @@ class Backend(Protocol):
         Raises
         ------
         ValueError
-            If the arrays do not fit each other or the shape: no damaged file leads to a place outside of arrays.
+            If the arrays do not fit each other or the shape.  So a damaged file may have wrong numbers, but
+            none that operations would follow out of an array.
         """
 
     def recorded(self, step: Callable[[ModelState], ModelState]) -> Callable[[ModelState], ModelState]:
