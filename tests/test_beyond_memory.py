@@ -300,8 +300,6 @@ def test_a_block_that_was_removed_or_cut(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "parameters",
     [
-        {},
-        {"backend": "numpy"},
         {"use_float": False, "counts": "log1p"},
         {"schedule": "alternating", "stop_crit": "elbo", "maxiter": 30},
         {"schedule": "accelerated", "init": "svd"},
@@ -311,6 +309,16 @@ def test_a_block_that_was_removed_or_cut(tmp_path: Path) -> None:
     ids=str,
 )
 def test_the_same_bits_as_from_memory(parameters: dict[str, Any], monkeypatch: Any) -> None:
+    equal_to_a_fit_in_memory(monkeypatch, parameters)
+
+
+@pytest.mark.usefixtures("small")
+def test_the_same_bits_with_every_backend(backend_name: str, monkeypatch: Any) -> None:
+    equal_to_a_fit_in_memory(monkeypatch, {"backend": backend_name})
+
+
+def equal_to_a_fit_in_memory(monkeypatch: Any, parameters: dict[str, Any]) -> None:
+    """Fit from disk, and from memory over the same blocks."""
     held_out = ROWS.sample(80, random_state=1).assign(Count=2)
     seen = []
     original = beyond_memory.counts_on_disk
