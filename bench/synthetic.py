@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from math import gcd
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
 _BLOCK = 1 << 20  # counts that one thread makes at once
+_ROW_GROUP = 1 << 22
 
 
 def power_law_counts(n_users: int, n_items: int, nnz: int, seed: int = 0) -> pd.DataFrame:
@@ -86,6 +89,51 @@ def power_law_csr(n_users: int, n_items: int, nnz: int, seed: int = 0) -> sparse
         for _ in pool.map(lambda block: fill(*block), blocks):
             pass
     return sparse.csr_array((data, indices, indptr.astype(np.int32)), shape=(n_users, n_items))
+
+
+def write_power_law(path: Path, n_users: int, n_items: int, nnz: int, seed: int = 0) -> None:
+    """A Parquet file of ``nnz`` rows in random order, for a billion of them: memory holds some millions.
+
+    The activity of user r falls as (r + n_users/100)^−0.6 and the popularity of item r as (r + 20)^−0.8, ids
+    are shuffled, and counts are 1 + Poisson(1).  A pair may be there several times; its counts add up.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    def rows(size: int, rng: np.random.Generator) -> pa.Table:
+        share = rng.random(size)
+        low, high = (n_users / 100) ** 0.4, (n_users * 1.01) ** 0.4
+        user = (low + share * (high - low)) ** 2.5 - n_users / 100
+        user = np.minimum(user.astype(np.int64), n_users - 1)
+        item = _popularity_rank(rng.random(size), n_items)
+        columns = {
+            "UserId": _shuffled(user, n_users).astype(np.int32),
+            "ItemId": _shuffled(item, n_items).astype(np.int32),
+            "Count": (1 + rng.poisson(1.0, size)).astype(np.uint8),
+        }
+        return pa.table(columns)
+
+    sizes = [_ROW_GROUP] * (nnz // _ROW_GROUP) + [nnz % _ROW_GROUP] * (nnz % _ROW_GROUP > 0)
+    rngs = np.random.default_rng(seed).spawn(len(sizes))
+    with (
+        parquet.ParquetWriter(
+            path, rows(1, rngs[0]).schema, compression="none", use_dictionary=["Count"]
+        ) as writer,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        coming = [pool.submit(rows, sizes[0], rngs[0])]
+        for number in range(len(sizes)):
+            if number + 1 < len(sizes):
+                coming.append(pool.submit(rows, sizes[number + 1], rngs[number + 1]))
+            writer.write_table(coming.pop(0).result(), row_group_size=_ROW_GROUP)
+
+
+def _shuffled(numbers: np.ndarray, n: int) -> np.ndarray:
+    """Numbers below ``n`` in another order, the same for all of them."""
+    step = int(n * 0.618)
+    while gcd(step, n) > 1:
+        step += 1
+    return numbers * step % n
 
 
 def _degrees(rank: np.ndarray, nnz: int) -> np.ndarray:

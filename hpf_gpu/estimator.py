@@ -344,6 +344,8 @@ class HPF:
         checkpoint_every: int = 10,
         fixed_users: Any = None,
         fixed_items: Any = None,
+        memory_limit: int | str | None = None,
+        scratch: str | os.PathLike[str] | None = None,
     ) -> HPF:
         """Fit the model to counts, from fresh start values or from a checkpoint.
 
@@ -381,6 +383,16 @@ class HPF:
             an array.  The columns are those of Theta or Beta, including the two bias columns with
             ``bias=True``; the value beside a bias of the other side multiplies that bias.  Values are
             between 0 and 1e9, and no row is all zero.  Values below 1e-15 lose digits.
+        memory_limit : int or str, optional
+            Memory that the process may take, in bytes or as "4GB": the counts are read in pieces, sorted on
+            disk, and kept there in blocks of users of which two are in memory.  ``counts_df`` may then also
+            be a list of files, a dataset of pyarrow, a memory-mapped CSR matrix, or a list or generator of
+            any of these forms; ids are of one type in all of them.  Files are Parquet or Arrow: a CSV file is
+            read as a whole.  The items of the users are not kept, as with ``keep_data=False``.
+            docs/out-of-core.md says more.
+        scratch : str or path-like, optional
+            Folder for the counts on disk, by default that of temporary files.  They take 3 to 5 bytes
+            a count, and 10 more while they are sorted, and are removed when the fit ends.
 
         Returns
         -------
@@ -401,7 +413,9 @@ class HPF:
         BackendUnavailable
             If the backend that was named cannot work on this machine.
         NotEnoughMemory
-            If the fit is too large for the memory of the GPU or of the machine.
+            If the fit is too large for the memory of the GPU or of the machine, or for ``memory_limit``.
+        OSError
+            If the disk is full, or files with counts were removed during the fit.
         DeviceError
             If CUDA reports an error during the fit.
 
@@ -422,7 +436,7 @@ class HPF:
             raise ValueError("stop_crit='val-llk' needs held-out counts: fit(counts_df, val_set=...)")
         trained = train(
             settings,
-            Inputs(counts_df, val_set, fixed_users, fixed_items),
+            Inputs(counts_df, val_set, fixed_users, fixed_items, memory_limit=memory_limit, scratch=scratch),
             callback=callback,
             checkpoint=checkpoint,
             checkpoint_every=whole_number("checkpoint_every", checkpoint_every, 1),

@@ -191,6 +191,25 @@ def test_held_out_counts_and_a_checkpoint(folder, run):
     np.testing.assert_array_equal(load(folder / "more.hpf").Theta, whole.fit(COUNTS, COUNTS[::7]).Theta)
 
 
+def test_counts_on_disk(folder, run):
+    arguments = [
+        "fit",
+        "numbers.csv",
+        "-o",
+        "disk.hpf",
+        "--k",
+        "3",
+        "--maxiter",
+        "2",
+        "--stop-crit",
+        "maxiter",
+    ]
+    assert run(*arguments, "--memory-limit", "2GB", "--scratch", ".").status == 0
+    assert load(folder / "disk.hpf").nitems == COUNTS.ItemId.nunique()
+    assert not [*folder.glob("hpf_gpu-*")]
+    assert "is not an amount of memory" in run(*arguments, "--memory-limit", "much").errors[-1]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no SIGINT to one process")
 def test_an_interrupted_fit_writes_its_model(folder):
     arguments = ["fit", "numbers.csv", "--k", "3", "--stop-crit", "maxiter", "--maxiter", "1000000000"]

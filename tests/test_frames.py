@@ -160,7 +160,7 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
     "another kind": (
         named("plays.xlsx", b""),
         ValueError,
-        r"pass a file .parquet, .pq, .csv, .tsv, also compr",
+        r"pass a file .parquet, .pq, .arrow, .feather, .ipc, .csv, .tsv, also compr",
     ),
     "no parquet": (named("plays.parquet", b"PAR1 or so"), ValueError, "plays.parquet' cannot be read: "),
     "no gzip": (named("plays.csv.gz", b"UserId,ItemId\n"), OSError, "gzip|zlib"),

@@ -16,7 +16,7 @@ from scipy import sparse
 
 openmp = pytest.importorskip("hpf_gpu._openmp", reason="the compiled module is missing")
 
-from hpf_gpu.backends.openmp_backend import OpenMPBackend  # noqa: E402
+from hpf_gpu.backends.openmp_backend import OpenMPBackend, TiledCounts  # noqa: E402
 
 DTYPES = [np.float32, np.float64]
 
@@ -81,8 +81,17 @@ def make_calls(dtype: type, n: int, m: int, k: int, threads: int, density: float
         "targets": np.arange(2 * m, dtype=np.int32) % m,
         "weights": rng.gamma(0.5, size=2 * m).astype(dtype),
     }
+    packed = backend.packed(TiledCounts(counts, (n, m)))
+    for name, kind in (
+        ("segment_step", "u2"),
+        ("segment_size", "u4"),
+        ("column_offset", "u4"),
+        ("value", dtype),
+    ):
+        packed[name] = packed[name].astype(kind)  # a byte would be at a good address everywhere
     calls: dict[str, Call] = {
         "Counts": (counts_of, {"columns": m, **csr, "k": k}),
+        "Counts of packed arrays": (counts_of, {"rows": n, "columns": m, **packed}),
         "Side": (side_of, side(n)),
         "gamma_update": (openmp.gamma_update, update),
         "extrapolate": (
@@ -199,6 +208,7 @@ OPERATIONS = tuple(make_calls(np.float64, 2, 2, 1, 1, 1.0))
 NUMBERS = {
     "threads": (-(2**63), -(2**31), -1, 0, openmp.most_threads + 1, 2**31 - 1, 2**31, 2**63 - 1, 2**63, None),
     "k": (-(2**63), -1, 0, 2**31, 2**32, 2**61, 2**62 - 1, 2**62, 2**63 - 1, 2**63, None),
+    "rows": (-(2**63), -1, 0, 1, 2**31, 2**62, 2**63 - 1, None),
     "columns": (-(2**63), -1, 0, 1, 2**31, 2**62, 2**63 - 1, None),
     "j": (-(2**63), -1, 0, 1, 2**31, 2**62, 2**63 - 1, None),
     "begin": (-(2**63), -1, 1, 2**31, 2**62, 2**63 - 1, None),

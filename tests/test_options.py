@@ -18,7 +18,7 @@ from hpf_gpu import HPF, backends
 from hpf_gpu.backends.numpy_backend import NumpyBackend
 from hpf_gpu.backends.protocol import Backend
 from hpf_gpu.fitting import training
-from hpf_gpu.fitting.progress import ProgressBar
+from hpf_gpu.fitting.progress import IterationsShown, Progress
 from hpf_gpu.model.convergence import Check
 from hpf_gpu.model.fitted import checked_mean
 from hpf_gpu.model.settings import MAX_PRIOR, MIN_PRIOR, default_step_size
@@ -281,18 +281,29 @@ def test_an_interrupt_of_the_last_elbo_keeps_the_fit(monkeypatch: pytest.MonkeyP
     pd.testing.assert_frame_equal(model.history_[columns], want.history_[columns])
 
 
-def test_the_bar_shows_where_a_fit_is(capsys: Any) -> None:
-    with ProgressBar(10, 4, enabled=True) as bar:
-        bar.report(Check(5))
-    shown = capsys.readouterr().err
-    assert shown.splitlines()[-1].rsplit("\r", 1)[-1].startswith("HPF:")
-    assert "5/10" in shown
-    assert "llk" not in shown
-    with ProgressBar(10, 4, enabled=True) as bar:
-        bar.report(Check(5, llk=-1234567.0))
-        bar.report(Check(6))
-    assert "6/10" in (shown := capsys.readouterr().err)
-    assert "llk=-1.23457e+06" in shown
+def test_progress_shows_where_a_fit_is(capsys: Any) -> None:
+    with IterationsShown(10, 4, enabled=True) as shown:
+        shown.report(Check(5))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith("HPF: 5/10")
+    assert "llk" not in lines[-1]
+    with IterationsShown(6, 4, enabled=True) as shown:
+        shown.report(Check(5, llk=-1234567.0))
+        shown.report(Check(6))  # the last has a line, however soon it comes
+    first, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("HPF: 5/6")
+    assert "llk=-1.23457e+06" in first
+    assert last.startswith("HPF: 6/6")
+
+
+def test_there_is_a_bar_on_a_terminal(monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with Progress("reading", 4_000_000, " counts", enabled=True, scale=True) as shown:
+        shown.advance(1_000_000, "0.1 GB")
+    last = capsys.readouterr().err.rsplit("\r", 1)[-1]
+    assert last.startswith("reading:  25%|")
+    assert "1.00M/4.00M" in last
+    assert "0.1 GB" in last
 
 
 def test_the_bar_of_a_fit_that_goes_on_begins_there(tmp_path: Any, capsys: Any) -> None:

@@ -28,6 +28,7 @@ FITS = (
     "test_agreement.py::test_agrees_with_numpy",
     "test_folding.py",
     "test_blocks.py",
+    "test_beyond_memory.py::test_the_same_bits_with_every_backend",
     "test_checkpoint.py::test_a_killed_fit_ends_the_same[cuda-diff-norm]",
     "test_checkpoint.py::test_a_killed_fit_ends_the_same[cuda-both]",
     "test_family.py::test_dense_formulas[cuda-float32-flat-joint]",

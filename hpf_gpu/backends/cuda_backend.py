@@ -43,6 +43,7 @@ from .cuda_source import (
     source,
 )
 from .cuda_stream import Narrow, Streamer
+from .packing import packed_csr, unpacked_csr
 from .protocol import (
     Array,
     BackendUnavailable,
@@ -407,6 +408,14 @@ class CudaBackend:
             neighbours = Neighbours(_uploaded(sources.ravel(), np.int32), had)
         items = self._rows(self._sorter.by_columns(users))
         return DeviceCounts(self._rows(users), items, neighbours=neighbours)
+
+    def packed(self, counts: DeviceCounts) -> dict[str, Host]:
+        if counts.neighbours is not None:
+            raise TypeError("these counts were laid out with neighbours")
+        return packed_csr(counts.users.on_host())
+
+    def unpacked(self, arrays: Mapping[str, Host], shape: tuple[int, int], k: int) -> DeviceCounts:
+        return self.counts(unpacked_csr(arrays, shape, self.dtype), k)
 
     def choose_neighbours(self, csr: Any, n: int) -> Host:
         _check_neighbours(n)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy import sparse
 
 from .cuda_input import Triplets, row_numbers
 from .cuda_launch import Kernel, Packed, pack
@@ -44,6 +45,18 @@ class Rows:
     long_row: Array  # (L,) int32, rows of several segments
     long_begin: Array  # (L + 1,) int32, first slot of each of them
     matrix: Any = None  # the same in cuSPARSE's form, where that is asked for
+
+    def on_host(self) -> sparse.csr_array:
+        """The CSR matrix (N, M) that was laid out."""
+        size, column, value = np.zeros(self.shape[0], np.int64), [], []
+        for part in self.parts:
+            fields = part.fields
+            sizes = fields["size"].get()
+            np.add.at(size, fields["row"].get(), sizes)
+            column.append(fields["column"][: sizes.sum()].get())
+            value.append(fields["value"][: sizes.sum()].get())
+        indptr = np.append(0, np.cumsum(size))
+        return sparse.csr_array((np.concatenate(value), np.concatenate(column), indptr), shape=self.shape)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from . import cuda_layout
 from .cuda_counts import DeviceCounts, Rows, Sorter
 from .cuda_launch import Packed
 from .cuda_layout import parts_of, segmentation
+from .packing import value_type
 from .protocol import Array, Host
 
 
@@ -35,13 +36,8 @@ class Narrow:
     @classmethod
     def of(cls, csr: sparse.csr_array, real: np.dtype[Any]) -> Narrow:
         """The smallest types that hold the columns and counts (N, M) of a model in ``real``."""
-        largest, whole = 0.0, True
-        for piece in _pieces(csr.nnz):
-            values = csr.data[piece]
-            largest, whole = max(largest, float(values.max())), whole and bool((values % 1 == 0).all())
-        integers = (np.dtype(kind) for kind in (np.uint8, np.uint16) if largest <= np.iinfo(kind).max)
         by_items, by_users = (np.dtype(np.uint16 if size <= 1 << 16 else np.int32) for size in csr.shape)
-        return cls(by_users, by_items, next(integers, real) if whole else real)
+        return cls(by_users, by_items, value_type(csr.data, real))
 
     @property
     def column(self) -> np.dtype[Any]:

@@ -5,7 +5,7 @@ Factors are computed in float64, block by block, and rounded once to ``dtype``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,6 +18,7 @@ from scipy.special import gammaln, logsumexp, psi
 from hpf_gpu.ranking import top_columns
 
 from . import numpy_neighbours
+from .packing import packed_csr, unpacked_csr
 from .protocol import Array, Factor, Host, ItemScores, ModelState, RankOne, Rates, SideName
 
 _BLOCK_BYTES = 1 << 23  # temporaries of one block
@@ -101,6 +102,14 @@ class NumpyBackend:
 
     def counts(self, csr: Any, k: int, sources: Host | None = None) -> NumpyCounts:
         return NumpyCounts(sparse.csr_array(csr, dtype=self.dtype), sources)
+
+    def packed(self, counts: NumpyCounts) -> dict[str, Host]:
+        if counts.sources is not None:
+            raise TypeError("these counts were laid out with neighbours")
+        return packed_csr(counts.csr)
+
+    def unpacked(self, arrays: Mapping[str, Host], shape: tuple[int, int], k: int) -> NumpyCounts:
+        return NumpyCounts(unpacked_csr(arrays, shape, self.dtype))
 
     def choose_neighbours(self, csr: Any, n: int) -> Host:
         return numpy_neighbours.choose(csr, n)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -14,6 +14,7 @@ import numpy as np
 from scipy import sparse
 
 from .openmp_diagnosis import find_fault, install_openmp, unknown_level, usable_cores
+from .packing import UNSIGNED, checked, narrowest, value_type, value_types
 from .protocol import Array, Factor, Host, ItemScores, ModelState, RankOne, Rates, SideName
 
 # GNU OpenMP reads this when it is loaded.  By default its threads spin while they wait, and on shared cores
@@ -155,6 +156,43 @@ class OpenMPBackend:
     def _tiles(self, csr: Any, k: int) -> Any:
         data = np.ascontiguousarray(csr.data, dtype=self.dtype)
         return self._counts_type(csr.shape[1], *_places(csr), data, k, self.threads)
+
+    def packed(self, counts: TiledCounts) -> dict[str, Host]:
+        tiles = counts.laid_out(neighbours=False)
+        first_segment, first_nonzero = tiles.first.T
+        row, start = tiles.segment_row, tiles.row_start
+        blocks = len(tiles.column_start) - 1
+        step = np.diff(row, prepend=0)
+        # Of the first segment of each tile: from where the tile's rows begin.
+        filled = np.flatnonzero(np.diff(first_segment))
+        step[first_segment[filled]] = row[first_segment[filled]] - start[filled // blocks]
+        offset = np.empty(tiles.nnz, narrowest(np.diff(tiles.column_start) - 1))
+        for tile, (begin, end) in enumerate(pairwise(first_nonzero)):
+            within, origin = slice(begin, end), tiles.column_start[tile % blocks]
+            np.subtract(tiles.column[within], np.int32(origin), out=offset[within], casting="unsafe")
+        return {
+            "row_start": start.copy(),
+            "column_start": tiles.column_start.copy(),
+            "first": tiles.first.copy(),
+            "segment_step": step.astype(narrowest(step)),
+            "segment_size": tiles.segment_size.astype(narrowest(tiles.segment_size)),
+            "column_offset": offset,
+            "value": tiles.value.astype(value_type(tiles.value, self.dtype)),
+        }
+
+    def unpacked(self, arrays: Mapping[str, Host], shape: tuple[int, int], k: int) -> TiledCounts:
+        whole = (np.dtype(np.int64),)
+        wanted = {
+            "row_start": (1, whole),
+            "column_start": (1, whole),
+            "first": (2, whole),
+            "segment_step": (1, UNSIGNED),
+            "segment_size": (1, UNSIGNED),
+            "column_offset": (1, UNSIGNED),
+            "value": (1, value_types(self.dtype)),
+        }
+        tiles = self._counts_type(*shape, **checked(arrays, wanted), threads=self.threads)
+        return TiledCounts(tiles, shape)
 
     def choose_neighbours(self, csr: Any, n: int) -> Host:
         users, m = _as_lists(csr.indptr, csr.indices), csr.shape[1]

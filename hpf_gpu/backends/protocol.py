@@ -9,7 +9,7 @@ and ``tests/contract`` compares each one with the same dense formulas.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar
@@ -168,6 +168,33 @@ class Backend(Protocol):
         ------
         NotEnoughMemory
             If a fit of these counts is too large for the memory of the device.
+        """
+
+    def packed(self, counts: Counts) -> dict[str, Host]:
+        """The arrays of counts (N, M) without neighbours in few bytes, on the host, to be written to a file.
+
+        Counts take 8 or 16 bits if all are whole numbers that fit, else those of ``dtype``; the other numbers
+        of nonzeros and of rows take as many as the largest needs.  Names and number of the arrays are the
+        backend's own, and the layout may depend on its threads.
+
+        Raises
+        ------
+        TypeError
+            If the counts were laid out with neighbours.
+        """
+
+    def unpacked(self, arrays: Mapping[str, Host], shape: tuple[int, int], k: int) -> Counts:
+        """Counts (N, M) for ``k`` factors, in the layout of those that were :meth:`packed`: a copy.
+
+        With the same k, every operation returns the same bits for them.  This is to take far less time than
+        :meth:`counts`, and may run in another thread while operations work on other counts.  Arrays may be
+        read-only, as those of a mapped file.
+
+        Raises
+        ------
+        ValueError
+            If the arrays do not fit each other or the shape.  So a damaged file may have wrong numbers, but
+            none that operations would follow out of an array.
         """
 
     def recorded(self, step: Callable[[ModelState], ModelState]) -> Callable[[ModelState], ModelState]:

@@ -41,10 +41,20 @@ class Pattern:
 
 
 @dataclass(frozen=True)
-class TrainingData:
-    """Canonical counts (sorted, unique, above zero) and the ids of their rows and columns."""
+class Elsewhere:
+    """Counts (N, M) that are not in memory."""
 
-    csr: Any  # (N, M): scipy.sparse.csr_array, the csr of DeviceData, or Pattern once the values are released
+    shape: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Canonical counts (sorted, unique, above zero) and the ids of their rows and columns.
+
+    ``csr`` is scipy's, that of DeviceData, a Pattern once the values are released, or Elsewhere.
+    """
+
+    csr: Any  # (N, M)
     users: Ids
     items: Ids
 
@@ -57,8 +67,10 @@ class TrainingData:
         return sparse.csr_array(arrays, shape=self.csr.shape)
 
     @property
-    def seen(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """The items of each user, as CSR indptr (N + 1,) and column numbers (Z,) on the host."""
+    def seen(self) -> tuple[NDArray[Any], NDArray[Any]] | None:
+        """The items of each user, as CSR indptr (N + 1,) and column numbers (Z,) on the host, or None."""
+        if isinstance(self.csr, Elsewhere):
+            return None
         return on_host(self.csr.indptr), on_host(self.csr.indices)
 
     def transposed(self) -> TrainingData:
@@ -69,7 +81,7 @@ class TrainingData:
 
     def without_counts(self) -> TrainingData:
         """The same with positions only, to free the values once a backend has its own copy."""
-        return replace(self, csr=Pattern(self.csr.shape, *self.seen))
+        return self if self.seen is None else replace(self, csr=Pattern(self.csr.shape, *self.seen))
 
 
 def training_data(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,8 +16,10 @@ import pandas as pd
 
 _OURS = ("builtins", "numpy", "pandas", "scipy")  # packages whose types are known without narwhals
 _PARQUET = (".parquet", ".pq")
+_ARROW = (".arrow", ".feather", ".ipc")
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _COMPRESSED = (".gz", ".bz2", ".zst")
+_ROWS_OF_A_BATCH = 1 << 20
 _SHOWN = 12  # names of columns in a message
 #: Function to some columns.
 _Names: TypeAlias = Callable[[], Sequence[Any]]
@@ -38,7 +40,9 @@ def read_table(data: Any, ids: Sequence[Any], count: Any, name: str, text: _Name
     """
     if isinstance(data, pd.DataFrame):
         return data
-    if isinstance(data, (str, os.PathLike)):
+    if (files := files_of(data, name)) is not None:
+        data = _columns_of_files(files, columns_needed(ids, count), name)
+    elif isinstance(data, (str, os.PathLike)):
         data = _read_file(Path(os.fsdecode(data)).expanduser(), ids, count, name, text)
     elif not _is_foreign(data):
         return data
@@ -182,21 +186,100 @@ def _narwhals() -> Any:
 # -- files ---------------------------------------------------------------------------------------
 
 
-def _read_file(path: Path, ids: Sequence[Any], count: Any, name: str, text: _Names) -> Any:
-    """The columns of a Parquet or CSV file, or of a folder of Parquet files, as a table of pyarrow."""
+def files_of(data: Any, name: str) -> Any:
+    """The pyarrow dataset of Parquet or Arrow files, a folder or a list of such, or passed as one; or None.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError, ImportError
+        If a file is not there or cannot be read, or there is no pyarrow.
+    """
+    if type(data).__module__.startswith("pyarrow.") and hasattr(data, "count_rows"):
+        return data
+    several = isinstance(data, (list, tuple)) and len(data) > 0
+    listed = list(data) if several else [data]
+    if not all(isinstance(one, (str, os.PathLike)) for one in listed):
+        return None
+    paths = [_existing(Path(os.fsdecode(one)).expanduser(), name) for one in listed]
+    kinds = {"" if path.is_dir() else _kind(path) for path in paths}
+    if not kinds <= {"", *_PARQUET} and not kinds <= set(_ARROW):
+        if several:
+            raise ValueError(
+                f"{name} is a list of files {', '.join(sorted(kinds))}: several files are all of Parquet "
+                f"({', '.join(_PARQUET)}) or all of Arrow ({', '.join(_ARROW)})"
+            )
+        return None
+    pa, dataset = _pyarrow(paths[0])
+    where: Any = [str(path) for path in paths] if several else paths[0]
+    try:
+        return dataset.dataset(
+            where, format="ipc" if kinds <= set(_ARROW) else "parquet", partitioning="hive"
+        )
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{str(paths[0])!r} cannot be read: {error}") from error
+
+
+def _columns_of_files(files: Any, wanted: list[Any], name: str) -> Any:
+    """Some columns of a dataset as a table of pyarrow."""
+    import pyarrow as pa
+
+    require_columns(files.schema.names, wanted, name)
+    try:
+        return files.to_table(columns=wanted)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{name} cannot be read: {error}") from error
+
+
+def batches_of(files: Any, wanted: list[Any], size: int, name: str) -> Iterator[Any]:
+    """Some columns of a dataset in tables of pyarrow of about ``size`` rows, of which few are in memory."""
+    import pyarrow as pa
+    from pyarrow import dataset
+
+    # Unless it is told otherwise, pyarrow reads some row groups as a whole in advance.
+    sparing = (
+        {
+            "fragment_scan_options": dataset.ParquetFragmentScanOptions(
+                pre_buffer=False, use_buffered_stream=True
+            )
+        }
+        if isinstance(getattr(files, "format", None), dataset.ParquetFileFormat)
+        else {}
+    )
+    waiting: list[Any] = []
+    try:
+        for batch in files.to_batches(
+            columns=wanted,
+            batch_size=min(size, _ROWS_OF_A_BATCH),
+            batch_readahead=1,
+            fragment_readahead=1,
+            **sparing,
+        ):
+            waiting.append(batch)
+            if sum(len(one) for one in waiting) >= size:
+                yield pa.Table.from_batches(waiting)
+                waiting = []
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{name} cannot be read: {error}") from error
+    if waiting:
+        yield pa.Table.from_batches(waiting)
+
+
+def _existing(path: Path, name: str) -> Path:
     if not path.exists():
         raise FileNotFoundError(f"{name} is {str(path)!r}, and there is no such file")
+    return path
+
+
+def _kind(path: Path) -> str:
+    """The suffix that says what is in a file."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in _COMPRESSED:
         suffixes.pop()
-    kind = suffixes[-1] if suffixes else ""
-    if kind == ".h5ad":
-        raise ValueError(f"{name} is {str(path)!r}: pass anndata.read_h5ad({str(path)!r})")
-    if not path.is_dir() and kind not in (*_PARQUET, *_SEPARATORS):
-        raise ValueError(
-            f"{name} is {str(path)!r}: pass a file {', '.join((*_PARQUET, *_SEPARATORS))}, also compressed "
-            f"({', '.join(_COMPRESSED)}), a folder of Parquet files, or a data frame"
-        )
+    return suffixes[-1] if suffixes else "none"
+
+
+def _pyarrow(path: Path) -> tuple[Any, Any]:
+    """pyarrow, and its datasets."""
     try:
         import pyarrow as pa
         from pyarrow import dataset
@@ -204,13 +287,23 @@ def _read_file(path: Path, ids: Sequence[Any], count: Any, name: str, text: _Nam
         raise ImportError(
             f"reading {str(path)!r} needs pyarrow: pip install 'hpf_gpu[parquet]'; or pass a data frame"
         ) from error
-    wanted = columns_needed(ids, count)
+    return pa, dataset
+
+
+def _read_file(path: Path, ids: Sequence[Any], count: Any, name: str, text: _Names) -> Any:
+    """The columns of a CSV file as a table of pyarrow."""
+    kind = _kind(path)
+    if kind == ".h5ad":
+        raise ValueError(f"{name} is {str(path)!r}: pass anndata.read_h5ad({str(path)!r})")
+    if kind not in _SEPARATORS:
+        known = ", ".join((*_PARQUET, *_ARROW, *_SEPARATORS))
+        raise ValueError(
+            f"{name} is {str(path)!r}: pass a file {known}, also compressed ({', '.join(_COMPRESSED)}), a "
+            "folder of Parquet files, or a data frame"
+        )
+    pa, _ = _pyarrow(path)
     try:
-        if kind in _SEPARATORS and not path.is_dir():
-            return _read_csv(path, _SEPARATORS[kind], ids, count, name, text)
-        files = dataset.dataset(path, format="parquet", partitioning="hive")
-        require_columns(files.schema.names, wanted, f"{name}, {path},")
-        return files.to_table(columns=wanted)
+        return _read_csv(path, _SEPARATORS[kind], ids, count, name, text)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{str(path)!r} cannot be read: {error}") from error
 

@@ -240,6 +240,9 @@ class Numbered:
     numbers: NDArray[Any]  # (n,)
     ids: Ids
 
+    def __getitem__(self, kept: NDArray[np.bool_]) -> Numbered:
+        return Numbered(self.numbers[kept], self.ids)
+
     def column(self) -> pd.Series:
         """The ids themselves."""
         return pd.Series(self.ids.column(self.numbers))
@@ -279,7 +282,7 @@ def encode(column: pd.Series, kind: str, reindex: bool, room: int = 0) -> tuple[
         If an id is missing, not hashable, or, without ``reindex``, not a row number.
     """
     if not reindex:
-        codes = _row_numbers(column, kind, room)
+        codes = row_numbers_of(column, kind, room)
         return codes, Ids(None, int(codes.max()) + 1, kind)
     if isinstance(column.dtype, np.dtype) and column.dtype.kind in "iu":
         encoded = _encode_by_table(column.to_numpy())
@@ -376,7 +379,7 @@ def _encode_by_table(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]] 
     return codes, (in_order + low).astype(values.dtype)
 
 
-def _row_numbers(column: pd.Series, kind: str, room: int) -> NDArray[Any]:
+def row_numbers_of(column: pd.Series, kind: str, room: int) -> NDArray[Any]:
     """Ids that are row numbers already (reindex=False), checked."""
     advice = f"with reindex=False {kind} ids must be integers from 0; reindex=True accepts any ids"
     if column.isna().any():

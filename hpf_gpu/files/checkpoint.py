@@ -73,21 +73,28 @@ class Identity:
 
     @staticmethod
     def of(
-        settings: Settings, csr: Any, validation: Pairs | None, fixed: Mapping[str, NDArray[Any]]
+        settings: Settings,
+        shape: tuple[int, int],
+        counts: str,
+        validation: Pairs | None,
+        fixed: Mapping[str, NDArray[Any]],
     ) -> Identity:
-        """The identity of a fit with these settings, counts ``csr``, held-out counts and fixed factors."""
+        """The identity of a fit with these settings, held-out counts and fixed factors.
+
+        ``counts`` is the fingerprint of the counts, of this ``shape``.
+        """
         plain = plain_settings(settings)
         parameters = {name: value for name, value in plain.items() if not may_differ_on_resume(name)}
         # A function is identified by its first two values; without batches it is never called.
         steps = [step_at(settings.step_size, epoch) for epoch in (0, 1)] if settings.is_stochastic else None
-        data = {"counts_df": _fingerprint(csr.shape, csr.indptr, csr.indices, csr.data)}
+        data = {"counts_df": counts}
         if validation is not None:
             arrays = (validation.rows, validation.columns, validation.values)
-            data["val_set"] = _fingerprint(csr.shape, *arrays)
+            data["val_set"] = fingerprint(shape, *arrays)
         for name, factors in fixed.items():
             crc = zlib.crc32(np.ascontiguousarray(factors, "<f8").data)
             data[name] = f"shape {factors.shape}, checksum {crc:08x}"
-        return Identity(settings, parameters | {"step_size": steps}, data, csr.shape)
+        return Identity(settings, parameters | {"step_size": steps}, data, shape)
 
     def check(self, path: Path, parameters: Mapping[str, Any], data: Mapping[str, str]) -> None:
         """Raise ValueError unless the checkpoint at ``path`` has the same parameters and data."""
@@ -414,7 +421,7 @@ def _momentum_arrays(backend: Backend, momentum: Momentum) -> Tensors:
     return tensors
 
 
-def _fingerprint(shape: tuple[int, int], *arrays: NDArray[Any]) -> str:
+def fingerprint(shape: tuple[int, int], *arrays: NDArray[Any]) -> str:
     """The size of a set of counts and a checksum of its numbers, independent of the integer dtypes."""
     crc = 0
     for array in arrays:

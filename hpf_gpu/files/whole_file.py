@@ -100,7 +100,7 @@ def remove_leftovers(target: Path) -> None:
         path = _beside(target, number)
         # A file that cannot be opened does not exist, or belongs to somebody else.
         with contextlib.suppress(OSError), open(path, "r+b") as file:
-            if _lock(file) and _is_at(file, path):
+            if lock(file) and _is_at(file, path):
                 path.unlink()
 
 
@@ -120,12 +120,12 @@ def _new_file(target: Path, mode: int) -> tuple[Path, BinaryIO]:
             number += 1
             continue
         # Before it was locked, another writer may have removed it as a leftover.
-        if _lock(file) is not False and _is_at(file, path):
+        if lock(file) is not False and _is_at(file, path):
             return path, file
         file.close()
 
 
-def _lock(file: BinaryIO) -> bool | None:
+def lock(file: BinaryIO) -> bool | None:
     """Lock a file until it is closed: False if another process has locked it, None if there are no locks."""
     if sys.platform == "win32":
         return None

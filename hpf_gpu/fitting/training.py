@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,9 @@ from hpf_gpu.data.blocks import CountBlocks, Pairs, in_memory, row_batches
 from hpf_gpu.data.counts import TrainingData, held_out_pairs, training_data
 from hpf_gpu.data.factors import read_factors
 from hpf_gpu.data.triplets import read
-from hpf_gpu.files.checkpoint import Checkpoint, Identity, Saved
+from hpf_gpu.files.checkpoint import Checkpoint, Identity, Saved, fingerprint
+from hpf_gpu.files.count_store import BlocksOnDisk
+from hpf_gpu.files.scratch import scratch_folder
 from hpf_gpu.model.acceleration import accelerated
 from hpf_gpu.model.biases import warm_up
 from hpf_gpu.model.convergence import Check, history_frame
@@ -33,7 +37,8 @@ from hpf_gpu.model.sides import Model, Side, fixed_side, posterior_of, start_sid
 from hpf_gpu.model.start import StartValues
 from hpf_gpu.model.stochastic import Batch, Epochs, LocalUpdates
 
-from .progress import ProgressBar
+from .beyond_memory import Limit, bytes_in, counts_on_disk, refuse_what_needs_all
+from .progress import IterationsShown
 
 #: Users in a block of counts; None for a single block.
 USERS_PER_BLOCK: int | None = None
@@ -48,6 +53,8 @@ class Inputs:
     fixed_users: Any = None
     fixed_items: Any = None
     transposed: bool = False  # whether the model's rows are the items, for members of an ensemble
+    memory_limit: Any = None  # what the process may take, if the counts are to be on disk
+    scratch: Any = None  # folder for them
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,15 @@ class _Data:
     training: TrainingData
     validation: Pairs | None
     fixed: dict[str, NDArray[Any]]  # fixed factors (n, K) by argument: "fixed_users" or "fixed_items"
+    on_disk: BlocksOnDisk | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """What identifies the training counts."""
+        if self.on_disk is not None:
+            return self.on_disk.fingerprint
+        csr = self.training.host_csr
+        return fingerprint(csr.shape, csr.indptr, csr.indices, csr.data)
 
 
 @dataclass(frozen=True)
@@ -78,17 +94,28 @@ def train(
 ) -> Trained:
     """Fit a model; see :meth:`hpf_gpu.HPF.fit` for arguments and errors."""
     backend = working_backend(settings, settings.dtype, settings.width, settings.threads)
-    with backend.in_use():
-        data = _read(settings, backend, inputs)
+    with backend.in_use(), _folder(settings, inputs) as folder:
+        data = _read(settings, backend, inputs, folder, checkpoint=checkpoint is not None)
         file = saved = None
         if checkpoint is not None:
-            identity = Identity.of(settings, data.training.host_csr, data.validation, data.fixed)
+            shape = data.training.csr.shape
+            identity = Identity.of(settings, shape, data.fingerprint, data.validation, data.fixed)
             file = Checkpoint.at(checkpoint, checkpoint_every, identity)
             saved = file.read(settings.maxiter)
         prepared = _prepared(settings, backend, data, None if saved is None else saved.sources)
         del data  # so that counts of which the backend has its own copy are freed
         seed = seed_or_fresh(settings.random_seed) if saved is None else saved.seed
         return _fit(prepared, seed, callback, file, saved)
+
+
+def _folder(settings: Settings, inputs: Inputs) -> AbstractContextManager[Path | None]:
+    """A folder for counts on disk; None without a limit of memory."""
+    if inputs.memory_limit is None:
+        if inputs.scratch is not None:
+            raise ValueError("scratch is a folder for fits with memory_limit, which is not set")
+        return nullcontext()
+    refuse_what_needs_all(settings)
+    return scratch_folder(inputs.scratch)
 
 
 def train_with_seeds(
@@ -124,7 +151,11 @@ def _prepared(
     having = _having(settings, backend, data.training, sources)
     sources = None if having is None else having.sources
     width = settings.width
-    blocks = in_memory(backend, data.training.csr, width, data.validation, USERS_PER_BLOCK, sources)
+    blocks: CountBlocks = (
+        in_memory(backend, data.training.csr, width, data.validation, USERS_PER_BLOCK, sources)
+        if data.on_disk is None
+        else data.on_disk
+    )
     watches_elbo = settings.stop_crit == "elbo" or settings.schedule == "accelerated"
     elbo_at_checks = settings.compute_elbo or watches_elbo
     objective = Objective.of(
@@ -148,7 +179,8 @@ def _fit(
     # An iteration is a pass over all blocks, or an epoch over batches in stochastic fits.
     update = partial(iterate, backend, blocks, schedule=schedule)
     step = partial(accelerated, backend, update) if schedule.accelerated else update
-    full = partial(_advance, backend.recorded(step))
+    # What is recorded would go on using the counts that were in memory then.
+    full = partial(_advance, step if isinstance(blocks, BlocksOnDisk) else backend.recorded(step))
     sources = None if having is None else having.sources
     training = prepared.training
     epochs = _epochs(settings, backend, training, seed, sources) if settings.is_stochastic else None
@@ -157,7 +189,7 @@ def _fit(
         saved.draw_on(rng)
     done = 0 if saved is None else saved.iteration
 
-    with ProgressBar(settings.maxiter, done, enabled=settings.verbose) as progress:
+    with IterationsShown(settings.maxiter, done, enabled=settings.verbose) as progress:
 
         def report(check: Check) -> bool:
             progress.report(check)
@@ -244,7 +276,15 @@ def start_sides(
     return Model(tuple(users(number, rows) for number, rows in enumerate(slices)), of_all_items)
 
 
-def _read(settings: Settings, backend: Backend, inputs: Inputs) -> _Data:
+def _read(
+    settings: Settings,
+    backend: Backend,
+    inputs: Inputs,
+    folder: Path | None = None,
+    *,
+    checkpoint: bool = False,
+) -> _Data:
+    """Read the data; the counts to files of a folder, if there is one."""
     if inputs.fixed_users is not None and inputs.fixed_items is not None:
         raise ValueError("fixed_users and fixed_items are both set: there is nothing to fit")
     if settings.k == 0 and (inputs.fixed_users is not None or inputs.fixed_items is not None):
@@ -252,9 +292,14 @@ def _read(settings: Settings, backend: Backend, inputs: Inputs) -> _Data:
     if inputs.fixed_users is not None and settings.stop_crit == "diff-norm":
         raise ValueError("stop_crit='diff-norm' monitors Theta, which fixed_users keeps constant")
     columns, taken = settings.columns, settings.counts
-    data = training_data(
-        inputs.counts, backend=backend, reindex=settings.reindex, columns=columns, taken=taken
-    )
+    on_disk = None
+    if folder is None:
+        data = training_data(
+            inputs.counts, backend=backend, reindex=settings.reindex, columns=columns, taken=taken
+        )
+    else:
+        limit = Limit(bytes_in("memory_limit", inputs.memory_limit))
+        data, on_disk = counts_on_disk(settings, backend, inputs.counts, limit, folder, checkpoint=checkpoint)
     validation = None
     if inputs.validation is not None:
         dtype = backend.dtype.type
@@ -272,7 +317,7 @@ def _read(settings: Settings, backend: Backend, inputs: Inputs) -> _Data:
         for name, factors, ids in sides
         if factors is not None
     }
-    return _Data(data, validation, fixed)
+    return _Data(data, validation, fixed, on_disk and on_disk.with_validation(validation))
 
 
 def _advance(update: Callable[[Model], Model], model: Model, _: int = 0) -> Model:
@@ -304,7 +349,8 @@ def _having(
         return None
     if sources is None:
         sources = choose_sources(backend, data.host_csr, settings.neighbours)
-    return Having.of(data.seen, sources)
+    csr = data.host_csr
+    return Having.of((csr.indptr, csr.indices), sources)
 
 
 def _totals(data: TrainingData) -> NDArray[Any]:
@@ -332,11 +378,19 @@ def _epochs(
     return Epochs(backend, by_user, by_item, step, rng, local_updates(settings))
 
 
+def _means(backend: Backend, blocks: CountBlocks, users: Sequence[Side]) -> NDArray[Any]:
+    """E[θ] of the users of all blocks (N, K), of which memory has no second copy."""
+    theta = np.empty((blocks.shape[0], users[0].factor.shape.shape[1]), backend.dtype)
+    for rows, side in zip(blocks.slices, users, strict=True):
+        theta[rows] = backend.asnumpy(backend.mean(side.factor))
+    return theta
+
+
 def _fitted(prepared: _Prepared, result: Fit, seed: int) -> Fitted:
     """Copy the result of a fit to the host."""
     settings, backend, data, having = prepared.settings, prepared.backend, prepared.training, prepared.having
     users, items = result.model.users, result.model.items
-    theta = [backend.asnumpy(backend.mean(side.factor)) for side in users]
+    theta = _means(backend, prepared.blocks, users)
     beta = backend.asnumpy(backend.mean(items.factor))
     posteriors: tuple[Posterior, Posterior] | None = None
     if settings.keep_all_objs or settings.save_folder is not None:
@@ -346,7 +400,7 @@ def _fitted(prepared: _Prepared, result: Fit, seed: int) -> Fitted:
         neighbours = neighbours_of(backend, items.weights, having.sources, having.users_with)
     n_users, n_items = data.csr.shape
     return Fitted(
-        theta=checked_mean("Theta", theta[0] if len(theta) == 1 else np.concatenate(theta)),
+        theta=checked_mean("Theta", theta),
         beta=checked_mean("Beta", beta),
         user_ids=data.users,
         item_ids=data.items,

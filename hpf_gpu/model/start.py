@@ -12,6 +12,7 @@ from hpf_gpu.backends.protocol import Host, NotEnoughMemory
 from .priors import Prior
 
 NOISE = 0.01  # of start values
+_LINE = 64  # bytes of a cache line
 _SKIPPED_AT_ONCE = 1 << 22  # draws
 
 
@@ -94,6 +95,17 @@ class StartValues:
             rng.bit_generator.random_raw(min(left, _SKIPPED_AT_ONCE), output=False)
             left -= _SKIPPED_AT_ONCE
         return rng
+
+
+def bytes_of_fit(n_users: int, n_items: int, k: int, dtype: np.dtype[Any], *, copies: int = 0) -> int:
+    """Memory that the state of a fit takes at its peak, without the counts.
+
+    In the first iteration a row has a shape, a rate and an exponential, and the next two of these; the items
+    have the sums of two blocks as well, and either side ``copies`` more.  A row fills whole cache lines, and
+    has seven numbers in float64.
+    """
+    row = -(-k * dtype.itemsize // _LINE) * _LINE
+    return (n_users + n_items) * (row * (5 + copies) + 7 * 8) + 2 * n_items * row
 
 
 def _check_memory(rows: int, k: int, dtype: np.dtype[Any]) -> None:

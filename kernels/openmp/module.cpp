@@ -14,7 +14,9 @@
 #include <stdexcept>
 #include <string>
 #include <thread>
+#include <type_traits>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #if defined(__unix__) || defined(__APPLE__)
@@ -129,6 +131,9 @@ template <class T>
 using Table = nb::ndarray<T, nb::ndim<2>, nb::device::cpu, nb::c_contig>;
 template <class T>
 using Line = nb::ndarray<T, nb::ndim<1>, nb::device::cpu, nb::c_contig>;
+// What an object of the module has, for NumPy to look at.
+template <class T>
+using View = nb::ndarray<nb::numpy, const T, nb::device::cpu, nb::c_contig>;
 
 // What is wrong with an argument, put together of words and numbers.
 template <class... Parts>
@@ -171,6 +176,9 @@ void check_temperature(double temperature) {
     refuse("the temperature must be positive and finite, not ", temperature);
 }
 
+// A vector in one of several types.
+using AnyLine = nb::ndarray<nb::ro, nb::ndim<1>, nb::device::cpu, nb::c_contig>;
+
 // An array's numbers, which compilers take to lie at multiples of their size; those of NumPy need not.
 template <class Array>
 auto* numbers_of(const Array& array) {
@@ -178,6 +186,20 @@ auto* numbers_of(const Array& array) {
   if (reinterpret_cast<uintptr_t>(data) % sizeof(*data) != 0)
     refuse("an array of ", sizeof(*data), "-byte numbers begins at an address that is no multiple of ", sizeof(*data));
   return data;
+}
+
+// An array's numbers, in whichever of some types they are.
+template <class... Types>
+std::variant<const Types*...> numbers_in_one_of(const char* name, const AnyLine& array) {
+  std::variant<const Types*...> numbers;
+  const auto are = [&](auto* data) {
+    using Type = std::remove_const_t<std::remove_pointer_t<decltype(data)>>;
+    if (array.dtype() != nb::dtype<Type>()) return false;
+    numbers = numbers_of(nb::ndarray<const Type, nb::ndim<1>, nb::device::cpu, nb::c_contig>(array));
+    return true;
+  };
+  if (!(are(static_cast<const Types*>(nullptr)) || ...)) refuse(name, " has a type that packed counts do not have");
+  return numbers;
 }
 
 // Numbers from one row to the next, of which each fills whole cache lines.
@@ -406,7 +428,73 @@ void define(nb::module_& m, const char* counts_name, const char* side_name) {
   };
   define_init(int32_t{});
   define_init(int64_t{});
+  counts.def(
+      "__init__",
+      [](Counts* self, int64_t rows, int64_t columns,
+         const Line<const int64_t>& row_start,     // (R + 1,)
+         const Line<const int64_t>& column_start,  // (C + 1,)
+         const Table<const int64_t>& first,        // (RC + 1, 2)
+         const AnyLine& segment_step,              // (S,)
+         const AnyLine& segment_size,              // (S,)
+         const AnyLine& column_offset,             // (Z,)
+         const AnyLine& value,                     // (Z,)
+         int64_t threads) {
+        constexpr int64_t most = INT32_MAX;
+        const int64_t row_blocks = int64_t(row_start.shape(0)) - 1, column_blocks = int64_t(column_start.shape(0)) - 1;
+        const int64_t segments = segment_step.shape(0), nonzeros = column_offset.shape(0);
+        if (rows < 1 || rows > most || columns < 1 || columns > most)
+          refuse("there are no counts of ", rows, " rows and ", columns, " columns");
+        if (row_blocks < 1 || column_blocks < 1) refuse("packed counts have no tiles");
+        check_length("first", first.shape(0), row_blocks * column_blocks + 1);
+        check_length("a row of first", first.shape(1), 2);
+        check_length("segment_size", segment_size.shape(0), segments);
+        check_length("value", value.shape(0), nonzeros);
+        const auto integers = numbers_in_one_of<uint8_t, uint16_t, uint32_t>;
+        const PackedTiles<T> packed{rows,
+                                    columns,
+                                    row_blocks,
+                                    column_blocks,
+                                    segments,
+                                    nonzeros,
+                                    numbers_of(row_start),
+                                    numbers_of(column_start),
+                                    numbers_of(first),
+                                    integers("segment_step", segment_step),
+                                    integers("segment_size", segment_size),
+                                    integers("column_offset", column_offset),
+                                    numbers_in_one_of<uint8_t, uint16_t, T>("value", value)};
+        new (self) Counts(packed, checked_threads(threads));
+      },
+      "rows"_a, "columns"_a, "row_start"_a.noconvert(), "column_start"_a.noconvert(), "first"_a.noconvert(),
+      "segment_step"_a.noconvert(), "segment_size"_a.noconvert(), "column_offset"_a.noconvert(), "value"_a.noconvert(),
+      "threads"_a, release);
   counts.def_prop_ro("nnz", &Counts::nonzeros);
+
+  // Their arrays, to be packed: views.
+  using Lengths = std::initializer_list<size_t>;
+  counts.def_prop_ro("row_start", [](const Counts& counts) {
+    const TilesView<T> tiles = counts.view();
+    return View<int64_t>(tiles.row_start, Lengths{size_t(tiles.row_blocks + 1)});
+  });
+  counts.def_prop_ro("column_start", [](const Counts& counts) {
+    const TilesView<T> tiles = counts.view();
+    return View<int64_t>(tiles.column_start, Lengths{size_t(tiles.column_blocks + 1)});
+  });
+  counts.def_prop_ro("first", [](const Counts& counts) {  // segment and nonzero of each tile
+    const TilesView<T> tiles = counts.view();
+    return View<int64_t>(&tiles.tiles->first_segment, Lengths{size_t(tiles.row_blocks * tiles.column_blocks + 1), 2});
+  });
+  counts.def_prop_ro("segment_row", [](const Counts& counts) {
+    return View<int32_t>(counts.view().segment_row, Lengths{size_t(counts.segments())});
+  });
+  counts.def_prop_ro("segment_size", [](const Counts& counts) {
+    return View<int32_t>(counts.view().segment_size, Lengths{size_t(counts.segments())});
+  });
+  counts.def_prop_ro("column", [](const Counts& counts) {
+    return View<int32_t>(counts.view().column, Lengths{size_t(counts.nonzeros())});
+  });
+  counts.def_prop_ro(
+      "value", [](const Counts& counts) { return View<T>(counts.view().value, Lengths{size_t(counts.nonzeros())}); });
 
   const auto define_had = [&](auto index) {
     using Index = decltype(index);

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <new>
+#include <variant>
 #include <vector>
 
 #include "memory.h"
@@ -59,6 +60,23 @@ struct TilesView {
   const T* value;               // (Z,)
 };
 
+// Tiles in few bytes: numbers in whichever of some types they are.
+using Integers = std::variant<const uint8_t*, const uint16_t*, const uint32_t*>;
+template <class T>
+struct PackedTiles {
+  int64_t rows, columns;
+  int64_t row_blocks, column_blocks;
+  int64_t segments, nonzeros;
+  const int64_t* row_start;                                       // (row_blocks + 1,)
+  const int64_t* column_start;                                    // (column_blocks + 1,)
+  const int64_t* first;                                           // (row_blocks * column_blocks + 1, 2), as in Tile
+  Integers segment_step;                                          // (segments,) rows from the last one in the tile, or
+                                                                  // from where those of the tile begin
+  Integers segment_size;                                          // (segments,)
+  Integers column_offset;                                         // (Z,) columns from where those of the tile begin
+  std::variant<const uint8_t*, const uint16_t*, const T*> value;  // (Z,)
+};
+
 template <class T>
 class Tiles {
  public:
@@ -70,10 +88,17 @@ class Tiles {
         const T* data,         // (Z,)
         int64_t row_blocks, int64_t column_block_size);
 
+  // Throws std::invalid_argument if the arrays contradict each other, as those of a damaged file may.
+  Tiles(const PackedTiles<T>& packed, int threads);
+
   TilesView<T> view() const;
+  int64_t segments() const { return static_cast<int64_t>(segment_size_.size()); }
   int64_t nonzeros() const { return static_cast<int64_t>(value_.size()); }
 
  private:
+  // Memory for segments and nonzeros, once all tiles know their first ones.
+  void allocate();
+
   int64_t rows_, columns_;
   Numbers<int64_t> row_start_, column_start_;
   Numbers<Tile> tiles_;

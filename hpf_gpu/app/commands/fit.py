@@ -39,6 +39,18 @@ def fit(
         ),
     ] = None,
     checkpoint_every: Annotated[int, typer.Option(help="Iterations between two checkpoints.")] = 10,
+    memory_limit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Memory that the command may take, such as 4GB: the counts are kept on disk.",
+            show_default=False,
+        ),
+    ] = None,
+    scratch: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where they are kept, with --memory-limit.", show_default=False),
+    ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     *,
@@ -63,6 +75,8 @@ def fit(
                     callback=_reporter(progress, model.maxiter) if progress.shown else None,
                     checkpoint=checkpoint,
                     checkpoint_every=checkpoint_every,
+                    memory_limit=memory_limit,
+                    scratch=scratch,
                 )
             except KeyboardInterrupt:
                 if not model.is_fitted:
