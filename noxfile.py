@@ -126,3 +126,7 @@ def bench_smoke(session: nox.Session) -> None:
     """Every case of the benchmark once, small."""
     install(session, ".[test,parity]")
     session.run("python", "bench/run.py", "--smoke")
+    counts = f"{session.create_tmp()}/counts.parquet"
+    sizes = ("--users", "2000", "--items", "300", "--counts", "40000")
+    session.run("python", "bench/out_of_core.py", "make", counts, *sizes)
+    session.run("python", "bench/out_of_core.py", "fit", counts, "--limit", "1GB", "--k", "4", "--all")
