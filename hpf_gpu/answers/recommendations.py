@@ -22,6 +22,9 @@ from .predictions import backend_for
 from .uncertainty import Gammas, rank_by_quantile, tails
 
 _MIN_USERS_FOR_GPU = 1000  # below this many, copying the model to the GPU does not pay
+# To so many users, and from so many numbers in β on, bounds of the scores are faster than all scores: of one
+# user with the fewest numbers in 0.02 ms in place of 0.08, and they are made in two.
+_FEW_USERS, _MIN_BOUNDED = 8, 1 << 18
 
 
 @dataclass(frozen=True)
@@ -171,8 +174,11 @@ def rank(
         beta = beta * factors[:, None]
         if neighbours is not None:
             neighbours = replace(neighbours, weights=neighbours.weights * factors[neighbours.targets])
+    bounds = None
+    if beta is fitted.beta and beta.size >= _MIN_BOUNDED and len(theta) <= _FEW_USERS and neighbours is None:
+        bounds = fitted.bounds.of(backend, beta)
     best, scores = backend.top_items(
-        backend.operand(theta), backend.operand(beta), min(n, len(beta)), exclude, neighbours
+        backend.operand(theta), backend.operand(beta), min(n, len(beta)), exclude, neighbours, bounds
     )
     return best if pool is None else np.where(best < 0, -1, pool[best]), scores
 
