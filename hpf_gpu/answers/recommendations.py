@@ -22,8 +22,9 @@ from .predictions import backend_for
 from .uncertainty import Gammas, rank_by_quantile, tails
 
 _MIN_USERS_FOR_GPU = 1000  # below this many, copying the model to the GPU does not pay
-# To so many users, and from so many numbers in β on, bounds of the scores are faster than all scores: of one
-# user with the fewest numbers in 0.02 ms in place of 0.08, and they are made in two.
+# To so many users bounds of the scores are looked at by top_items, and from so many numbers in β on they are
+# worth making: with 182,000 a list takes 0.04 ms in place of 0.06; with 2.5 million 0.17 in place of 1.0, and
+# they are made in 20.
 _FEW_USERS, _MIN_BOUNDED = 8, 1 << 18
 
 
