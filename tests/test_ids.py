@@ -192,3 +192,53 @@ def test_no_labels_have_the_type_of_labels() -> None:
     known = Ids(np.array([7, 9], np.int16), 2, "user")
     assert known.labels(np.empty((0, 4), np.int64)).dtype == np.int16
     assert known.labels(np.empty((0, 4), np.int64)).shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.array([3, 1, 2**62]),
+        np.array([3, 200], np.uint8),
+        np.array([1.0, 2.5, 3.0]),
+        np.array(["a", 1, (1, 2), "b\0", "\ud800", "b"], dtype=object),
+        None,
+    ],
+    ids=["integers", "bytes", "floats", "objects", "row numbers"],
+)
+def test_one_id_is_found_as_among_many(values):
+    ids = Ids(values, 3 if values is None else len(values), "user")
+    if values is not None:
+        _, ids = ids.with_new(pd.Index(["c", 77], dtype=object) if values.dtype == object else pd.Index([77]))
+        _, longer = ids.with_new(pd.Index([78]))
+    else:
+        longer = Ids(None, 4, "user")
+    asked = [
+        "a",
+        "b",
+        "b\0",
+        "\ud800",
+        "c",
+        "z",
+        "",
+        0,
+        1,
+        2,
+        3,
+        77,
+        78,
+        -1,
+        200,
+        2**62,
+        2**64,
+        True,
+        1.0,
+        2.5,
+    ]
+    for one in (*asked, True, 1.0, np.int64(1), np.float32(2.5)):
+        for known in (ids, longer):
+            row = known.codes([one])[0]
+            if row < 0:
+                with pytest.raises(ValueError, match="not in the training data"):
+                    known.require(one)
+            else:
+                assert known.require(one).tolist() == [row]

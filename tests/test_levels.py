@@ -21,7 +21,9 @@ from contract.cases import (
     make_factors,
     make_parameters,
 )
-from contract.tolerances import TOLERANCE, assert_close, assert_near
+from contract.tolerances import TOLERANCE, assert_close, assert_near, assert_same
+from hypothesis import given
+from hypothesis import strategies as st
 from parity import online_retail, random_strings, relative_error
 from scipy import sparse
 
@@ -340,3 +342,93 @@ def test_top_items_of_every_level(level, dtype, k):
         want = create("numpy", dtype).top_items(theta, beta, n, exclude)
         assert np.array_equal(got[0], want[0])
         assert np.array_equal(got[1], want[1])
+
+
+@LEVELS
+@DTYPES
+def test_bounds_that_there_are(level, dtype):
+    """Whatever the other tests of bounds find, they have them where bytes are multiplied."""
+    backend, beta = create("openmp", dtype), np.ones((40, 5), dtype)
+    assert (backend.score_bounds(beta) is None) == (level == "baseline" or "x86" not in level)
+    for unusable in (-1.0, np.nan, np.inf):
+        beta[3, 2] = unusable
+        assert backend.score_bounds(beta) is None
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    m=st.integers(1, 200),
+    k=st.integers(1, 40),
+    length=st.integers(1, 12),
+    spread=st.sampled_from([0, 3, 30]),
+    density=st.sampled_from([0.05, 0.5, 1.0]),
+    dtype=st.sampled_from([np.float32, np.float64]),
+)
+def test_bounds_change_no_list(seed, m, k, length, spread, density, dtype):
+    """Columns of any scale, zeros, ties, items excluded or in rising order; no score is rounded."""
+    rng = np.random.default_rng(seed)
+    scale = 2.0 ** rng.integers(-spread, spread + 1, k)
+    theta = rng.integers(0, 8, (3, k)) / scale * (rng.random((3, k)) < density)
+    beta = rng.integers(0, 100, (m, k)) * scale * (rng.random((m, k)) < density)
+    theta[2] = 0
+    if seed % 2:
+        beta = beta[np.argsort(theta[0] @ beta.T)]
+    left_out = [np.flatnonzero(rng.random(m) < 0.3) for _ in range(3)]
+    indptr, indices = np.cumsum([0, *map(len, left_out)]), np.concatenate(left_out)
+    users, items = theta.astype(dtype), beta.astype(dtype)
+    best, backend = openmp.level(), create("openmp", np.dtype(dtype))
+    bounds = backend.score_bounds(items)
+    for name in openmp.levels():
+        openmp.use_level(name)
+        for n in (2, 3):  # without and with the user who has zeros alone
+            exclude = indptr[: n + 1], indices[: indptr[n]]
+            for without, lists in ((None, [[]] * n), (exclude, left_out[:n])):
+                want = oracle.top_items(theta[:n] @ beta.T, length, [list(own) for own in lists])
+                got = backend.top_items(users[:n], items, length, without, None, bounds)
+                for one, wanted in zip(got, want, strict=True):
+                    assert_same(one, wanted)
+    openmp.use_level(best)
+
+
+@LEVELS
+@DTYPES
+def test_bounds_that_are_of_no_use(level, dtype):
+    """Items that all exceed those before them, until bounds are given up; most of the best are excluded."""
+    m = 3000
+    beta = np.stack([np.arange(m), np.arange(m) % 7], axis=1).astype(dtype)
+    theta, backend = np.array([[2.0, 1.0]], dtype), create("openmp", dtype)
+    excluded = np.append(np.arange(100), np.arange(m - 40, m - 2))
+    exclude = np.array([0, len(excluded)]), excluded
+    got = backend.top_items(theta, beta, 5, exclude, None, backend.score_bounds(beta))
+    want = oracle.top_items(theta.astype(float) @ beta.T.astype(float), 5, [list(excluded)])
+    for one, wanted in zip(got, want, strict=True):
+        assert_same(one, wanted)
+
+
+@LEVELS
+@DTYPES
+@pytest.mark.parametrize("spoiled", [-1.0, np.nan, np.inf])
+def test_bounds_and_users_that_have_none(level, dtype, spoiled):
+    backend, beta = create("openmp", dtype), np.arange(200.0).reshape(100, 2).astype(dtype)
+    theta = np.array([[1.0, 2.0], [spoiled, 1.0]], dtype)
+    lists, _ = backend.top_items(theta, beta, 3, None, None, backend.score_bounds(beta))
+    assert lists[0].tolist() == [99, 98, 97]
+    # −x + (x + 1) is the same for all items; ∞ times zero, of the first item, is no number.
+    assert lists[1].tolist() == {-1.0: [0, 1, 2], np.inf: [1, 2, 3]}.get(spoiled, [-1, -1, -1])
+
+
+@LEVELS
+@pytest.mark.parametrize("exponents", [(-140, -5), (-100, -45), (-20, -120), (62, 62), (120, -120)])
+def test_bounds_where_scores_underflow_or_overflow(level, exponents):
+    """Of float32's numbers: scores that round to zero, to a denormal number or to infinity, in any order."""
+    rng, backend = np.random.default_rng(1), create("openmp", np.dtype(np.float32))
+    theta, beta = (
+        (rng.integers(1, 64, shape) * 2.0**exponent).astype(np.float32)
+        for shape, exponent in zip(((1, 3), (300, 3)), exponents, strict=True)
+    )
+    columns, scores = backend.top_items(theta, beta, 5, None, None, backend.score_bounds(beta))
+    exact = (theta.astype(float) @ beta.T.astype(float))[0]
+    with np.errstate(over="ignore"):
+        best, own = np.sort(exact)[:-6:-1].astype(np.float32), exact[columns[0]].astype(np.float32)
+    for wanted in (best, own):  # each of three products may be rounded by half the smallest number
+        np.testing.assert_allclose(scores[0], wanted, rtol=1e-6, atol=2 * 2.0**-149)

@@ -14,6 +14,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ import pandas as pd
 import pytest
 
 from hpf_gpu import HPF
+from hpf_gpu.answers import recommendations
+from hpf_gpu.backends import create
 
 ITERATIONS = 4
 
@@ -259,3 +262,32 @@ def test_a_folder_that_cannot_be_written_leaves_the_fit(tmp_path):
     assert model.is_fitted
     assert not hasattr(model, "Gamma_shp")
     assert np.array_equal(model.Theta, quick().fit(OLD).Theta)
+
+
+def test_bounds_of_scores_are_kept_and_not_saved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Lists for one user are the same with them; who adds users has them, and who changes Beta has not."""
+    model = quick().fit(OLD)
+    users = model.user_mapping_.tolist()
+    want = [model.topN(user, n=5).tolist() for user in users]
+    assert model.Beta.flags.writeable
+    monkeypatch.setattr(recommendations, "_MIN_BOUNDED", 1)
+    assert [model.topN(user, n=5).tolist() for user in users] == want
+    assert not model.Beta.flags.writeable  # the bounds would not be those of other numbers
+    made = model._fitted.bounds.of(create("openmp", model.Beta.dtype), model.Beta)
+    assert made is None or made is model._fitted.bounds._made[2]
+    for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        assert other._fitted.bounds._made is None
+        assert other.topN(users[0], n=5).tolist() == want[0]
+    model.save(tmp_path / "model.hpf")
+    assert HPF.load(tmp_path / "model.hpf")._fitted.bounds._made is None
+    before = model._fitted
+    model.add_users(ADDED)
+    assert model._fitted.bounds is before.bounds
+    model.partial_fit(OLD)
+    first, second = model._fitted.beta, before.beta
+    assert first is not second
+    for user in users[:3]:
+        with_bounds = model.topN(user, n=5).tolist()
+        monkeypatch.setattr(recommendations, "_FEW_USERS", 0)
+        assert model.topN(user, n=5).tolist() == with_bounds
+        monkeypatch.setattr(recommendations, "_FEW_USERS", 8)

@@ -22,6 +22,10 @@ from .predictions import backend_for
 from .uncertainty import Gammas, rank_by_quantile, tails
 
 _MIN_USERS_FOR_GPU = 1000  # below this many, copying the model to the GPU does not pay
+# To so many users bounds of the scores are looked at by top_items, and from so many numbers in β on they are
+# worth making: with 182,000 a list takes 0.04 ms in place of 0.06; with 2.5 million 0.17 in place of 1.0, and
+# they are made in 20.
+_FEW_USERS, _MIN_BOUNDED = 8, 1 << 18
 
 
 @dataclass(frozen=True)
@@ -171,8 +175,11 @@ def rank(
         beta = beta * factors[:, None]
         if neighbours is not None:
             neighbours = replace(neighbours, weights=neighbours.weights * factors[neighbours.targets])
+    bounds = None
+    if beta is fitted.beta and beta.size >= _MIN_BOUNDED and len(theta) <= _FEW_USERS and neighbours is None:
+        bounds = fitted.bounds.of(backend, beta)
     best, scores = backend.top_items(
-        backend.operand(theta), backend.operand(beta), min(n, len(beta)), exclude, neighbours
+        backend.operand(theta), backend.operand(beta), min(n, len(beta)), exclude, neighbours, bounds
     )
     return best if pool is None else np.where(best < 0, -1, pool[best]), scores
 

@@ -719,6 +719,9 @@ class CudaBackend:
             out[part] = rates.get()
         return out
 
+    def score_bounds(self, beta: Array) -> None:
+        return None
+
     def top_items(
         self,
         theta: Array,
@@ -726,6 +729,7 @@ class CudaBackend:
         n: int,
         exclude: tuple[Host, Host] | None = None,
         neighbours: ItemScores | None = None,
+        bounds: None = None,
     ) -> tuple[Host, Host]:
         (users, k), items = theta.shape, beta.shape[0]
         columns, scores = np.empty((users, n), np.int64), np.empty((users, n), self.dtype)

@@ -324,6 +324,9 @@ class NumpyBackend:
         rates[order] = numpy_neighbours.sums_over_had(has, sources, weights, rows[order], columns[order])
         return rates
 
+    def score_bounds(self, beta: Array) -> None:
+        return None
+
     def top_items(
         self,
         theta: Array,
@@ -331,6 +334,7 @@ class NumpyBackend:
         n: int,
         exclude: tuple[Host, Host] | None = None,
         neighbours: ItemScores | None = None,
+        bounds: None = None,
     ) -> tuple[Host, Host]:
         columns = np.full((len(theta), n), -1)
         scores = np.full((len(theta), n), -np.inf, self.dtype)

@@ -39,6 +39,7 @@ if _level := os.environ.get("HPF_GPU_LEVEL"):
 _PRODUCTS = 1 << 35  # of one call, which cannot be interrupted: about a second on one core
 _PAIRS = 1 << 29  # of items that a user has, in one call
 _LINE = 64  # bytes of a cache line, and of the widest vector
+_BLOCK, _FOUR = 16, 4  # items and factors whose bounds lie together
 
 #: Whether the module was compiled with OpenMP; without it, it runs on one thread.
 HAS_OPENMP = bool(_openmp.has_openmp)
@@ -369,6 +370,12 @@ class OpenMPBackend:
         rates[order] = out
         return rates
 
+    def score_bounds(self, beta: Array) -> tuple[Host, Host] | None:
+        """Bytes and their scale, as kernels.h has them."""
+        m, k = beta.shape
+        bytes_of, scale = np.empty(-(-m // _BLOCK) * -(-k // _FOUR) * _BLOCK * _FOUR, np.uint8), np.empty(k)
+        return (bytes_of, scale) if _openmp.byte_bounds(beta, bytes_of, scale, self.threads) else None
+
     def top_items(
         self,
         theta: Array,
@@ -376,6 +383,7 @@ class OpenMPBackend:
         n: int,
         exclude: tuple[Host, Host] | None = None,
         neighbours: ItemScores | None = None,
+        bounds: tuple[Host, Host] | None = None,
     ) -> tuple[Host, Host]:
         columns, scores = np.empty((len(theta), n), np.int64), np.empty((len(theta), n), self.dtype)
         nothing: tuple[Host | None, Host | None] = (None, None)
@@ -393,7 +401,9 @@ class OpenMPBackend:
             left_out = nothing if exclude is None else _csr_rows(exclude, users)
             had = nothing if neighbours is None else _csr_rows(neighbours.had, users)
             results = columns[users], scores[users]
-            _openmp.top_items(theta[users], beta, *left_out, *had, *added, *results, self.threads)
+            _openmp.top_items(
+                theta[users], beta, *(bounds or nothing), *left_out, *had, *added, *results, self.threads
+            )
         return columns, scores
 
     def _side(self, factor: Factor) -> Any:

@@ -350,6 +350,13 @@ class Backend(Protocol):
     ) -> Host:
         """Σ_l w_il over the neighbours of item i that user u has, for pairs of users and items (Z,)."""
 
+    def score_bounds(self, beta: Array) -> Any:
+        """Upper bounds of the entries of β (M, K) in a quarter of their memory, for :meth:`top_items`.
+
+        They are worth making for a matrix that is asked about often, for few users at a time.  None if a
+        backend has none, or none of this matrix, as if an entry is negative.
+        """
+
     def top_items(
         self,
         theta: Array,  # (N, K)
@@ -357,10 +364,13 @@ class Backend(Protocol):
         n: int,
         exclude: tuple[Host, Host] | None = None,  # CSR indptr (N + 1,) and column numbers (Z,) to exclude
         neighbours: ItemScores | None = None,
+        bounds: Any = None,
     ) -> tuple[Host, Host]:
         """The ``n`` ≥ 1 largest θ_u·β_i of each row, best first: columns (N, n), int64, and scores (N, n).
 
         With ``neighbours``, the score is θ_u·β_i plus the weights towards i of all items that the user has.
+        With ``bounds``, :meth:`score_bounds` of this very matrix, scores that cannot be among the largest are
+        not computed.  The result is the same.
 
         Of equal scores the lower column comes first.  If fewer than ``n`` items are left, or ``n`` exceeds M,
         columns are padded with −1 and scores with −inf.  Column numbers in ``exclude`` must be in range and

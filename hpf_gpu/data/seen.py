@@ -17,6 +17,9 @@ UserItems = tuple[NDArray[Any], NDArray[Any]]
 def items_of(users: NDArray[Any], items: UserItems) -> UserItems:
     """The items of some users (B,)."""
     indptr, indices = items
+    if len(users) == 1:  # in a quarter of the time
+        own = indices[indptr[users[0]] : indptr[users[0] + 1]]
+        return np.array([0, len(own)]), own
     starts, places = places_of(users, indptr)
     return starts, indices[places]
 

@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from hpf_gpu.backends.protocol import Backend
 from hpf_gpu.data.ids import Ids
 from hpf_gpu.data.seen import UserItems
 
 from .neighbours import Neighbours
 from .posterior import Posterior
+
+
+class ScoreBounds:
+    """Bounds of one matrix β for :meth:`Backend.top_items`, made when they are first asked for.
+
+    They are neither saved nor copied.  Several threads that ask first make the same.
+    """
+
+    def __init__(self) -> None:
+        self._made: tuple[ref[NDArray[Any]], str, Any] | None = None
+
+    def __reduce__(self) -> tuple[type[ScoreBounds], tuple[()]]:
+        return ScoreBounds, ()
+
+    def of(self, backend: Backend, beta: NDArray[Any]) -> Any:
+        """Those of β (M, K), which from now on cannot be changed in place; None if it has none."""
+        made = self._made
+        if made is None or made[0]() is not beta or made[1] != backend.name:
+            beta.flags.writeable = False  # or lists would be those of numbers that it no longer has
+            self._made = made = (ref(beta), backend.name, backend.score_bounds(backend.operand(beta)))
+        return made[2]
 
 
 @dataclass(frozen=True)
@@ -39,6 +62,8 @@ class Fitted:
     seed: int  # of the start values
     backend: str  # name of the backend that fitted the model
     neighbours: Neighbours | None = None  # of a model with neighbours; it has ``seen``, too
+    # Models that were made of this one by adding users have it, too.
+    bounds: ScoreBounds = field(default_factory=ScoreBounds, repr=False, compare=False)  # of ``beta``
 
     @property
     def k(self) -> int:

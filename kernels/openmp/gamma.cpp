@@ -175,7 +175,7 @@ void extrapolate(Matrix<const T> exp_log, const double* log_scale, Matrix<const 
 #pragma omp simd
         for (int64_t j = first; j < first + group; ++j) {
           const double ratio = now[j] / (then[j] < smallest ? smallest : then[j]);
-          change[j] = log_normal(now[j] < smallest || then[j] < smallest ? 1.0 : ratio);
+          change[j] = log_normal<T>(now[j] < smallest || then[j] < smallest ? 1.0 : ratio);
         }
       // The largest is taken out of all, so that no power overflows.
       const double most = maximum(change, k);
@@ -183,8 +183,9 @@ void extrapolate(Matrix<const T> exp_log, const double* log_scale, Matrix<const 
 #pragma omp simd
         for (int64_t j = first; j < first + group; ++j)
           then[j] = (now[j] < smallest ? 0.0 : now[j]) * exp_nonpositive<T>(momentum * (change[j] - most));
-      const double top = maximum(then, k);
-      for (int64_t j = 0; j < k; ++j) result[j] = T(then[j] / top);
+      const double top = maximum(then, k), inverse = 1.0 / top;
+      for (int64_t j = 0; j < k; ++j)  // the largest is 1, as above
+        result[j] = T(sizeof(T) == 4 ? then[j] * inverse : then[j] / top);
       for (int64_t j = k; j < out.stride; ++j) result[j] = 0;
       out_scale[u] = log_scale[u] + momentum * (scale_change + most) + log_normal(top);
     }

@@ -57,6 +57,15 @@ struct ItemScores {
   const T* weights;          // (start[J],) and how much
 };
 
+// Upper bounds of the entries of a matrix (M, K) that has none below zero: of entry (i, k), its byte times scale[k].
+// Sixteen rows lie together, and of these four factors: (blocks, fours, 16, 4), zero beyond M and K.
+constexpr int64_t rows_in_block = 16, factors_in_four = 4;
+constexpr int64_t bytes_in_block = rows_in_block * factors_in_four;
+struct ByteBounds {
+  const uint8_t* bytes;  // or null
+  const double* scale;   // (K,)
+};
+
 template <class T>
 struct Kernels {
   void (*gamma_update)(Matrix<T> shape,  // (N, K) statistic, becomes the shape
@@ -146,9 +155,15 @@ struct Kernels {
                             int64_t begin, int64_t end, int64_t n,
                             int32_t* chosen,  // (end - begin, n)
                             int threads);
+  // False, and nothing of use, where an entry is below zero or not finite, or those of a column are all tiny.
+  bool (*byte_bounds)(Matrix<const T> beta,  // (M, K)
+                      uint8_t* bytes,        // as in ByteBounds
+                      double* scale,         // (K,)
+                      int threads);
   // The `length` best items of each user; of equal scores the lower column first, −1 and −∞ where no more are left.
   void (*top_items)(Matrix<const T> theta,  // (N, K)
                     Matrix<const T> beta,   // (M, K)
+                    ByteBounds bounds,      // of beta, or none
                     Excluded excluded, ItemScores<T> added, int64_t length,
                     int64_t* columns,  // (N, length)
                     T* scores,         // (N, length)

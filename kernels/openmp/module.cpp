@@ -315,6 +315,12 @@ void check_rows(const Rows<T>& theta, const Rows<T>& beta) {
     if (m->shape(1) > 1 && m->stride(1) != 1) refuse("the rows of a matrix are not contiguous");
 }
 
+void check_bounds(int64_t rows, int64_t k, size_t bytes, size_t scale) {
+  const int64_t blocks = (rows + rows_in_block - 1) / rows_in_block;
+  check_length("bounds", bytes, blocks * ((k + factors_in_four - 1) / factors_in_four) * bytes_in_block);
+  check_length("scale", scale, k);
+}
+
 // Whether the nonzeros of `tiles` are those of CSR rows with as many in all, which the columns of the tiles must be:
 // as many in each row and column block.
 template <class T, class Index>
@@ -770,9 +776,24 @@ void define(nb::module_& m, const char* counts_name, const char* side_name) {
       "threads"_a, release);
 
   m.def(
+      "byte_bounds",
+      [](const Rows<T>& beta,         // (M, K)
+         const Line<uint8_t>& bytes,  // as in ByteBounds
+         const Line<double>& scale,   // (K,)
+         int64_t threads) {
+        const int team = checked_threads(threads);
+        check_rows(beta, beta);
+        check_bounds(beta.shape(0), beta.shape(1), bytes.shape(0), scale.shape(0));
+        return kernels<T>().byte_bounds(rows_of(beta), bytes.data(), numbers_of(scale), team);
+      },
+      "beta"_a.noconvert(), "bytes"_a.noconvert(), "scale"_a.noconvert(), "threads"_a, release);
+
+  m.def(
       "top_items",
       [](const Rows<T>& theta,                                  // (N, K)
          const Rows<T>& beta,                                   // (M, K)
+         const std::optional<Line<const uint8_t>>& bounds,      // of beta as in ByteBounds, or none
+         const std::optional<Line<const double>>& scale,        // (K,), or none
          const std::optional<Line<const int64_t>>& indptr,      // (N + 1,), or none
          const std::optional<Line<const int64_t>>& indices,     // (excluded,), or none
          const std::optional<Line<const int64_t>>& had_indptr,  // (N + 1,), or none
@@ -790,6 +811,9 @@ void define(nb::module_& m, const char* counts_name, const char* side_name) {
         check_length("scores", scores.shape(0), n);
         check_length("a row of columns", columns.shape(1), length);
         if (length < 1) refuse("a list of the best items must have a length of 1 or more");
+        if (bounds.has_value() != scale.has_value()) refuse("bounds need bytes and scale, or neither");
+        if (bounds) check_bounds(m_, beta.shape(1), bounds->shape(0), scale->shape(0));
+        const ByteBounds of_beta{bounds ? bounds->data() : nullptr, bounds ? numbers_of(*scale) : nullptr};
         if (indptr.has_value() != indices.has_value() ||
             (indptr && (int64_t(indptr->shape(0)) != n + 1 ||
                         !is_csr(n, m_, int64_t(indices->shape(0)), numbers_of(*indptr), numbers_of(*indices)))))
@@ -808,13 +832,13 @@ void define(nb::module_& m, const char* counts_name, const char* side_name) {
                             int64_t(targets->shape(0)));
         }
         if (n == 0) return;
-        kernels<T>().top_items(rows_of(theta), rows_of(beta), excluded, added, length, numbers_of(columns),
+        kernels<T>().top_items(rows_of(theta), rows_of(beta), of_beta, excluded, added, length, numbers_of(columns),
                                numbers_of(scores), team);
       },
-      "theta"_a.noconvert(), "beta"_a.noconvert(), "indptr"_a.noconvert().none(), "indices"_a.noconvert().none(),
-      "had_indptr"_a.noconvert().none(), "had"_a.noconvert().none(), "starts"_a.noconvert().none(),
-      "targets"_a.noconvert().none(), "weights"_a.noconvert().none(), "columns"_a.noconvert(), "scores"_a.noconvert(),
-      "threads"_a, release);
+      "theta"_a.noconvert(), "beta"_a.noconvert(), "bounds"_a.noconvert().none(), "scale"_a.noconvert().none(),
+      "indptr"_a.noconvert().none(), "indices"_a.noconvert().none(), "had_indptr"_a.noconvert().none(),
+      "had"_a.noconvert().none(), "starts"_a.noconvert().none(), "targets"_a.noconvert().none(),
+      "weights"_a.noconvert().none(), "columns"_a.noconvert(), "scores"_a.noconvert(), "threads"_a, release);
 
   m.def(
       "distance",

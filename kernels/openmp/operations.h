@@ -60,10 +60,14 @@ template <class T>
 void predict_pairs(Matrix<const T> theta, Matrix<const T> beta, int64_t pairs, const int64_t* rows,
                    const int64_t* columns, T* out, int threads);
 
+// bounds.cpp
+template <class T>
+bool byte_bounds(Matrix<const T> beta, uint8_t* bytes, double* scale, int threads);
+
 // top_items.cpp
 template <class T>
-void top_items(Matrix<const T> theta, Matrix<const T> beta, Excluded excluded, ItemScores<T> added, int64_t length,
-               int64_t* columns, T* scores, int threads);
+void top_items(Matrix<const T> theta, Matrix<const T> beta, ByteBounds bounds, Excluded excluded, ItemScores<T> added,
+               int64_t length, int64_t* columns, T* scores, int threads);
 
 }  // namespace HPF_ISA
 }  // namespace hpf

@@ -85,6 +85,13 @@ static inline uint32_t lanes_above(Vector<T> a, Vector<T> b) {
 #endif
 }
 
+#if defined(__AVX512F__)
+template <>
+inline uint32_t lanes_above<int32_t>(Vector<int32_t> a, Vector<int32_t> b) {
+  return _mm512_cmpgt_epi32_mask(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b));
+}
+#endif
+
 // Columns of some rows, in a vector each: what is left of a transposition if nothing is stored.
 constexpr int column_bytes = vector_bytes < 32 ? vector_bytes : 32;
 template <class T>

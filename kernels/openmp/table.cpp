@@ -19,6 +19,7 @@ constexpr Kernels<T> table = {gamma_update<T>,
                               predict_pairs<T>,
                               neighbour_rates<T>,
                               choose_neighbours,
+                              byte_bounds<T>,
                               top_items<T>,
                               distance<T>};
 

@@ -1,5 +1,6 @@
 // The best items of every user: θ·βᵀ in register tiles, each forgotten as soon as it has been held
 // against the last of each user's list.
+#include "bounds.h"
 #include "operations.h"
 #include "ranking.h"
 #include "rows.h"
@@ -24,6 +25,12 @@ constexpr int items_in_panel = vectors_in_panel * Simd<T>::lanes;
 
 // So many users meet the items one by one: to transpose a panel takes as long as two users' products.
 constexpr int64_t few_users = 2;
+// To so many users bounds are worth a look at each of them.
+constexpr int64_t few_bounded_users = 8;
+// So many items are looked at one by one before the others are, too: it takes as long as five in a panel.
+int64_t most_looked_at(int64_t items) {
+  return 256 + items / 32;
+}
 
 // θ and lists of the users that a thread meets all items with: enough of them for the panels' transposition
 // not to count, few enough for L2.
@@ -169,6 +176,44 @@ inline void meet_one(const T* user,   // (K,)
   if (lanes_above<T>(best, Vector<T>{} + threshold)) threshold = take_panel(list, threshold, score, first, count);
 }
 
+// θ·β of one item, rounded as a tile's: in a vector of equal lanes, for compilers would take a sum of scalars apart
+// into products that are rounded and their sum.
+template <class T>
+inline T score_of(const T* user,  // (K,)
+                  const T* item,  // (K,)
+                  int64_t k) {
+  Vector<T> sum = {};
+  for (int64_t j = 0; j < k; ++j) sum += user[j] * (Vector<T>{} + item[j]);
+  return sum[0];
+}
+
+// One user against the items, of which only those are looked at whose bound exceeds the threshold.  Returns the first
+// item that is left to others: M, or less where too many have been looked at, one by one and in vain.
+template <class T>
+int64_t meet_bounded(const T* user,  // (K,)
+                     Matrix<const T> beta, const uint8_t* bounds,
+                     const int8_t* bytes,  // (whole fours,) of the user
+                     const UserBytes& units, List<T>& list, T& threshold) {
+  const int64_t m = beta.rows, k = beta.k, fours = fours_of(k);
+  int64_t left = most_looked_at(m);
+  int32_t least = bound_of(threshold, units);
+  for (int64_t first = 0; first < m; first += rows_in_block, bounds += fours * bytes_in_block) {
+    if (left < 0) return first;
+    for (uint32_t above = rows_above(bounds, bytes, fours, least); above; above &= above - 1) {
+      const int64_t item = first + __builtin_ctz(above);
+      if (item >= m) break;
+      while (list.excluded < list.excluded_end && *list.excluded < item) ++list.excluded;
+      if (list.excluded < list.excluded_end && *list.excluded == item) continue;
+      const T score = score_of(user, row_of(beta, item), k);
+      --left;
+      if (!(score > threshold)) continue;
+      threshold = take(list, score, item);
+      least = bound_of(threshold, units);
+    }
+  }
+  return m;
+}
+
 int64_t whole_tiles(int64_t users) {
   return (users + users_in_tile - 1) / users_in_tile * users_in_tile;
 }
@@ -228,19 +273,50 @@ void top_items_with(Matrix<const T> theta, Matrix<const T> beta, Excluded exclud
   }
 }
 
+// The lists of few users by bounds, or false if those of one of them are of no use.
+template <class T>
+bool top_items_by_bounds(Matrix<const T> theta, Matrix<const T> beta, ByteBounds bounds, Excluded excluded,
+                         int64_t length, int64_t* columns, T* scores, int threads) {
+  const int64_t n = theta.rows, bytes_of_user = fours_of(theta.k) * factors_in_four;
+  Scratch<int8_t> bytes(n * bytes_of_user);
+  Scratch<UserBytes> units(n);
+  for (int64_t u = 0; u < n; ++u)
+    if (!user_bytes(row_of(theta, u), bounds.scale, theta.k, bytes.data + u * bytes_of_user, units.data[u]))
+      return false;
+  constexpr int panel = items_in_panel<T>;
+  const int team = static_cast<int>(minimum(threads, n));
+  Scratch<T> scores_of(panel, team);
+#pragma omp parallel for num_threads(team) schedule(static)
+  for (int64_t u = 0; u < n; ++u) {
+    const T* user = row_of(theta, u);
+    List<T> list = empty_list(columns + u * length, scores + u * length, length, excluded, u);
+    T threshold = -T(__builtin_inf());
+    int64_t first =
+        meet_bounded(user, beta, bounds.bytes, bytes.data + u * bytes_of_user, units.data[u], list, threshold);
+    for (; first < beta.rows; first += panel)
+      meet_one<T, false>(user, row_of(beta, first), beta.stride, nullptr, theta.k, first,
+                         minimum(panel, beta.rows - first), list, threshold, scores_of.share());
+    finish(list);
+  }
+  return true;
+}
+
 }  // namespace
 
 template <class T>
-void top_items(Matrix<const T> theta, Matrix<const T> beta, Excluded excluded, ItemScores<T> added, int64_t length,
-               int64_t* columns, T* scores, int threads) {
+void top_items(Matrix<const T> theta, Matrix<const T> beta, ByteBounds bounds, Excluded excluded, ItemScores<T> added,
+               int64_t length, int64_t* columns, T* scores, int threads) {
+  if (bounds.bytes && !added.had_start && theta.rows <= few_bounded_users &&
+      top_items_by_bounds(theta, beta, bounds, excluded, length, columns, scores, threads))
+    return;
   const auto best = added.had_start ? top_items_with<T, true> : top_items_with<T, false>;
   best(theta, beta, excluded, added, length, columns, scores, threads);
 }
 
-template void top_items<float>(Matrix<const float>, Matrix<const float>, Excluded, ItemScores<float>, int64_t, int64_t*,
-                               float*, int);
-template void top_items<double>(Matrix<const double>, Matrix<const double>, Excluded, ItemScores<double>, int64_t,
-                                int64_t*, double*, int);
+template void top_items<float>(Matrix<const float>, Matrix<const float>, ByteBounds, Excluded, ItemScores<float>,
+                               int64_t, int64_t*, float*, int);
+template void top_items<double>(Matrix<const double>, Matrix<const double>, ByteBounds, Excluded, ItemScores<double>,
+                                int64_t, int64_t*, double*, int);
 
 }  // namespace HPF_ISA
 }  // namespace hpf

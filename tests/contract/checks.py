@@ -393,22 +393,40 @@ def top_items(backend: Backend, case: Case, tolerance: Tolerance, length: int) -
     theta, beta = float32_exact(case.users.gamma.mean[some]), float32_exact(case.items.gamma.mean[:3000])
     rate, exclude = theta @ beta.T, lists_of_items(len(theta), len(beta))
     arrays = backend.asarray(theta), backend.asarray(beta)
-    columns, scores = backend.top_items(*arrays, length, as_csr(exclude))
+    few, bounds = slice(0, 5), backend.score_bounds(arrays[1])
+    _check_lists(
+        backend.top_items(arrays[0][few], arrays[1], length, as_csr(exclude[few]), None, bounds),
+        backend, rate[few], exclude[few], tolerance, length,
+    )  # fmt: skip
+    _check_lists(
+        backend.top_items(*arrays, length, as_csr(exclude)), backend, rate, exclude, tolerance, length
+    )
+
+
+def _check_lists(
+    found: tuple[Host, Host],
+    backend: Backend,
+    rate: Host,
+    exclude: list[list[int]],
+    tolerance: Tolerance,
+    length: int,
+) -> None:
+    columns, scores = found
     assert isinstance(columns, np.ndarray)
     assert isinstance(scores, np.ndarray)
     assert (columns.dtype, scores.dtype) == (np.int64, backend.dtype)
     _, want = oracle.top_items(rate, length, exclude)
     assert columns.shape == scores.shape == want.shape
-    found = columns >= 0
-    assert_same(found, want > -np.inf)
-    assert_same(np.isneginf(scores), ~found)
-    own = np.where(found, np.take_along_axis(rate, columns, axis=1), 0)
-    for wanted in (own, np.where(found, want, 0)):
-        assert_close(np.where(found, scores, 0)[..., None], wanted[..., None], tolerance.top_items)
+    there = columns >= 0
+    assert_same(there, want > -np.inf)
+    assert_same(np.isneginf(scores), ~there)
+    own = np.where(there, np.take_along_axis(rate, columns, axis=1), 0)
+    for wanted in (own, np.where(there, want, 0)):
+        assert_close(np.where(there, scores, 0)[..., None], wanted[..., None], tolerance.top_items)
     assert (scores[:, 1:] <= scores[:, :-1]).all()
     for u, items in enumerate(columns):
-        assert len(set(items[found[u]])) == found[u].sum()
-        assert not set(items[found[u]]) & set(exclude[u])
+        assert len(set(items[there[u]])) == there[u].sum()
+        assert not set(items[there[u]]) & set(exclude[u])
 
 
 def one_product_underflows(backend: Backend, tolerance: Tolerance, k: int, size: int) -> None:

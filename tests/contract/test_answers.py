@@ -47,6 +47,11 @@ def test_top_items_of_equal_scores(
         got = backend.top_items(backend.asarray(theta), backend.asarray(beta), length, as_csr(exclude, index))
         for one, wanted in zip(got, want, strict=True):
             assert_same(one, wanted)
+        arrays = backend.asarray(theta[:8]), backend.asarray(beta)
+        bounds = backend.score_bounds(arrays[1])
+        got = backend.top_items(*arrays, length, as_csr(exclude[:8], index), None, bounds)
+        for one, wanted in zip(got, want, strict=True):
+            assert_same(one, wanted[:8])
     without = backend.top_items(backend.asarray(theta), backend.asarray(beta), length)
     for one, wanted in zip(without, oracle.top_items(theta @ beta.T, length, nothing), strict=True):
         assert_same(one, wanted)

@@ -111,6 +111,7 @@ def test_operations_repeat_and_leave_inputs_alone(backend: Backend, case: Case) 
         "select_rows": lambda: on_host(backend, (backend.select_rows(users.exp_log, rows),)),
         "select_columns": lambda: on_host(backend, (backend.select_columns(users.exp_log, np.array([0])),)),
         "predict_pairs": lambda: (backend.predict_pairs(theta, beta, rows, columns),),
+        "score_bounds": lambda: backend.score_bounds(beta) or (),
         "top_items": lambda: backend.top_items(theta, beta, 3, exclude),
     }
 
