@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .html_report import report
     from .loading import load
     from .model.convergence import ConvergenceWarning
+    from .planning import plan
     from .tuning import select
 else:
     # Public modules of their own.
@@ -34,6 +35,7 @@ else:
         "compare": ".evaluation",
         "evaluate": ".evaluation",
         "load": ".loading",
+        "plan": ".planning",
         "select": ".tuning",
     }
 
@@ -62,6 +64,7 @@ __all__ = [
     "compare",
     "evaluate",
     "load",
+    "plan",
     "report",
     "select",
 ]

@@ -63,13 +63,13 @@ ORDER = {
     "fitting": ("__init__", "progress", "beyond_memory", "training", "partial", "folding"),
     "top": (
         "__init__", "estimator", "ensemble", "loading", "metrics", "evaluation", "checks", "tuning", "plot",
-        "html_report", "splitting", "datasets", "sklearn", "anndata", "lenskit",
+        "html_report", "splitting", "datasets", "sklearn", "anndata", "lenskit", "hardware", "planning",
     ),
     "app": ("__init__", "demo", "doctor", "bench", "terminal", "options", "parameters", "tables",
         "application", "cli",
     ),
-    "app.commands": ("__init__", "fit", "recommend", "similar", "evaluate", "select", "report", "demo",
-        "bench", "doctor",
+    "app.commands": ("__init__", "fit", "recommend", "similar", "evaluate", "select", "report", "plan",
+        "demo", "bench", "doctor",
     ),
 }  # fmt: skip
 
@@ -84,6 +84,7 @@ EXCEPTIONS = {
     ("__init__", "evaluation"): "likewise",
     ("__init__", "model.convergence"): "likewise",
     ("__init__", "loading"): "likewise",
+    ("__init__", "planning"): "likewise",
     ("app.cli", "app.commands.doctor"): "where the module that has the commands cannot be imported",
 }
 

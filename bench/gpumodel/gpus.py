@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-_REACHED = 0.9
+from hpf_gpu import hardware
 
 
 @dataclass(frozen=True)
@@ -44,33 +44,25 @@ class Gpu:
     launch: float
 
 
-_MB, _GB, _TB, _NS, _US = 2**20, 1e9, 1e12, 1e-9, 1e-6
+def _gpu(short: str, sm: int, multiprocessors: int, clock: float, *rest: float) -> Gpu:
+    """A GPU of the package's own list, with what else a kernel finds there."""
+    public = hardware.GPUS[short]
+    rates = public.dram_rate, public.l2_rate, public.l2
+    return Gpu(public.name, sm, multiprocessors, clock, *rates, *rest)
+
+
+_NS, _US, _KIB = 1e-9, 1e-6, 1024
 
 GPUS = {
-    "h200": Gpu(
-        *("NVIDIA H200", 90, 132, 1.98e9, 4.8 * _TB * _REACHED, 9.7 * _TB, 25 * _MB, 256 * 1024),
-        *(64, 128, 16, 370 * _NS, 151 * _NS, 2.3 * _US),
-    ),
-    "h100": Gpu(
-        *("NVIDIA H100", 90, 132, 1.98e9, 3.35 * _TB * _REACHED, 9.7 * _TB, 25 * _MB, 256 * 1024),
-        *(64, 128, 16, 370 * _NS, 151 * _NS, 2.3 * _US),
-    ),
-    "a100": Gpu(
-        *("NVIDIA A100", 80, 108, 1.41e9, 2.04 * _TB * _REACHED, 5.4 * _TB, 20 * _MB, 192 * 1024),
-        *(32, 64, 16, 404 * _NS, 150 * _NS, 2.7 * _US),
-    ),
-    "rtx4090": Gpu(
-        *("NVIDIA GeForce RTX 4090", 89, 128, 2.52e9, 1008 * _GB * _REACHED, 4.7 * _TB, 72 * _MB, 128 * 1024),
-        *(2, 128, 16, 253 * _NS, 111 * _NS, 1.6 * _US),
-    ),
-    "l4": Gpu(
-        *("NVIDIA L4", 89, 58, 2.04e9, 300 * _GB * _REACHED, 1.7 * _TB, 48 * _MB, 128 * 1024),
-        *(2, 128, 16, 309 * _NS, 135 * _NS, 1.6 * _US),
-    ),
-    "t4": Gpu(
-        *("Tesla T4", 75, 40, 1.59e9, 320 * _GB * _REACHED, 1.27 * _TB, 4 * _MB, 96 * 1024),
-        *(2, 64, 16, 400 * _NS, 118 * _NS, 2.7 * _US),
-    ),
+    name: _gpu(name, *figures)
+    for name, figures in {
+        "h200": (90, 132, 1.98e9, 256 * _KIB, 64, 128, 16, 370 * _NS, 151 * _NS, 2.3 * _US),
+        "h100": (90, 132, 1.98e9, 256 * _KIB, 64, 128, 16, 370 * _NS, 151 * _NS, 2.3 * _US),
+        "a100": (80, 108, 1.41e9, 192 * _KIB, 32, 64, 16, 404 * _NS, 150 * _NS, 2.7 * _US),
+        "rtx4090": (89, 128, 2.52e9, 128 * _KIB, 2, 128, 16, 253 * _NS, 111 * _NS, 1.6 * _US),
+        "l4": (89, 58, 2.04e9, 128 * _KIB, 2, 128, 16, 309 * _NS, 135 * _NS, 1.6 * _US),
+        "t4": (75, 40, 1.59e9, 96 * _KIB, 2, 64, 16, 400 * _NS, 118 * _NS, 2.7 * _US),
+    }.items()
 }
 
 ISSUES = 4  # instructions of a multiprocessor in a cycle, one for each of its four partitions

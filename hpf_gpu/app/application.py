@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": "Measure a model on counts that it has not seen.",
     "select": "Fit several models, and keep the best.",
     "report": "Write a page about a model, to read in a browser.",
+    "plan": "Say what a fit would take: what fits where, and how long it takes.",
     "demo": "Recommend products to the customers of a gift shop.",
     "bench": "Measure the backends on this machine, in a minute.",
     "doctor": "Show which backends work on this machine, and how to fix the others.",

@@ -16,7 +16,8 @@ import numpy as np
 
 from hpf_gpu.messages import warn
 
-from .cuda_source import MAX_FACTORS
+from .cuda_layout import bytes_of_fit
+from .cuda_source import MAX_FACTORS, Variant
 from .protocol import Backend, BackendUnavailable
 
 
@@ -212,3 +213,18 @@ def describe_machine(name: str) -> list[str]:
         return []
     lines: list[str] = import_module(f".{diagnosis}", __name__).describe_machine()
     return lines
+
+
+def bytes_on_gpu(
+    shape: tuple[int, int], nnz: int, k: int, dtype: np.dtype[Any] | type, *, streamed: int = 0
+) -> int:
+    """Memory that a fit takes on a GPU at its peak, by which it is refused if there is less.
+
+    ``streamed`` is not 0 for counts that stay on the host: the bytes in which each of them comes.
+    """
+    return bytes_of_fit(Variant(k, np.dtype(dtype)), shape, nnz, streamed=streamed)
+
+
+def row_bytes_on_gpu(k: int, dtype: np.dtype[Any] | type) -> int:
+    """Bytes of a row of factors on a GPU."""
+    return Variant(k, np.dtype(dtype)).width * np.dtype(dtype).itemsize

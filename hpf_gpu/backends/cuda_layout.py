@@ -14,7 +14,9 @@ SEGMENT = 256
 #: Maximum number of nonzeros in a part of counts that stream, at least SEGMENT: so many that launches do not
 #: matter, so few that three buffers for them take little of a GPU's memory.
 PART = 1 << 24
-MAX_NUMBER = int(np.iinfo(np.int32).max)
+#: The largest number of rows, columns or segments: kernels that go over 256 of them at a time, in 32 bits,
+#: get beyond the last by less than that.
+MAX_NUMBER = int(np.iinfo(np.int32).max) - 256
 _MAX_STRANDS = 1024
 _NEIGHBOURS = 64  # segments that are near enough in the order of columns to be sorted by length
 _FREE_COUNTERS = 1 << 21  # of a sort; so few that their memory does not matter

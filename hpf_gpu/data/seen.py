@@ -41,7 +41,7 @@ def with_items(items: UserItems, rows: NDArray[Any], new: UserItems) -> UserItem
     """Replace the items of some users, ``rows`` (B,), by ``new``; row numbers past the end append users."""
     indptr, indices = items
     if np.array_equal(rows, np.arange(len(indptr) - 1, len(indptr) - 1 + len(rows))):
-        return appended(indptr, new[0][1:] + indptr[-1]), appended(indices, new[1])
+        return continued(indptr, new[0]), appended(indices, new[1])
     sizes = np.zeros(max(len(indptr) - 1, int(rows.max()) + 1), dtype=np.int64)
     sizes[: len(indptr) - 1] = np.diff(indptr)
     replaced = np.zeros(len(sizes), dtype=bool)
@@ -53,6 +53,13 @@ def with_items(items: UserItems, rows: NDArray[Any], new: UserItems) -> UserItem
     result[~from_new] = kept
     result[from_new] = items_of(np.argsort(rows), new)[1]
     return _indptr(sizes), result
+
+
+def continued(indptr: NDArray[Any], more: NDArray[Any]) -> NDArray[Any]:
+    """Indptr (N + B + 1,) of rows followed by those of ``more`` (B + 1,); in 64 bits if it needs them."""
+    ends = more[1:].astype(np.int64) + int(indptr[-1])
+    wide = len(ends) and ends[-1] > np.iinfo(indptr.dtype).max
+    return appended(indptr.astype(np.int64) if wide else indptr, ends)
 
 
 def with_more_items(items: UserItems, new: sparse.csr_array) -> UserItems:

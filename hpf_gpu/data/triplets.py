@@ -127,8 +127,7 @@ class Triplets:
         """
         counts, rows, columns = self.counts[kept], rows[kept], columns[kept]
         if (rows[1:] >= rows[:-1]).all():  # as those of one user are: CSR but for indptr
-            indptr = np.searchsorted(rows, np.arange(shape[0] + 1, dtype=rows.dtype)).astype(columns.dtype)
-            csr = sparse.csr_array((counts, columns, indptr), shape=shape)
+            csr = sparse.csr_array((counts, columns, indptr_of(rows, shape[0])), shape=shape)
         else:
             csr = sparse.coo_array((counts, (rows, columns)), shape=shape).tocsr()
         return canonical(csr, self.taken)
@@ -375,6 +374,11 @@ def _checked_counts(column: pd.Series, dtype: type) -> NDArray[Any]:
     raise ValueError(
         f"the counts add up to {exact.sum():.3g}, and {np.dtype(dtype)} holds {limit:.3g} at most"
     )
+
+
+def indptr_of(rows: NDArray[Any], n: int) -> NDArray[np.int64]:
+    """CSR indptr (n + 1,) of nonzeros in ascending rows (Z,); in 64 bits, because Z may need them."""
+    return np.searchsorted(rows, np.arange(n + 1, dtype=rows.dtype)).astype(np.int64, copy=False)
 
 
 def row_of_each(csr: Any) -> NDArray[Any]:
