@@ -442,13 +442,15 @@ class HPFEnsemble:
         )
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> HPFEnsemble:
+    def load(cls, path: str | os.PathLike[str], *, mmap: bool = False) -> HPFEnsemble:
         """Read an ensemble that :meth:`save` wrote.
 
         Parameters
         ----------
         path : str or path-like
             File to read.  Loading executes no code from the file.
+        mmap : bool
+            Whether to map the file rather than read it, as for :meth:`hpf_gpu.HPF.load`.
 
         Returns
         -------
@@ -460,7 +462,7 @@ class HPFEnsemble:
         ModelFileError, OSError
             As for :meth:`hpf_gpu.HPF.load`.
         """
-        settings, together = load_ensemble(path)
+        settings, together = load_ensemble(path, mapped=bool(mmap))
         models = [HPF._of(one, of.fitted) for one, of in zip(settings, together.members, strict=True)]
         listed = [
             model.get_params() | {"transposed": member.transposed}

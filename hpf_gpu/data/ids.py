@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import numbers
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from threading import Lock
@@ -24,22 +24,39 @@ _NUMERIC = {"i", "u", "f"}  # kinds of dtypes
 _EXACT = 2**53  # float64 holds every integer up to here
 _FEW = 1000  # ids that were added later are looked up one by one up to here, or an eighth of the others
 _BLOCK = 1 << 18  # rows that are processed at once
+_MOST_IN_A_DICT = 1 << 20  # of which single ids are found faster, but which takes 100 bytes for each
 
 _adding = Lock()
 
 
 class Ids:
-    """The ids of one side in row order; with ``values=None`` ids are the row numbers themselves."""
+    """The ids of one side in row order; with ``values=None`` ids are the row numbers themselves.
+
+    ``values`` may be a function that returns them, which is called when they are needed.
+    """
 
     def __init__(
-        self, values: NDArray[Any] | None, size: int, kind: str, later: _Later | None = None
+        self,
+        values: NDArray[Any] | Callable[[], NDArray[Any]] | None,
+        size: int,
+        kind: str,
+        later: _Later | None = None,
     ) -> None:
-        self.values = values  # (size,)
+        self._given = values
         self.size = size
         self.kind = kind  # "user" or "item", for messages
         # The first of these ids, which have an index, and the rows of those after them.  The table is shared
         # with longer ids: rows from ``size`` on are not of these.
         self._later = later
+
+    @cached_property
+    def values(self) -> NDArray[Any] | None:
+        """The ids (size,); None if they are row numbers."""
+        return self._given() if callable(self._given) else self._given
+
+    def called(self, kind: str) -> Ids:
+        """The same ids as those of "user" or "item"."""
+        return Ids(self._given, self.size, kind)
 
     @cached_property
     def _index(self) -> pd.Index:
@@ -110,6 +127,8 @@ class Ids:
                 row = rows_of_others.get(one, -1)
                 places[place] = row if row < self.size else -1
             return places
+        if self.size > _MOST_IN_A_DICT:
+            ids = _as_integers_of(self._index.dtype, ids)
         if _compare_as_in_python(self._index, ids):
             codes: NDArray[np.int64] = self._hashed.get_indexer(ids)
             return codes
@@ -416,6 +435,17 @@ def _compare_as_in_python(one: pd.Index, other: pd.Index) -> bool:
         return True
     integers = [index for index in (one, other) if index.dtype.kind in "iu" and len(index)]
     return kinds <= _NUMERIC and all(ids.min() >= -_EXACT and ids.max() <= _EXACT for ids in integers)
+
+
+def _as_integers_of(dtype: Any, ids: pd.Index) -> pd.Index:
+    """Integers (n,) in the ``dtype`` of an index that they are looked up in; others as they are."""
+    if ids.dtype == dtype or dtype.kind not in "iu" or ids.dtype.kind not in "iuO":
+        return ids
+    if ids.dtype == object and not all(type(one) in (int, np.int64) for one in ids):
+        return ids
+    with contextlib.suppress(OverflowError):
+        return _as_index(np.array(ids.tolist(), dtype=dtype))
+    return ids
 
 
 def _as_values(values: Any) -> NDArray[Any]:
