@@ -13,8 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from safetensors.numpy import load_file, save_file
-from small_data import COUNTS, of_user, quick
-from test_model_file import assert_same
+from small_data import COUNTS, assert_same, of_user, quick
 
 from hpf_gpu import HPF, HPFEnsemble, ModelFileError, load
 from hpf_gpu.data import ids as ids_of_any_type
