@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -20,6 +20,7 @@ from .data.frames import like
 from .data.triplets import Columns, load, read
 from .estimator import HPF
 from .files.ensemble_file import load_ensemble, save_ensemble
+from .files.parquet_file import in_parts, write_parquet
 from .fitting.folding import factors_of_new_users
 from .fitting.training import Inputs, train_with_seeds
 from .messages import warn
@@ -310,12 +311,13 @@ class HPFEnsemble:
         items: Any = None,
         discount: float = 0.0,
         as_frame: bool = True,
+        path: str | os.PathLike[str] | None = None,
     ) -> Any:
         """The ``n`` best items of users of the model, or of new users by their counts.
 
         Parameters
         ----------
-        users, n, counts, exclude_seen, items, as_frame
+        users, n, counts, exclude_seen, items, as_frame, path
             As for :meth:`hpf_gpu.HPF.recommend`.
         discount : float
             Scores are combined expected counts divided by n_i to this power, where n_i users have the item.
@@ -324,7 +326,7 @@ class HPFEnsemble:
 
         Returns
         -------
-        DataFrame, or tuple of arrays (B, n) and (B, n)
+        DataFrame, or tuple of arrays (B, n) and (B, n), or None with ``path``
             As of :meth:`hpf_gpu.HPF.recommend`.
 
         Raises
@@ -338,10 +340,15 @@ class HPFEnsemble:
             raise ValueError("recommend takes users, ids of the model, or counts of new users, and not both")
         wanted, ensemble = Wanted.checked(n, exclude_seen, items, discount), self._ensemble
         if counts is None:
-            lists = ensembles.recommend(ensemble, known_rows(ensemble.user_ids, users), wanted)
+            rows = known_rows(ensemble.user_ids, users)
+            parts = [rows] if path is None else in_parts(rows, wanted.n)
+            lists: Iterable[Lists] = (ensembles.recommend(ensemble, part, wanted) for part in parts)
         else:
-            lists = self._recommend_for(ensemble, counts, wanted)
-        return like(lists.table(), users, counts) if as_frame else lists.arrays()
+            lists = [self._recommend_for(ensemble, counts, wanted)]
+        if path is not None:
+            return write_parquet(path, (part.table() for part in lists))
+        (whole,) = lists
+        return like(whole.table(), users, counts) if as_frame else whole.arrays()
 
     def _recommend_for(self, ensemble: Ensemble, counts: Any, wanted: Wanted) -> Lists:
         """The lists of new users."""

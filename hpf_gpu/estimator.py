@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from scipy import sparse
 
 from .answers.explanations import explain, related_items
 from .answers.predictions import eval_llk, known_rows, predict
-from .answers.recommendations import Wanted, recommend, recommend_for, top_n
+from .answers.recommendations import Lists, Wanted, recommend, recommend_for, top_n
 from .answers.similarity import similar_items, similar_users
 from .answers.summaries import changed, facts_of, repr_html
 from .answers.uncertainty import (
@@ -28,6 +28,7 @@ from .data.frames import like
 from .data.triplets import Columns, Triplets, on_host, read, read_one_user
 from .files.csv_folder import write_csv_folder
 from .files.model_file import load_model, save_model
+from .files.parquet_file import in_parts, write_parquet
 from .fitting.folding import Folded, factors_of_new_users, fold, phi_of_user, step_with_user, with_users
 from .fitting.partial import ITEMS, USERS, Totals, partial_step
 from .fitting.training import Inputs, train
@@ -847,6 +848,7 @@ class HPF:
         rank_by: str = "mean",
         level: float = 0.9,
         as_frame: bool = True,
+        path: str | os.PathLike[str] | None = None,
     ) -> Any:
         """The items with the highest expected counts and these, for users of the model or for new ones.
 
@@ -875,10 +877,14 @@ class HPF:
             Probability of the intervals.
         as_frame : bool
             Whether to return a table rather than arrays.
+        path : str or path-like, optional
+            Parquet file to which the table is written instead, for lists of more users than memory holds:
+            users of the model are ranked part by part, and each part is a row group.  An existing file is
+            replaced when the new one is complete.  Needs pyarrow.
 
         Returns
         -------
-        DataFrame, or tuple of arrays (B, n) and (B, n)
+        DataFrame, or tuple of arrays (B, n) and (B, n), or None with ``path``
             Columns UserId, ItemId and Score; users in the given order, best items first.  Or ids of items and
             scores, a row for each user; where fewer items are left, rows end in None and −∞.  If ``users`` or
             ``counts`` are of another library than pandas, so is the table.
@@ -888,20 +894,28 @@ class HPF:
         ValueError, TypeError
             If both ``users`` and ``counts`` are passed; if no user is known; if ``discount`` is negative, or
             is not zero and keep_data=False; if bounds are asked for and shapes and rates were not kept
-            (``keep_all_objs=False``); and as for :meth:`topN` and :meth:`transform`.
+            (``keep_all_objs=False``); if ``path`` has another suffix than .parquet or .pq; and as for
+            :meth:`topN` and :meth:`transform`.
+        OSError
+            If the file cannot be written; an existing file is then unchanged.
         """
         if users is not None and counts is not None:
             raise ValueError("recommend takes users, ids of the model, or counts of new users, and not both")
         wanted = Wanted.checked(n, exclude_seen, items, discount, rank_by, level)
         fitted, threads = self._require_fitted(), thread_count(self.ncores)
         if counts is None:
-            lists = recommend(fitted, threads, known_rows(fitted.user_ids, users), wanted)
+            rows = known_rows(fitted.user_ids, users)
+            parts = [rows] if path is None else in_parts(rows, wanted.n)
+            lists: Iterable[Lists] = (recommend(fitted, threads, part, wanted) for part in parts)
         else:
             settings, triplets = self._settings(), self._read(counts, "counts")
             new, theta, shape = factors_of_new_users(settings, fitted, triplets, maxiter=10, stop_thr=1e-3)
             had = new.csr.indptr, new.csr.indices
-            lists = recommend_for(fitted, threads, new.ids, theta, shape, had, wanted)
-        return like(lists.table(), users, counts) if as_frame else lists.arrays()
+            lists = [recommend_for(fitted, threads, new.ids, theta, shape, had, wanted)]
+        if path is not None:
+            return write_parquet(path, (part.table() for part in lists))
+        (whole,) = lists
+        return like(whole.table(), users, counts) if as_frame else whole.arrays()
 
     def explain(self, user: Any, item: Any, n: int = 5) -> Any:
         """Why counts are expected: their shares from the user's own items and from the factors.

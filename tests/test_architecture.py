@@ -50,8 +50,8 @@ ORDER = {
         "convergence", "settings", "fitted", "ensemble", "likelihood", "snapshot", "acceleration",
         "inference", "stochastic",
     ),
-    "files": ("__init__", "schema", "whole_file", "tensor_file", "csv_folder", "model_file", "ensemble_file",
-        "checkpoint",
+    "files": ("__init__", "schema", "whole_file", "tensor_file", "csv_folder", "parquet_file",
+        "model_file", "ensemble_file", "checkpoint",
     ),
     "answers": (
         "__init__", "summaries", "predictions", "uncertainty", "similarity", "recommendations",

@@ -25,8 +25,8 @@ from hpf_gpu.app.application import COMMANDS
 from hpf_gpu.app.bench import drawn_counts
 from hpf_gpu.app.cli import main
 from hpf_gpu.app.commands import fit as fitting
-from hpf_gpu.app.commands import recommend as recommending
 from hpf_gpu.app.commands import select as selecting
+from hpf_gpu.files import parquet_file
 from hpf_gpu.model.settings import TABLE
 
 NAMES = {"UserId": "listener", "ItemId": "artist", "Count": "plays"}
@@ -219,7 +219,7 @@ def same_lists(frame, expected):
 
 def test_lists_of_all_users(folder, run, monkeypatch):
     expected = load(folder / "m.hpf").recommend(n=5)
-    monkeypatch.setattr(recommending, "_USERS_AT_ONCE", 7)  # 60 users in nine blocks
+    monkeypatch.setattr(parquet_file, "_USERS_AT_ONCE", 7)  # 60 users in nine blocks
     assert run("recommend", "m.hpf", "-n", 5, "-o", "lists.parquet").status == 0
     same_lists(pd.read_parquet(folder / "lists.parquet"), expected)
     assert run("recommend", "m.hpf", "-n", 5, "-o", "lists.csv").out == ""
@@ -273,7 +273,7 @@ def test_where_lists_cannot_be_written(folder, run, output, monkeypatch):
 
 def test_a_list_that_fails_leaves_the_old_file(folder, run, monkeypatch):
     (folder / "old.csv").write_text("old")
-    monkeypatch.setattr(recommending, "_USERS_AT_ONCE", 7)
+    monkeypatch.setattr(parquet_file, "_USERS_AT_ONCE", 7)
     whole = HPF.recommend
 
     def fails_later(self, users, *_, **__):
