@@ -16,7 +16,7 @@ from .answers.predictions import known_rows
 from .answers.recommendations import Lists, Wanted
 from .answers.similarity import similar_items_of, similar_users_of
 from .answers.summaries import facts_of_ensemble, repr_html
-from .data.frames import like
+from .data.frames import library_of, like
 from .data.triplets import Columns, load, read
 from .estimator import HPF
 from .files.ensemble_file import load_ensemble, save_ensemble
@@ -178,8 +178,9 @@ class HPFEnsemble:
                 if trained.ended_by is not None:
                     raise trained.ended_by
                 unmet += trained.unmet
-                models[number] = HPF._of(plan[number].settings, trained.fitted)
-                members[number] = Member(trained.fitted, plan[number].weight, transposed)
+                fitted = replace(trained.fitted, library=library_of(counts_df))
+                models[number] = HPF._of(plan[number].settings, fitted)
+                members[number] = Member(fitted, plan[number].weight, transposed)
         order = range(len(plan))
         together = Ensemble(tuple(members[number] for number in order), self.combine == COMBINATIONS[0])
         self._fitted = tuple(models[number] for number in order), together
@@ -348,7 +349,7 @@ class HPFEnsemble:
         if path is not None:
             return write_parquet(path, (part.table() for part in lists))
         (whole,) = lists
-        return like(whole.table(), users, counts) if as_frame else whole.arrays()
+        return self._like(whole.table(), users, counts) if as_frame else whole.arrays()
 
     def _recommend_for(self, ensemble: Ensemble, counts: Any, wanted: Wanted) -> Lists:
         """The lists of new users."""
@@ -381,7 +382,7 @@ class HPFEnsemble:
         ValueError
             If no item is known, or no member with a weight has two factors or more.
         """
-        return like(similar_items_of(self._ensemble, items, whole_number("n", n, 1)), items)
+        return self._like(similar_items_of(self._ensemble, items, whole_number("n", n, 1)), items)
 
     def similar_users(self, users: Any = None, n: int = 10) -> Any:
         """The users most like some users, as :meth:`similar_items` with users and items exchanged.
@@ -401,7 +402,7 @@ class HPFEnsemble:
         ValueError
             As for :meth:`similar_items`.
         """
-        return like(similar_users_of(self._ensemble, users, whole_number("n", n, 1)), users)
+        return self._like(similar_users_of(self._ensemble, users, whole_number("n", n, 1)), users)
 
     def transform(self, counts_df: Any, maxiter: int = 10, stop_thr: float = 1e-3) -> Any:
         """Factors of new users in every member that is not transposed, without adding them.
@@ -425,7 +426,7 @@ class HPFEnsemble:
         models = self._for_new_users()
         loaded = load(counts_df, self._columns, "counts_df")
         frames = {number: model.transform(loaded, maxiter, stop_thr) for number, model in models.items()}
-        return like(pd.concat(frames, axis=1, names=["member", "factor"]), counts_df)
+        return self._like(pd.concat(frames, axis=1, names=["member", "factor"]), counts_df)
 
     # -- files ---------------------------------------------------------------------------------
 
@@ -537,6 +538,10 @@ class HPFEnsemble:
     def item_mapping_(self) -> NDArray[Any] | None:
         """Ids of the items, (nitems,); None if they are column numbers."""
         return self._ensemble.item_ids.values
+
+    def _like(self, frame: pd.DataFrame, *given: Any) -> Any:
+        """A result in the library of what was passed, otherwise in that of the training data."""
+        return like(frame, *given, library=self._ensemble.library)
 
     @property
     def _ensemble(self) -> Ensemble:

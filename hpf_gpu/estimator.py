@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
@@ -24,7 +25,7 @@ from .answers.uncertainty import (
     sample_posterior,
     sample_rates,
 )
-from .data.frames import like
+from .data.frames import library_of, like
 from .data.triplets import Columns, Triplets, on_host, read, read_one_user
 from .files.csv_folder import write_csv_folder
 from .files.model_file import load_model, save_model
@@ -428,7 +429,7 @@ class HPF:
             checkpoint=checkpoint,
             checkpoint_every=whole_number("checkpoint_every", checkpoint_every, 1),
         )
-        fitted = trained.fitted
+        fitted = replace(trained.fitted, library=library_of(counts_df))
         self._fitted = fitted if settings.keep_all_objs else replace(fitted, posteriors=None)
         if settings.save_folder is not None:
             write_csv_folder(settings.save_folder, fitted, settings)
@@ -524,7 +525,7 @@ class HPF:
         Choice(("users", "items")).checked("batch_type", batch_type)
         settings, fitted = self._settings(), self._fitted
         side = USERS if batch_type == "users" else ITEMS
-        self._fitted = partial_step(
+        after = partial_step(
             settings,
             fitted,
             self._read(counts_df, "counts_df"),
@@ -535,6 +536,7 @@ class HPF:
             may_grow=(bool(new_users), bool(new_items)),
             random_seed=random_seed,
         )
+        self._fitted = after if fitted is not None else replace(after, library=library_of(counts_df))
         return self
 
     # -- new users and items ---------------------------------------------------------------------
@@ -572,7 +574,7 @@ class HPF:
             if shapes and rates were not kept (``keep_all_objs=False``).
         """
         folded = self._fold(USERS, counts_df, maxiter, stop_thr, ncores)
-        return like(folded.frame("UserId"), counts_df)
+        return self._like(folded.frame("UserId"), counts_df)
 
     def transform_items(
         self, counts_df: Any, maxiter: int = 10, stop_thr: float = 1e-3, ncores: int | None = None
@@ -600,7 +602,7 @@ class HPF:
             As for :meth:`transform`.
         """
         folded = self._fold(ITEMS, counts_df, maxiter, stop_thr, ncores)
-        return like(folded.frame("ItemId"), counts_df)
+        return self._like(folded.frame("ItemId"), counts_df)
 
     def predict_factors(
         self,
@@ -915,7 +917,7 @@ class HPF:
         if path is not None:
             return write_parquet(path, (part.table() for part in lists))
         (whole,) = lists
-        return like(whole.table(), users, counts) if as_frame else whole.arrays()
+        return self._like(whole.table(), users, counts) if as_frame else whole.arrays()
 
     def explain(self, user: Any, item: Any, n: int = 5) -> Any:
         """Why counts are expected: their shares from the user's own items and from the factors.
@@ -943,7 +945,8 @@ class HPF:
             If an id is unknown, the ids cannot be paired, or the model has no neighbours.
         """
         n = whole_number("n", n, 1)
-        return like(explain(self._require_fitted(), thread_count(self.ncores), user, item, n), user, item)
+        parts = explain(self._require_fitted(), thread_count(self.ncores), user, item, n)
+        return self._like(parts, user, item)
 
     def related_items(self, item: Any, n: int = 10) -> Any:
         """The items whose expected counts are raised most for users who have an item.
@@ -969,7 +972,7 @@ class HPF:
         ValueError
             If an item is unknown, or the model has no neighbours.
         """
-        return like(related_items(self._require_fitted(), item, whole_number("n", n, 1)), item)
+        return self._like(related_items(self._require_fitted(), item, whole_number("n", n, 1)), item)
 
     def similar_items(self, items: Any = None, n: int = 10) -> Any:
         """The items most like some items: those whose expected counts come from the same factors.
@@ -996,7 +999,7 @@ class HPF:
         ValueError
             If no item is known, or the model has fewer than two factors.
         """
-        return like(similar_items(self._require_fitted(), items, whole_number("n", n, 1)), items)
+        return self._like(similar_items(self._require_fitted(), items, whole_number("n", n, 1)), items)
 
     def similar_users(self, users: Any = None, n: int = 10) -> Any:
         """The users most like some users, as :meth:`similar_items` with users and items exchanged.
@@ -1018,7 +1021,7 @@ class HPF:
         ValueError
             As for :meth:`similar_items`.
         """
-        return like(similar_users(self._require_fitted(), users, whole_number("n", n, 1)), users)
+        return self._like(similar_users(self._require_fitted(), users, whole_number("n", n, 1)), users)
 
     # -- uncertainty -----------------------------------------------------------------------------
 
@@ -1068,7 +1071,7 @@ class HPF:
             )
         fitted, threads = self._require_fitted(), thread_count(self.ncores)
         table = predict_interval(fitted, threads, user, item, level, of_counts=of_counts)
-        return like(table, user, item)
+        return self._like(table, user, item)
 
     def predict_proba(self, user: Any, item: Any) -> Any:
         """Probability that the count of a pair is not zero, the uncertainty of its rate included.
@@ -1320,6 +1323,10 @@ class HPF:
         if fitted is None:
             return repr_html("HPF", parameters, None)
         return repr_html("HPF", parameters, facts_of(fitted), fitted.history)
+
+    def _like(self, frame: pd.DataFrame, *given: Any) -> Any:
+        """A result in the library of what was passed, otherwise in that of the training data."""
+        return like(frame, *given, library=self._require_fitted().library)
 
     def _settings(self) -> Settings:
         """The parameters, checked again because attributes can be changed after construction."""

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
 import typer
 from small_data import COUNTS
@@ -237,6 +238,17 @@ def test_lists_of_some_users(folder, run):
     same_lists(pd.read_csv(folder / "some.csv", dtype={"ItemId": str}), expected)
     ran = run("recommend", "m.hpf", "--users", "ann,bob")
     assert (ran.status, ran.errors) == (2, ["hpf-gpu: users 'ann', 'bob': not in the model"])
+
+
+def test_models_of_polars_frames(folder, run):
+    model = HPF(k=2, maxiter=2, verbose=False, random_seed=1, stop_crit="maxiter").fit(pl.from_pandas(PLAYS))
+    model.save(folder / "polars.hpf")
+    records = json.loads(run("recommend", "polars.hpf", "-n", 3, "--json").out)
+    same_lists(pd.DataFrame(records), model.recommend(n=3).to_pandas())
+    PLAYS[:20].to_csv(folder / "new.csv", index=False)
+    run("recommend", "polars.hpf", "--counts", "new.csv", "-o", "lists.parquet")
+    same_lists(pd.read_parquet(folder / "lists.parquet"), model.recommend(counts=PLAYS[:20]))
+    assert run("similar", "polars.hpf", "0501", "-o", "similar.csv").status == 0
 
 
 def test_lists_by_counts_of_new_users(folder, run):

@@ -6,6 +6,7 @@ import datetime
 import decimal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -676,6 +677,43 @@ def test_tables_come_out_in_the_library_of_the_counts() -> None:
     np.testing.assert_array_equal(factors.drop("UserId").to_numpy(), theta.to_numpy())
     of_items = WANT.transform_items(pa.Table.from_pandas(new))
     assert of_items.column_names == ["ItemId", "0", "1", "2"]
+
+
+@pytest.mark.parametrize("kind", [HPF, HPFEnsemble])
+def test_where_no_table_is_passed_results_come_in_the_library_of_the_training_data(
+    kind: Any, tmp_path: Path
+) -> None:
+    own = {"k": 2, "maxiter": 2, "verbose": False, "stop_crit": "maxiter"}
+    frame = pl.from_pandas(NAMED)
+    model = kind(**(own if kind is HPF else {"members": 2, **own})).fit(frame)
+    model.save(tmp_path / "model")
+    user = NAMED.UserId[0]
+    for one in (model, kind.load(tmp_path / "model")):
+        for found in (one.recommend(), one.recommend(user), one.recommend([user]), one.similar_items(n=2)):
+            assert isinstance(found, pl.DataFrame)
+        assert found.columns == ["ItemId", "SimilarId", "Score"]
+        assert isinstance(one.recommend(pd.Series([user])), pd.DataFrame)
+        assert isinstance(one.recommend(counts=NAMED), pd.DataFrame)
+        assert isinstance(one.recommend(counts=pa.Table.from_pandas(NAMED)), pa.Table)
+    assert isinstance(model.fit(NAMED).recommend(), pd.DataFrame)
+    assert isinstance(model.fit(frame.lazy()).recommend(), pl.DataFrame)
+
+
+def test_batches_leave_the_library_of_the_first(tmp_path: Path) -> None:
+    model = quick().partial_fit(pl.from_pandas(NAMED), nusers=60, nitems=40)
+    model.partial_fit(NAMED).add_users(NAMED.assign(UserId=NAMED.UserId + "!")[:20])
+    assert isinstance(model.recommend(), pl.DataFrame)
+
+
+def test_a_library_that_is_not_installed_gives_way_to_pandas(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = quick().fit(pl.from_pandas(NAMED))
+    model._fitted = replace(model._fitted, library="cudf")
+    model.save(tmp_path / "model")
+    monkeypatch.setitem(sys.modules, "cudf", None)
+    found = HPF.load(tmp_path / "model").recommend()
+    pd.testing.assert_frame_equal(found, WANT.recommend())
 
 
 def test_explanations_come_out_in_the_library_of_the_ids() -> None:

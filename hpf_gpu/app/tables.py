@@ -181,6 +181,16 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (bool, int, str)) else str(value)
 
 
+def as_pandas(frame: Any) -> pd.DataFrame:
+    """A table that came out, of whichever library the model was fitted to."""
+    if isinstance(frame, pd.DataFrame):
+        return frame
+    import narwhals.stable.v2 as nw
+
+    native: pd.DataFrame = nw.from_native(frame).to_pandas()
+    return native
+
+
 # -- ids -----------------------------------------------------------------------------------------
 
 

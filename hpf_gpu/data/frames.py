@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import pandas as pd
 
+_PANDAS = "pandas"
 _OURS = ("builtins", "numpy", "pandas", "scipy")  # packages whose types are known without narwhals
 _PARQUET = (".parquet", ".pq")
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -88,32 +89,45 @@ def require_columns(have: Any, wanted: Sequence[Any], name: str) -> None:
     )
 
 
-def like(frame: pd.DataFrame, *given: Any) -> Any:
+def like(frame: pd.DataFrame, *given: Any, library: str | None = None) -> Any:
     """A result in the library of the first of the user's tables or columns ``given`` that is not of pandas.
 
-    An index with a name becomes a column.  The result stays with pandas if that library has no column for
+    If none of them is a table or column, in ``library``, that of the training data.  An index with a name
+    becomes a column.  The result stays with pandas if that library is not installed, or has no column for
     such ids, as for those of several types.
     """
-    foreign = [data for data in given if _is_foreign(data)]
-    if not foreign:
+    named = [name for name in map(_library_of, given) if name is not None]
+    wanted: Any = next((name for name in named if name != _PANDAS), None) if named else library
+    if wanted is None:
         return frame
     import narwhals.stable.v2 as nw
 
-    for data in foreign:
-        native: Any = nw.from_native(_chunked(data), pass_through=True, allow_series=True)
-        if (
-            not isinstance(native, (nw.DataFrame, nw.LazyFrame, nw.Series))
-            or native.implementation.is_pandas()
-        ):
-            continue
-        if frame.index.name is not None:
-            frame = frame.reset_index()
-        columns = {_flat(label): frame[label].to_numpy() for label in frame.columns}
-        try:
-            return nw.from_dict(columns, backend=native.implementation).to_native()
-        except Exception:  # each library has its own
-            return frame
-    return frame
+    if frame.index.name is not None:
+        frame = frame.reset_index()
+    columns = {_flat(label): frame[label].to_numpy() for label in frame.columns}
+    try:
+        return nw.from_dict(columns, backend=wanted).to_native()
+    except Exception:  # each library has its own
+        return frame
+
+
+def library_of(data: Any) -> str | None:
+    """narwhals' name of the library of training data; None for pandas, and for what is no table."""
+    library = _library_of(data)
+    return None if library == _PANDAS else library
+
+
+def _library_of(data: Any) -> str | None:
+    """narwhals' name of the library of a table or column; None if it is neither."""
+    if isinstance(data, (pd.DataFrame, pd.Series, pd.Index)):
+        return _PANDAS
+    if not _is_foreign(data):
+        return None
+    import narwhals.stable.v2 as nw
+
+    native: Any = nw.from_native(_chunked(data), pass_through=True, allow_series=True)
+    known = isinstance(native, (nw.DataFrame, nw.LazyFrame, nw.Series))
+    return str(native.implementation.value) if known else None
 
 
 def series_of(ids: Any) -> Any:

@@ -38,7 +38,6 @@ from .schema import (
     STRING,
     TABLE,
     Array,
-    Fields,
     check_arrays,
     check_fields,
     check_names,
@@ -104,6 +103,8 @@ def encode_model(fitted: Fitted, values: Mapping[str, Any]) -> tuple[dict[str, A
     tensors: Tensors = {"Theta": fitted.theta, "Beta": fitted.beta}
     header: dict[str, Any] = {name: getattr(fitted, field) for name, field in _SCALARS.items()}
     header["backend_"] = backends.entry_of(fitted.backend).name  # without the number of this machine's device
+    if fitted.library is not None:
+        header["library"] = fitted.library
     header["ids"] = {}
     for side, ids in zip(_SIDES, (fitted.user_ids, fitted.item_ids), strict=True):
         encoding, array = _encoded(ids)
@@ -291,9 +292,10 @@ def check_model(header: Mapping[str, Any], tensors: Tensors, *, mapped: bool = F
     Of ``mapped`` arrays only dtypes and shapes are checked, so that they are not read.
     """
     has_posteriors = "priors" in header or any(f"{side}.shape" in tensors for side in _SIDES)
-    check_names("field of header", header, _fields(has_posteriors))
+    expected = _fields(has_posteriors) | ({"library": STRING} if "library" in header else {})
+    check_names("field of header", header, expected)
     settings = _check_parameters(header["parameters"])
-    check_fields("header", header, _fields(has_posteriors))
+    check_fields("header", header, expected)
     _check_priors(header, settings)
     sizes = check_arrays(
         tensors, _layout(header, settings, tensors), {"K": settings.width}, values=not mapped
@@ -333,7 +335,7 @@ def _check_parameters(parameters: Any) -> Settings:
     return settings_from_plain(parameters)
 
 
-def _fields(has_posteriors: bool) -> Fields:
+def _fields(has_posteriors: bool) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "parameters": TABLE,
         "ids": dict.fromkeys(_SIDES, STRING),
@@ -553,5 +555,6 @@ def _fitted(header: Mapping[str, Any], settings: Settings, tensors: Tensors, *, 
         if not settings.neighbours
         else Neighbours(settings.weight_prior, *(tensors[f"weights.{name}"] for name in _WEIGHTS)),
         history=pd.DataFrame(columns, columns=header["history"]),
+        library=header.get("library"),
         **{field: header[name] for name, field in _SCALARS.items()},
     )

@@ -39,6 +39,7 @@ class Fitted:
     seed: int  # of the start values
     backend: str  # name of the backend that fitted the model
     neighbours: Neighbours | None = None  # of a model with neighbours; it has ``seen``, too
+    library: str | None = None  # narwhals' name of that of the training data, for tables that come out
 
     @property
     def k(self) -> int:

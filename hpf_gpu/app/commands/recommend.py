@@ -69,7 +69,7 @@ def recommend(
             parts = _lists(fitted, _wanted(fitted, users), options, progress)
         with tables.writing(output, as_json=as_json) as table:
             for part in parts:
-                if not table.add(part):
+                if not table.add(tables.as_pandas(part)):
                     break
     return None
 
