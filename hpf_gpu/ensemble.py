@@ -23,7 +23,7 @@ from .files.ensemble_file import load_ensemble, save_ensemble
 from .files.parquet_file import in_parts, write_parquet
 from .fitting.folding import factors_of_new_users
 from .fitting.training import Inputs, train_with_seeds
-from .messages import warn
+from .messages import did_you_mean, warn
 from .model.convergence import Check, ConvergenceWarning
 from .model.ensemble import Ensemble, Member
 from .model.settings import (
@@ -625,7 +625,8 @@ def _planned(number: int, parameters: Mapping[str, Any], own: Mapping[str, Any],
     transposed = Flag().checked(f"members[{number}]['transposed']", own.pop("transposed", False))
     for name in (*parameters, *own):
         if name not in NAMES:
-            raise ValueError(f"HPF has no parameter {name!r}; it has {', '.join(NAMES)}")
+            close = did_you_mean([name], NAMES)
+            raise ValueError(f"HPF has no parameter {name!r}; it has {', '.join(NAMES)}{close}")
     settings = settings_with({**parameters, **own})
     if "random_seed" not in own and settings.random_seed is not None:
         settings = replace(settings, random_seed=settings.random_seed + number)

@@ -33,7 +33,7 @@ from .files.parquet_file import in_parts, write_parquet
 from .fitting.folding import Folded, factors_of_new_users, fold, phi_of_user, step_with_user, with_users
 from .fitting.partial import ITEMS, USERS, Totals, partial_step
 from .fitting.training import Inputs, train
-from .messages import warn
+from .messages import did_you_mean, warn
 from .model.convergence import Check, ConvergenceWarning
 from .model.fitted import Fitted
 from .model.settings import (
@@ -377,12 +377,13 @@ class HPF:
             ``step_size`` is compared with that of the checkpoint by its first two values.
         checkpoint_every : int
             Iterations between two checkpoints.
-        fixed_users, fixed_items : DataFrame (n, k) or array (nusers, k) or (nitems, k), optional
+        fixed_users, fixed_items : data frame (n, k) or array (nusers, k) or (nitems, k), optional
             Factors of the users (or of the items) that stay fixed while the other side is fitted: a frame
-            indexed by id, of which the rows for ids in ``counts_df`` are used, or, if ids are row numbers,
-            an array.  The columns are those of Theta or Beta, including the two bias columns with
-            ``bias=True``; the value beside a bias of the other side multiplies that bias.  Values are
-            between 0 and 1e9, and no row is all zero.  Values below 1e-15 lose digits.
+            of pandas indexed by id, or one of another library with ids in the column that ``user`` or
+            ``item`` names, or in UserId or ItemId, of which the rows for ids in ``counts_df`` are used; or,
+            if ids are row numbers, an array.  The columns are those of Theta or Beta, including the two bias
+            columns with ``bias=True``; the value beside a bias of the other side multiplies that bias.
+            Values are between 0 and 1e9, and no row is all zero.  Values below 1e-15 lose digits.
 
         Returns
         -------
@@ -1304,7 +1305,8 @@ class HPF:
         """
         unknown = [name for name in params if name not in NAMES]
         if unknown:
-            raise ValueError(f"HPF has no parameter {unknown[0]!r}; it has {', '.join(NAMES)}")
+            close = did_you_mean(unknown[:1], NAMES)
+            raise ValueError(f"HPF has no parameter {unknown[0]!r}; it has {', '.join(NAMES)}{close}")
         check_folder(Settings.of(self.get_params() | params).save_folder)
         for name, value in params.items():
             setattr(self, name, value)

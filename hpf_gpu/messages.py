@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Collection
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 _PACKAGE = Path(__file__).parent
+_FEW, _MOST_KNOWN = 3, 100_000  # names that a hint is sought for, and among: a second at most
 
 
 def shown(value: Any) -> str:
     """The repr of a value for a message: -2, not np.int64(-2)."""
     return repr(value.item() if isinstance(value, np.generic) else value)
+
+
+def did_you_mean(given: Collection[Any], known: Collection[Any]) -> str:
+    """The end of a message about a few names or ids that are not known: what they are close to, or ""."""
+    if len(given) > _FEW or len(known) > _MOST_KNOWN:
+        return ""
+    by_letters = {one.lower(): one for one in known if isinstance(one, str)}
+    close = [get_close_matches(one.lower(), by_letters, n=1) for one in given if isinstance(one, str)]
+    found = list(dict.fromkeys(repr(by_letters[match]) for matches in close for match in matches))
+    return f" (did you mean {', '.join(found)}?)" if found else ""
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:

@@ -22,12 +22,12 @@ ROOMS = {
     "ranking": set(),
     "backends": {"messages", "ranking"},
     "data": {"messages", "backends"},
-    "model": {"backends", "data"},
+    "model": {"messages", "backends", "data"},
     "files": {"version", "backends", "data", "model"},
     "answers": {"messages", "ranking", "backends", "data", "model"},
     "fitting": {"backends", "data", "model", "files"},
     "top": {"messages", "version", "ranking", "backends", "data", "model", "files", "answers", "fitting"},
-    "app": {"version", "backends", "model", "files", "top"},
+    "app": {"messages", "version", "backends", "model", "files", "top"},
     "app.commands": {"files", "top", "app"},
 }
 

@@ -22,6 +22,7 @@ from hpf_gpu.ensemble import HPFEnsemble
 from hpf_gpu.estimator import HPF
 from hpf_gpu.files.parquet_file import PARQUET, parquet_table
 from hpf_gpu.files.whole_file import replacing, writable
+from hpf_gpu.messages import did_you_mean
 
 from .terminal import is_terminal, write
 
@@ -219,5 +220,6 @@ def ids_named(text: str, known: Any, kind: str) -> tuple[list[Any], list[str]]:
     found = [by_text[text] for text in texts if text in by_text]
     unknown = [text for text in texts if text not in by_text]
     if not found:
-        raise ValueError(f"{kind} {', '.join(map(repr, texts))}: not in the model")
+        close = did_you_mean(texts, by_text)
+        raise ValueError(f"{kind} {', '.join(map(repr, texts))}: not in the model{close}")
     return found, unknown

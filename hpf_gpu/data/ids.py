@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from hpf_gpu.messages import shown, warn
+from hpf_gpu.messages import did_you_mean, shown, warn
 
 from .frames import series_of
 from .growth import appended
@@ -145,12 +145,19 @@ class Ids:
         codes = self.codes(listed)
         if (codes < 0).any():
             hint = self.hint(listed) if (codes < 0).all() else ""
+            hint = hint or self.close(listed, codes < 0)
             raise ValueError(f"{self.missing(listed, codes < 0)} not in the training data{hint}")
         return codes
 
     def missing(self, ids: Any, unknown: NDArray[np.bool_]) -> str:
         """Those of many ids (n,) that are ``unknown`` (n,), as the subject of a message."""
         return self._named(_column(ids)[unknown], "was", "were")
+
+    def close(self, ids: Any, unknown: NDArray[np.bool_]) -> str:
+        """The end of a message about those of ids (n,) that are ``unknown`` (n,): what they are close to."""
+        if self.values is None or self.values.dtype != object or np.count_nonzero(unknown) > _NAMED:
+            return ""
+        return did_you_mean(_column(ids)[unknown], self.values)
 
     def hint(self, ids: Any) -> str:
         """The end of a message about ids (n,), none of which is known: that they are of another type."""
