@@ -22,6 +22,7 @@ from .estimator import HPF
 from .files.ensemble_file import load_ensemble, save_ensemble
 from .files.parquet_file import in_parts, write_parquet
 from .fitting.folding import factors_of_new_users
+from .fitting.partial import USERS
 from .fitting.training import Inputs, train_with_seeds
 from .messages import did_you_mean, warn
 from .model.convergence import Check, ConvergenceWarning
@@ -425,7 +426,10 @@ class HPFEnsemble:
         """
         models = self._for_new_users()
         loaded = load(counts_df, self._columns, "counts_df")
-        frames = {number: model.transform(loaded, maxiter, stop_thr) for number, model in models.items()}
+        frames = {
+            number: model._fold(USERS, loaded, maxiter, stop_thr, None).frame("UserId")
+            for number, model in models.items()
+        }
         return self._like(pd.concat(frames, axis=1, names=["member", "factor"]), counts_df)
 
     # -- files ---------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 _PACKAGE = Path(__file__).parent
-_FEW, _MOST_KNOWN = 3, 100_000  # names that a hint is sought for, and among: a second at most
+_MOST_COMPARED = 20_000  # pairs of names; a second if all are alike
 
 
 def shown(value: Any) -> str:
@@ -22,7 +22,7 @@ def shown(value: Any) -> str:
 
 def did_you_mean(given: Collection[Any], known: Collection[Any]) -> str:
     """The end of a message about a few names or ids that are not known: what they are close to, or ""."""
-    if len(given) > _FEW or len(known) > _MOST_KNOWN:
+    if len(given) * len(known) > _MOST_COMPARED:
         return ""
     by_letters = {one.lower(): one for one in known if isinstance(one, str)}
     close = [get_close_matches(one.lower(), by_letters, n=1) for one in given if isinstance(one, str)]

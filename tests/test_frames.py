@@ -706,6 +706,9 @@ def test_where_no_table_is_passed_results_come_in_the_library_of_the_training_da
         assert isinstance(one.recommend(pd.Series([user])), pd.DataFrame)
         assert isinstance(one.recommend(counts=NAMED), pd.DataFrame)
         assert isinstance(one.recommend(counts=pa.Table.from_pandas(NAMED)), pa.Table)
+    of_counts = model.transform(Counts(matrix(), users=USERS, items=ITEMS))  # no table, though it has ids
+    assert isinstance(of_counts, pl.DataFrame)
+    assert of_counts["UserId"].to_list() == USERS
     assert isinstance(model.fit(NAMED).recommend(), pd.DataFrame)
     assert isinstance(model.fit(frame.lazy()).recommend(), pl.DataFrame)
 
