@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,13 +16,15 @@ from .answers.predictions import known_rows
 from .answers.recommendations import Lists, Wanted
 from .answers.similarity import similar_items_of, similar_users_of
 from .answers.summaries import facts_of_ensemble, repr_html
-from .data.frames import like
+from .data.frames import library_of, like
 from .data.triplets import Columns, load, read
 from .estimator import HPF
 from .files.ensemble_file import load_ensemble, save_ensemble
+from .files.parquet_file import in_parts, write_parquet
 from .fitting.folding import factors_of_new_users
+from .fitting.partial import USERS
 from .fitting.training import Inputs, train_with_seeds
-from .messages import warn
+from .messages import did_you_mean, warn
 from .model.convergence import Check, ConvergenceWarning
 from .model.ensemble import Ensemble, Member
 from .model.settings import (
@@ -177,8 +179,9 @@ class HPFEnsemble:
                 if trained.ended_by is not None:
                     raise trained.ended_by
                 unmet += trained.unmet
-                models[number] = HPF._of(plan[number].settings, trained.fitted)
-                members[number] = Member(trained.fitted, plan[number].weight, transposed)
+                fitted = replace(trained.fitted, library=library_of(counts_df))
+                models[number] = HPF._of(plan[number].settings, fitted)
+                members[number] = Member(fitted, plan[number].weight, transposed)
         order = range(len(plan))
         together = Ensemble(tuple(members[number] for number in order), self.combine == COMBINATIONS[0])
         self._fitted = tuple(models[number] for number in order), together
@@ -310,12 +313,13 @@ class HPFEnsemble:
         items: Any = None,
         discount: float = 0.0,
         as_frame: bool = True,
+        path: str | os.PathLike[str] | None = None,
     ) -> Any:
         """The ``n`` best items of users of the model, or of new users by their counts.
 
         Parameters
         ----------
-        users, n, counts, exclude_seen, items, as_frame
+        users, n, counts, exclude_seen, items, as_frame, path
             As for :meth:`hpf_gpu.HPF.recommend`.
         discount : float
             Scores are combined expected counts divided by n_i to this power, where n_i users have the item.
@@ -324,7 +328,7 @@ class HPFEnsemble:
 
         Returns
         -------
-        DataFrame, or tuple of arrays (B, n) and (B, n)
+        DataFrame, or tuple of arrays (B, n) and (B, n), or None with ``path``
             As of :meth:`hpf_gpu.HPF.recommend`.
 
         Raises
@@ -338,10 +342,15 @@ class HPFEnsemble:
             raise ValueError("recommend takes users, ids of the model, or counts of new users, and not both")
         wanted, ensemble = Wanted.checked(n, exclude_seen, items, discount), self._ensemble
         if counts is None:
-            lists = ensembles.recommend(ensemble, known_rows(ensemble.user_ids, users), wanted)
+            rows = known_rows(ensemble.user_ids, users)
+            parts = [rows] if path is None else in_parts(rows, wanted.n)
+            lists: Iterable[Lists] = (ensembles.recommend(ensemble, part, wanted) for part in parts)
         else:
-            lists = self._recommend_for(ensemble, counts, wanted)
-        return like(lists.table(), users, counts) if as_frame else lists.arrays()
+            lists = [self._recommend_for(ensemble, counts, wanted)]
+        if path is not None:
+            return write_parquet(path, (part.table() for part in lists))
+        (whole,) = lists
+        return self._like(whole.table(), users, counts) if as_frame else whole.arrays()
 
     def _recommend_for(self, ensemble: Ensemble, counts: Any, wanted: Wanted) -> Lists:
         """The lists of new users."""
@@ -374,7 +383,7 @@ class HPFEnsemble:
         ValueError
             If no item is known, or no member with a weight has two factors or more.
         """
-        return like(similar_items_of(self._ensemble, items, whole_number("n", n, 1)), items)
+        return self._like(similar_items_of(self._ensemble, items, whole_number("n", n, 1)), items)
 
     def similar_users(self, users: Any = None, n: int = 10) -> Any:
         """The users most like some users, as :meth:`similar_items` with users and items exchanged.
@@ -394,7 +403,7 @@ class HPFEnsemble:
         ValueError
             As for :meth:`similar_items`.
         """
-        return like(similar_users_of(self._ensemble, users, whole_number("n", n, 1)), users)
+        return self._like(similar_users_of(self._ensemble, users, whole_number("n", n, 1)), users)
 
     def transform(self, counts_df: Any, maxiter: int = 10, stop_thr: float = 1e-3) -> Any:
         """Factors of new users in every member that is not transposed, without adding them.
@@ -417,8 +426,11 @@ class HPFEnsemble:
         """
         models = self._for_new_users()
         loaded = load(counts_df, self._columns, "counts_df")
-        frames = {number: model.transform(loaded, maxiter, stop_thr) for number, model in models.items()}
-        return like(pd.concat(frames, axis=1, names=["member", "factor"]), counts_df)
+        frames = {
+            number: model._fold(USERS, loaded, maxiter, stop_thr, None).frame("UserId")
+            for number, model in models.items()
+        }
+        return self._like(pd.concat(frames, axis=1, names=["member", "factor"]), counts_df)
 
     # -- files ---------------------------------------------------------------------------------
 
@@ -442,13 +454,15 @@ class HPFEnsemble:
         )
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> HPFEnsemble:
+    def load(cls, path: str | os.PathLike[str], *, mmap: bool = False) -> HPFEnsemble:
         """Read an ensemble that :meth:`save` wrote.
 
         Parameters
         ----------
         path : str or path-like
             File to read.  Loading executes no code from the file.
+        mmap : bool
+            Whether to map the file rather than read it, as for :meth:`hpf_gpu.HPF.load`.
 
         Returns
         -------
@@ -460,7 +474,7 @@ class HPFEnsemble:
         ModelFileError, OSError
             As for :meth:`hpf_gpu.HPF.load`.
         """
-        settings, together = load_ensemble(path)
+        settings, together = load_ensemble(path, mapped=bool(mmap))
         models = [HPF._of(one, of.fitted) for one, of in zip(settings, together.members, strict=True)]
         listed = [
             model.get_params() | {"transposed": member.transposed}
@@ -528,6 +542,10 @@ class HPFEnsemble:
     def item_mapping_(self) -> NDArray[Any] | None:
         """Ids of the items, (nitems,); None if they are column numbers."""
         return self._ensemble.item_ids.values
+
+    def _like(self, frame: pd.DataFrame, *given: Any) -> Any:
+        """A result in the library of what was passed, otherwise in that of the training data."""
+        return like(frame, *given, library=self._ensemble.library)
 
     @property
     def _ensemble(self) -> Ensemble:
@@ -611,7 +629,8 @@ def _planned(number: int, parameters: Mapping[str, Any], own: Mapping[str, Any],
     transposed = Flag().checked(f"members[{number}]['transposed']", own.pop("transposed", False))
     for name in (*parameters, *own):
         if name not in NAMES:
-            raise ValueError(f"HPF has no parameter {name!r}; it has {', '.join(NAMES)}")
+            close = did_you_mean([name], NAMES)
+            raise ValueError(f"HPF has no parameter {name!r}; it has {', '.join(NAMES)}{close}")
     settings = settings_with({**parameters, **own})
     if "random_seed" not in own and settings.random_seed is not None:
         settings = replace(settings, random_seed=settings.random_seed + number)

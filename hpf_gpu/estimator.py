@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
 from .answers.explanations import explain, related_items
 from .answers.predictions import eval_llk, known_rows, predict
-from .answers.recommendations import Wanted, recommend, recommend_for, top_n
+from .answers.recommendations import Lists, Wanted, recommend, recommend_for, top_n
 from .answers.similarity import similar_items, similar_users
 from .answers.summaries import changed, facts_of, repr_html
 from .answers.uncertainty import (
@@ -24,14 +25,15 @@ from .answers.uncertainty import (
     sample_posterior,
     sample_rates,
 )
-from .data.frames import like
+from .data.frames import library_of, like
 from .data.triplets import Columns, Triplets, on_host, read, read_one_user
 from .files.csv_folder import write_csv_folder
 from .files.model_file import load_model, save_model
+from .files.parquet_file import in_parts, write_parquet
 from .fitting.folding import Folded, factors_of_new_users, fold, phi_of_user, step_with_user, with_users
 from .fitting.partial import ITEMS, USERS, Totals, partial_step
 from .fitting.training import Inputs, train
-from .messages import warn
+from .messages import did_you_mean, warn
 from .model.convergence import Check, ConvergenceWarning
 from .model.fitted import Fitted
 from .model.settings import (
@@ -377,12 +379,13 @@ class HPF:
             ``step_size`` is compared with that of the checkpoint by its first two values.
         checkpoint_every : int
             Iterations between two checkpoints.
-        fixed_users, fixed_items : DataFrame (n, k) or array (nusers, k) or (nitems, k), optional
+        fixed_users, fixed_items : data frame (n, k) or array (nusers, k) or (nitems, k), optional
             Factors of the users (or of the items) that stay fixed while the other side is fitted: a frame
-            indexed by id, of which the rows for ids in ``counts_df`` are used, or, if ids are row numbers,
-            an array.  The columns are those of Theta or Beta, including the two bias columns with
-            ``bias=True``; the value beside a bias of the other side multiplies that bias.  Values are
-            between 0 and 1e9, and no row is all zero.  Values below 1e-15 lose digits.
+            of pandas indexed by id, or one of another library with ids in the column that ``user`` or
+            ``item`` names, or in UserId or ItemId, of which the rows for ids in ``counts_df`` are used; or,
+            if ids are row numbers, an array.  The columns are those of Theta or Beta, including the two bias
+            columns with ``bias=True``; the value beside a bias of the other side multiplies that bias.
+            Values are between 0 and 1e9, and no row is all zero.  Values below 1e-15 lose digits.
         memory_limit : int or str, optional
             Memory that the process may take, in bytes or as "4GB": the counts are read in pieces, sorted on
             disk, and kept there in blocks of users of which two are in memory.  ``counts_df`` may then also
@@ -441,7 +444,7 @@ class HPF:
             checkpoint=checkpoint,
             checkpoint_every=whole_number("checkpoint_every", checkpoint_every, 1),
         )
-        fitted = trained.fitted
+        fitted = replace(trained.fitted, library=library_of(counts_df))
         self._fitted = fitted if settings.keep_all_objs else replace(fitted, posteriors=None)
         if settings.save_folder is not None:
             write_csv_folder(settings.save_folder, fitted, settings)
@@ -537,7 +540,7 @@ class HPF:
         Choice(("users", "items")).checked("batch_type", batch_type)
         settings, fitted = self._settings(), self._fitted
         side = USERS if batch_type == "users" else ITEMS
-        self._fitted = partial_step(
+        after = partial_step(
             settings,
             fitted,
             self._read(counts_df, "counts_df"),
@@ -548,6 +551,7 @@ class HPF:
             may_grow=(bool(new_users), bool(new_items)),
             random_seed=random_seed,
         )
+        self._fitted = after if fitted is not None else replace(after, library=library_of(counts_df))
         return self
 
     # -- new users and items ---------------------------------------------------------------------
@@ -585,7 +589,7 @@ class HPF:
             if shapes and rates were not kept (``keep_all_objs=False``).
         """
         folded = self._fold(USERS, counts_df, maxiter, stop_thr, ncores)
-        return like(folded.frame("UserId"), counts_df)
+        return self._like(folded.frame("UserId"), counts_df)
 
     def transform_items(
         self, counts_df: Any, maxiter: int = 10, stop_thr: float = 1e-3, ncores: int | None = None
@@ -613,7 +617,7 @@ class HPF:
             As for :meth:`transform`.
         """
         folded = self._fold(ITEMS, counts_df, maxiter, stop_thr, ncores)
-        return like(folded.frame("ItemId"), counts_df)
+        return self._like(folded.frame("ItemId"), counts_df)
 
     def predict_factors(
         self,
@@ -861,6 +865,7 @@ class HPF:
         rank_by: str = "mean",
         level: float = 0.9,
         as_frame: bool = True,
+        path: str | os.PathLike[str] | None = None,
     ) -> Any:
         """The items with the highest expected counts and these, for users of the model or for new ones.
 
@@ -889,10 +894,14 @@ class HPF:
             Probability of the intervals.
         as_frame : bool
             Whether to return a table rather than arrays.
+        path : str or path-like, optional
+            Parquet file to which the table is written instead, for lists of more users than memory holds:
+            users of the model are ranked part by part, and each part is a row group.  An existing file is
+            replaced when the new one is complete.  Needs pyarrow.
 
         Returns
         -------
-        DataFrame, or tuple of arrays (B, n) and (B, n)
+        DataFrame, or tuple of arrays (B, n) and (B, n), or None with ``path``
             Columns UserId, ItemId and Score; users in the given order, best items first.  Or ids of items and
             scores, a row for each user; where fewer items are left, rows end in None and −∞.  If ``users`` or
             ``counts`` are of another library than pandas, so is the table.
@@ -902,20 +911,28 @@ class HPF:
         ValueError, TypeError
             If both ``users`` and ``counts`` are passed; if no user is known; if ``discount`` is negative, or
             is not zero and keep_data=False; if bounds are asked for and shapes and rates were not kept
-            (``keep_all_objs=False``); and as for :meth:`topN` and :meth:`transform`.
+            (``keep_all_objs=False``); if ``path`` has another suffix than .parquet or .pq; and as for
+            :meth:`topN` and :meth:`transform`.
+        OSError
+            If the file cannot be written; an existing file is then unchanged.
         """
         if users is not None and counts is not None:
             raise ValueError("recommend takes users, ids of the model, or counts of new users, and not both")
         wanted = Wanted.checked(n, exclude_seen, items, discount, rank_by, level)
         fitted, threads = self._require_fitted(), thread_count(self.ncores)
         if counts is None:
-            lists = recommend(fitted, threads, known_rows(fitted.user_ids, users), wanted)
+            rows = known_rows(fitted.user_ids, users)
+            parts = [rows] if path is None else in_parts(rows, wanted.n)
+            lists: Iterable[Lists] = (recommend(fitted, threads, part, wanted) for part in parts)
         else:
             settings, triplets = self._settings(), self._read(counts, "counts")
             new, theta, shape = factors_of_new_users(settings, fitted, triplets, maxiter=10, stop_thr=1e-3)
             had = new.csr.indptr, new.csr.indices
-            lists = recommend_for(fitted, threads, new.ids, theta, shape, had, wanted)
-        return like(lists.table(), users, counts) if as_frame else lists.arrays()
+            lists = [recommend_for(fitted, threads, new.ids, theta, shape, had, wanted)]
+        if path is not None:
+            return write_parquet(path, (part.table() for part in lists))
+        (whole,) = lists
+        return self._like(whole.table(), users, counts) if as_frame else whole.arrays()
 
     def explain(self, user: Any, item: Any, n: int = 5) -> Any:
         """Why counts are expected: their shares from the user's own items and from the factors.
@@ -943,7 +960,8 @@ class HPF:
             If an id is unknown, the ids cannot be paired, or the model has no neighbours.
         """
         n = whole_number("n", n, 1)
-        return like(explain(self._require_fitted(), thread_count(self.ncores), user, item, n), user, item)
+        parts = explain(self._require_fitted(), thread_count(self.ncores), user, item, n)
+        return self._like(parts, user, item)
 
     def related_items(self, item: Any, n: int = 10) -> Any:
         """The items whose expected counts are raised most for users who have an item.
@@ -969,7 +987,7 @@ class HPF:
         ValueError
             If an item is unknown, or the model has no neighbours.
         """
-        return like(related_items(self._require_fitted(), item, whole_number("n", n, 1)), item)
+        return self._like(related_items(self._require_fitted(), item, whole_number("n", n, 1)), item)
 
     def similar_items(self, items: Any = None, n: int = 10) -> Any:
         """The items most like some items: those whose expected counts come from the same factors.
@@ -996,7 +1014,7 @@ class HPF:
         ValueError
             If no item is known, or the model has fewer than two factors.
         """
-        return like(similar_items(self._require_fitted(), items, whole_number("n", n, 1)), items)
+        return self._like(similar_items(self._require_fitted(), items, whole_number("n", n, 1)), items)
 
     def similar_users(self, users: Any = None, n: int = 10) -> Any:
         """The users most like some users, as :meth:`similar_items` with users and items exchanged.
@@ -1018,7 +1036,7 @@ class HPF:
         ValueError
             As for :meth:`similar_items`.
         """
-        return like(similar_users(self._require_fitted(), users, whole_number("n", n, 1)), users)
+        return self._like(similar_users(self._require_fitted(), users, whole_number("n", n, 1)), users)
 
     # -- uncertainty -----------------------------------------------------------------------------
 
@@ -1068,7 +1086,7 @@ class HPF:
             )
         fitted, threads = self._require_fitted(), thread_count(self.ncores)
         table = predict_interval(fitted, threads, user, item, level, of_counts=of_counts)
-        return like(table, user, item)
+        return self._like(table, user, item)
 
     def predict_proba(self, user: Any, item: Any) -> Any:
         """Probability that the count of a pair is not zero, the uncertainty of its rate included.
@@ -1214,13 +1232,17 @@ class HPF:
         save_model(path, fitted, self.get_params())
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> HPF:
+    def load(cls, path: str | os.PathLike[str], *, mmap: bool = False) -> HPF:
         """Read a model that :meth:`save` wrote.
 
         Parameters
         ----------
         path : str or path-like
             File to read.  Loading executes no code from the file.
+        mmap : bool
+            Whether to map the file rather than read it, for models larger than the memory.  It is then open
+            in milliseconds; what an answer needs is read when it needs it, into memory that the system can
+            take back and that all processes share.
 
         Returns
         -------
@@ -1239,8 +1261,17 @@ class HPF:
         The backend that fitted the model need not be available, because predictions run on the host.  If
         ``backend`` names one that is not available, set it to ``'auto'`` before the next fit or fold-in, and
         ``precision`` and ``allocate`` to their defaults.
+
+        With ``mmap`` neither the checksum nor the values of arrays are checked, because that would read all
+        of the file: damage shows only where it is in the header, so load a doubtful file without it first.
+        ``Theta`` and all other arrays are read-only.  The first look-up of an id makes an index of all users
+        or items: a million integers take 0.1 s and 26 MB, a million strings 1.5 s and 100 MB.  Without it
+        are ids that are row numbers.  A user who is added, or a batch, copies the model to memory.  A file
+        that is replaced, as :meth:`save` does, stays what it was for the models that are mapped from it;
+        one that is changed or truncated in place ends the process.  On Windows a mapped file cannot be
+        replaced: save to another name.
         """
-        settings, fitted = load_model(path)
+        settings, fitted = load_model(path, mapped=bool(mmap))
         return cls._of(settings, fitted)
 
     @classmethod
@@ -1288,7 +1319,8 @@ class HPF:
         """
         unknown = [name for name in params if name not in NAMES]
         if unknown:
-            raise ValueError(f"HPF has no parameter {unknown[0]!r}; it has {', '.join(NAMES)}")
+            close = did_you_mean(unknown[:1], NAMES)
+            raise ValueError(f"HPF has no parameter {unknown[0]!r}; it has {', '.join(NAMES)}{close}")
         check_folder(Settings.of(self.get_params() | params).save_folder)
         for name, value in params.items():
             setattr(self, name, value)
@@ -1307,6 +1339,10 @@ class HPF:
         if fitted is None:
             return repr_html("HPF", parameters, None)
         return repr_html("HPF", parameters, facts_of(fitted), fitted.history)
+
+    def _like(self, frame: pd.DataFrame, *given: Any) -> Any:
+        """A result in the library of what was passed, otherwise in that of the training data."""
+        return like(frame, *given, library=self._require_fitted().library)
 
     def _settings(self) -> Settings:
         """The parameters, checked again because attributes can be changed after construction."""

@@ -19,7 +19,7 @@ from .data.ids import Ids
 from .data.triplets import Columns, load, read, row_of_each
 from .ensemble import HPFEnsemble, as_ensemble
 from .estimator import HPF
-from .messages import warn
+from .messages import did_you_mean, warn
 from .metrics import OF_HITS, Lists, ScoreBlock, coverage, model_scores, novelty, ranked
 from .model.ensemble import Ensemble
 from .model.settings import whole_number
@@ -354,7 +354,8 @@ def _asked(metrics: Sequence[str] | None, *judged: _Judged) -> list[str]:
     asked = [metrics] if isinstance(metrics, str) else list(metrics)
     for metric in asked:
         if metric not in METRICS:
-            raise ValueError(f"metric {metric!r} is unknown; there are {', '.join(METRICS)}")
+            close = did_you_mean([metric], METRICS)
+            raise ValueError(f"metric {metric!r} is unknown; there are {', '.join(METRICS)}{close}")
     if not asked:
         raise ValueError(f"metrics is empty; there are {', '.join(METRICS)}")
     return list(dict.fromkeys(asked))

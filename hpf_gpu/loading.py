@@ -12,13 +12,15 @@ from .files.tensor_file import format_of
 from .files.whole_file import path_of
 
 
-def load(path: str | os.PathLike[str]) -> HPF | HPFEnsemble:
+def load(path: str | os.PathLike[str], *, mmap: bool = False) -> HPF | HPFEnsemble:
     """Read what :meth:`hpf_gpu.HPF.save` or :meth:`hpf_gpu.HPFEnsemble.save` wrote.
 
     Parameters
     ----------
     path : str or path-like
         File to read.  Loading executes no code from the file.
+    mmap : bool
+        Whether to map the file rather than read it, as for :meth:`hpf_gpu.HPF.load`.
 
     Returns
     -------
@@ -34,4 +36,4 @@ def load(path: str | os.PathLike[str]) -> HPF | HPFEnsemble:
         If the file cannot be read.
     """
     kind = format_of(path_of("path", path), (MODEL, ENSEMBLE))
-    return HPF.load(path) if kind is MODEL else HPFEnsemble.load(path)
+    return (HPF if kind is MODEL else HPFEnsemble).load(path, mmap=mmap)

@@ -20,6 +20,7 @@ from .data.counts import held_out_pairs, training_data
 from .data.triplets import Columns, load, read
 from .ensemble import HPFEnsemble
 from .estimator import HPF
+from .messages import did_you_mean
 from .metrics import evaluate_ranking, model_scores
 from .model.convergence import ConvergenceWarning
 from .model.settings import NAMES, Choice, Real, from_zero, settings_with, whole_number
@@ -223,7 +224,8 @@ class _Trial:
         """The model, not fitted."""
         unknown = [name for name in parameters if name not in (*NAMES, "members", "weights", "combine")]
         if unknown:
-            raise ValueError(f"HPF has no parameter {unknown[0]!r}; it has {', '.join(NAMES)}")
+            close = did_you_mean(unknown[:1], NAMES)
+            raise ValueError(f"HPF has no parameter {unknown[0]!r}; it has {', '.join(NAMES)}{close}")
         return HPFEnsemble(**parameters) if "members" in parameters else HPF(**parameters)
 
     def fitted(self, counts: Any, limit: int | None, fits: dict[str, HPF | HPFEnsemble]) -> HPF | HPFEnsemble:

@@ -46,3 +46,31 @@ IDS = {
     "negative": list(range(-20, 20)),
     "huge": [2**62 + j for j in range(40)],
 }
+
+MATRICES = ("Theta", "Beta", "Gamma_shp", "Gamma_rte", "Lambda_shp", "Lambda_rte", "k_rte", "t_rte")
+
+
+def assert_same(twin, model):
+    """Every attribute and every answer are the same, bit by bit."""
+    for name in MATRICES:
+        if hasattr(model, name):
+            got, want = getattr(twin, name), getattr(model, name)
+            assert got.dtype == want.dtype
+            assert np.array_equal(got, want), name
+        else:
+            assert not hasattr(twin, name)
+    for mapping in ("user_mapping_", "item_mapping_"):
+        got, want = getattr(twin, mapping), getattr(model, mapping)
+        if want is None:
+            assert got is None
+        else:
+            assert got.dtype == want.dtype
+            assert got.tolist() == want.tolist()
+            assert list(map(type, got.tolist())) == list(map(type, want.tolist()))
+    for name in ("nusers", "nitems", "niter", "train_llk", "random_seed_", "backend_", "is_fitted"):
+        assert getattr(twin, name) == getattr(model, name), name
+    pd.testing.assert_frame_equal(twin.history_, model.history_)
+    assert twin.user_dict_ == model.user_dict_
+    users = list(range(model.nusers)) if model.user_mapping_ is None else list(model.user_mapping_)
+    seen = {"exclude_seen": model._fitted.seen is not None}
+    assert twin.topN(users, n=3, **seen).tolist() == model.topN(users, n=3, **seen).tolist()

@@ -22,12 +22,12 @@ ROOMS = {
     "ranking": set(),
     "backends": {"messages", "ranking"},
     "data": {"messages", "backends"},
-    "model": {"backends", "data"},
+    "model": {"messages", "backends", "data"},
     "files": {"version", "backends", "data", "model"},
     "answers": {"messages", "ranking", "backends", "data", "model"},
     "fitting": {"backends", "data", "model", "files"},
     "top": {"messages", "version", "ranking", "backends", "data", "model", "files", "answers", "fitting"},
-    "app": {"version", "backends", "model", "files", "top"},
+    "app": {"messages", "version", "backends", "model", "files", "top"},
     "app.commands": {"files", "top", "app"},
 }
 
@@ -53,8 +53,8 @@ ORDER = {
         "convergence", "settings", "fitted", "ensemble", "likelihood", "snapshot", "acceleration",
         "inference", "stochastic",
     ),
-    "files": ("__init__", "schema", "whole_file", "tensor_file", "csv_folder", "model_file", "ensemble_file",
-        "checkpoint", "scratch", "count_store",
+    "files": ("__init__", "schema", "whole_file", "tensor_file", "csv_folder", "parquet_file",
+        "model_file", "ensemble_file", "checkpoint", "scratch", "count_store",
     ),
     "answers": (
         "__init__", "summaries", "predictions", "uncertainty", "similarity", "recommendations",

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
 import typer
 from small_data import COUNTS
@@ -25,8 +26,8 @@ from hpf_gpu.app.application import COMMANDS
 from hpf_gpu.app.bench import drawn_counts
 from hpf_gpu.app.cli import main
 from hpf_gpu.app.commands import fit as fitting
-from hpf_gpu.app.commands import recommend as recommending
 from hpf_gpu.app.commands import select as selecting
+from hpf_gpu.files import parquet_file
 from hpf_gpu.model.settings import TABLE
 
 NAMES = {"UserId": "listener", "ItemId": "artist", "Count": "plays"}
@@ -238,7 +239,7 @@ def same_lists(frame, expected):
 
 def test_lists_of_all_users(folder, run, monkeypatch):
     expected = load(folder / "m.hpf").recommend(n=5)
-    monkeypatch.setattr(recommending, "_USERS_AT_ONCE", 7)  # 60 users in nine blocks
+    monkeypatch.setattr(parquet_file, "_USERS_AT_ONCE", 7)  # 60 users in nine blocks
     assert run("recommend", "m.hpf", "-n", 5, "-o", "lists.parquet").status == 0
     same_lists(pd.read_parquet(folder / "lists.parquet"), expected)
     assert run("recommend", "m.hpf", "-n", 5, "-o", "lists.csv").out == ""
@@ -256,6 +257,17 @@ def test_lists_of_some_users(folder, run):
     same_lists(pd.read_csv(folder / "some.csv", dtype={"ItemId": str}), expected)
     ran = run("recommend", "m.hpf", "--users", "ann,bob")
     assert (ran.status, ran.errors) == (2, ["hpf-gpu: users 'ann', 'bob': not in the model"])
+
+
+def test_models_of_polars_frames(folder, run):
+    model = HPF(k=2, maxiter=2, verbose=False, random_seed=1, stop_crit="maxiter").fit(pl.from_pandas(PLAYS))
+    model.save(folder / "polars.hpf")
+    records = json.loads(run("recommend", "polars.hpf", "-n", 3, "--json").out)
+    same_lists(pd.DataFrame(records), model.recommend(n=3).to_pandas())
+    PLAYS[:20].to_csv(folder / "new.csv", index=False)
+    run("recommend", "polars.hpf", "--counts", "new.csv", "-o", "lists.parquet")
+    same_lists(pd.read_parquet(folder / "lists.parquet"), model.recommend(counts=PLAYS[:20]))
+    assert run("similar", "polars.hpf", "0501", "-o", "similar.csv").status == 0
 
 
 def test_lists_by_counts_of_new_users(folder, run):
@@ -292,7 +304,7 @@ def test_where_lists_cannot_be_written(folder, run, output, monkeypatch):
 
 def test_a_list_that_fails_leaves_the_old_file(folder, run, monkeypatch):
     (folder / "old.csv").write_text("old")
-    monkeypatch.setattr(recommending, "_USERS_AT_ONCE", 7)
+    monkeypatch.setattr(parquet_file, "_USERS_AT_ONCE", 7)
     whole = HPF.recommend
 
     def fails_later(self, users, *_, **__):

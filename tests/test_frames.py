@@ -6,6 +6,8 @@ import datetime
 import decimal
 import subprocess
 import sys
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +133,16 @@ def test_ids_in_csv_files_are_numbers_if_all_are_written_as_such(tmp_path: Path)
     assert model.item_mapping_.tolist() == ["00", "0"]
     path.write_text("UserId,ItemId,Count\nNA,null,1\nnan,x,2\n")
     assert quick(k=1, maxiter=1).fit(path).user_mapping_.tolist() == ["NA", "nan"]
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "|", ","])
+@pytest.mark.parametrize("name", ["plays.csv", "plays.tsv", "plays.csv.gz"])
+def test_separators(name: str, separator: str, tmp_path: Path) -> None:
+    """As Excel writes them in much of Europe; quoted, with a byte order mark."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        RENAMED.to_csv(tmp_path / name, sep=separator, index=False, quoting=2, encoding="utf-8-sig")
+    same_fit(quick(**OWN).fit(tmp_path / name), WANT)
 
 
 def csv(text: str) -> Any:
@@ -678,6 +690,46 @@ def test_tables_come_out_in_the_library_of_the_counts() -> None:
     assert of_items.column_names == ["ItemId", "0", "1", "2"]
 
 
+@pytest.mark.parametrize("kind", [HPF, HPFEnsemble])
+def test_where_no_table_is_passed_results_come_in_the_library_of_the_training_data(
+    kind: Any, tmp_path: Path
+) -> None:
+    own = {"k": 2, "maxiter": 2, "verbose": False, "stop_crit": "maxiter"}
+    frame = pl.from_pandas(NAMED)
+    model = kind(**(own if kind is HPF else {"members": 2, **own})).fit(frame)
+    model.save(tmp_path / "model")
+    user = NAMED.UserId[0]
+    for one in (model, kind.load(tmp_path / "model")):
+        for found in (one.recommend(), one.recommend(user), one.recommend([user]), one.similar_items(n=2)):
+            assert isinstance(found, pl.DataFrame)
+        assert found.columns == ["ItemId", "SimilarId", "Score"]
+        assert isinstance(one.recommend(pd.Series([user])), pd.DataFrame)
+        assert isinstance(one.recommend(counts=NAMED), pd.DataFrame)
+        assert isinstance(one.recommend(counts=pa.Table.from_pandas(NAMED)), pa.Table)
+    of_counts = model.transform(Counts(matrix(), users=USERS, items=ITEMS))  # no table, though it has ids
+    assert isinstance(of_counts, pl.DataFrame)
+    assert of_counts["UserId"].to_list() == USERS
+    assert isinstance(model.fit(NAMED).recommend(), pd.DataFrame)
+    assert isinstance(model.fit(frame.lazy()).recommend(), pl.DataFrame)
+
+
+def test_batches_leave_the_library_of_the_first(tmp_path: Path) -> None:
+    model = quick().partial_fit(pl.from_pandas(NAMED), nusers=60, nitems=40)
+    model.partial_fit(NAMED).add_users(NAMED.assign(UserId=NAMED.UserId + "!")[:20])
+    assert isinstance(model.recommend(), pl.DataFrame)
+
+
+def test_a_library_that_is_not_installed_gives_way_to_pandas(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = quick().fit(pl.from_pandas(NAMED))
+    model._fitted = replace(model._fitted, library="cudf")
+    model.save(tmp_path / "model")
+    monkeypatch.setitem(sys.modules, "cudf", None)
+    found = HPF.load(tmp_path / "model").recommend()
+    pd.testing.assert_frame_equal(found, WANT.recommend())
+
+
 def test_explanations_come_out_in_the_library_of_the_ids() -> None:
     model = quick(neighbours=5).fit(NAMED)
     user, item = USERS[3], ITEMS[:2]
@@ -698,6 +750,38 @@ def test_ids_that_a_library_has_no_column_for(users: Any) -> None:
     model = quick(count=None).fit(pd.DataFrame({"UserId": ["ann", "bob", "ann"], "ItemId": items}))
     found = model.recommend(users, exclude_seen=False)
     pd.testing.assert_frame_equal(found, model.recommend(["bob"], exclude_seen=False))
+
+
+# -- fixed factors ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["polars", "polars, lazy", "pyarrow", "narwhals over pandas", "categories"])
+def test_fixed_factors_of_any_library(kind: str) -> None:
+    """As transform returns them: the order of the rows is another, and there are more of them."""
+    factors = WANT.transform(NAMED)
+    want = quick().fit(NAMED, fixed_users=factors)
+    columns = factors.reset_index()[::-1].reset_index(drop=True)
+    given: Any = {
+        "polars": lambda: pl.from_pandas(columns),
+        "polars, lazy": lambda: pl.from_pandas(columns).lazy(),
+        "pyarrow": lambda: pl.from_pandas(columns).to_arrow(),
+        "narwhals over pandas": lambda: narwhals.from_native(factors),
+        "categories": lambda: pl.from_pandas(columns).cast({"UserId": pl.Categorical}),
+    }[kind]()
+    same_fit(quick().fit(NAMED, fixed_users=given), want)
+
+
+def test_columns_of_fixed_factors() -> None:
+    of_items = pl.from_pandas(WANT.transform_items(NAMED).reset_index())
+    want = quick(**OWN).fit(RENAMED, fixed_items=of_items)
+    same_fit(quick(**OWN).fit(RENAMED, fixed_items=of_items.rename({"ItemId": "song"})), want)
+    message = (
+        r"fixed_items has no column 'song' with ids \(did you mean 'songs'\?\), beside one for each factor"
+    )
+    with pytest.raises(ValueError, match=message):
+        quick(**OWN).fit(RENAMED, fixed_items=of_items.rename({"ItemId": "songs"}))
+    with pytest.raises(ValueError, match=r"fixed_items has shape \(\d+, 2\), and the model needs"):
+        quick(**OWN).fit(RENAMED, fixed_items=of_items.drop("1"))
 
 
 # -- what is loaded, kept and left alone -----------------------------------------------------------

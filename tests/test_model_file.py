@@ -23,40 +23,12 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from scipy import sparse
-from small_data import COUNTS, IDS, of_user, quick
+from small_data import COUNTS, IDS, assert_same, of_user, quick
 
 from hpf_gpu import HPF, ModelFileError
 from hpf_gpu.data.ids import Ids
 from hpf_gpu.files.model_file import MODEL
 from hpf_gpu.model.settings import default_step_size
-
-MATRICES = ("Theta", "Beta", "Gamma_shp", "Gamma_rte", "Lambda_shp", "Lambda_rte", "k_rte", "t_rte")
-
-
-def assert_same(twin, model):
-    """Every attribute and every answer are the same, bit by bit."""
-    for name in MATRICES:
-        if hasattr(model, name):
-            got, want = getattr(twin, name), getattr(model, name)
-            assert got.dtype == want.dtype
-            assert np.array_equal(got, want), name
-        else:
-            assert not hasattr(twin, name)
-    for mapping in ("user_mapping_", "item_mapping_"):
-        got, want = getattr(twin, mapping), getattr(model, mapping)
-        if want is None:
-            assert got is None
-        else:
-            assert got.dtype == want.dtype
-            assert got.tolist() == want.tolist()
-            assert list(map(type, got.tolist())) == list(map(type, want.tolist()))
-    for name in ("nusers", "nitems", "niter", "train_llk", "random_seed_", "backend_", "is_fitted"):
-        assert getattr(twin, name) == getattr(model, name), name
-    pd.testing.assert_frame_equal(twin.history_, model.history_)
-    assert twin.user_dict_ == model.user_dict_
-    users = list(range(model.nusers)) if model.user_mapping_ is None else list(model.user_mapping_)
-    seen = {"exclude_seen": model._fitted.seen is not None}
-    assert twin.topN(users, n=3, **seen).tolist() == model.topN(users, n=3, **seen).tolist()
 
 
 def saved(model, path):

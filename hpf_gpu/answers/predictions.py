@@ -75,8 +75,9 @@ def known_rows(ids: Ids, asked: Any) -> NDArray[np.int64]:
     if unknown.any():
         named = ids.missing(asked, unknown)
         if unknown.all():
-            raise ValueError(f"{named} not in the training data{ids.hint(asked)}")
-        warn(f"{named} not in the training data, and left out")
+            hint = ids.hint(asked) or ids.close(asked, unknown)
+            raise ValueError(f"{named} not in the training data{hint}")
+        warn(f"{named} not in the training data, and left out{ids.close(asked, unknown)}")
     return codes[~unknown]
 
 

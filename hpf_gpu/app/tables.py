@@ -20,11 +20,12 @@ from rich.text import Text
 
 from hpf_gpu.ensemble import HPFEnsemble
 from hpf_gpu.estimator import HPF
+from hpf_gpu.files.parquet_file import PARQUET, parquet_table
 from hpf_gpu.files.whole_file import replacing, writable
+from hpf_gpu.messages import did_you_mean
 
 from .terminal import is_terminal, write
 
-_PARQUET = (".parquet", ".pq")
 _CSV = (".csv",)
 _PACKED = (".gz", ".bz2", ".xz", ".zst")  # what pandas reads
 _ROWS_ON_A_TERMINAL = 100
@@ -35,7 +36,7 @@ _ROWS_ON_A_TERMINAL = 100
 
 def read_names(model: HPF | HPFEnsemble, path: Path) -> pd.Series:
     """Names of items by their ids, from the first two columns of a file."""
-    if _suffix(path) in _PARQUET:
+    if _suffix(path) in PARQUET:
         frame = pd.read_parquet(path)
     else:
         known = model.item_mapping_
@@ -46,19 +47,11 @@ def read_names(model: HPF | HPFEnsemble, path: Path) -> pd.Series:
     return pd.Series(frame.iloc[:, 1].to_numpy(), index=frame.iloc[:, 0].to_numpy())
 
 
-def _pyarrow() -> Any:
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ImportError(f"Parquet files need pyarrow ({error}): pip install 'hpf_gpu[parquet]'") from error
-    return pyarrow
-
-
 def _suffix(path: Path) -> str:
     """The ending of the name that says what the file is; ValueError if it is neither CSV nor Parquet."""
     plain = path.with_suffix("") if path.suffix.lower() in _PACKED else path
     suffix = plain.suffix.lower()
-    if suffix not in _PARQUET + _CSV:
+    if suffix not in PARQUET + _CSV:
         raise ValueError(f"{path} is neither .csv nor .parquet by its name")
     return suffix
 
@@ -87,11 +80,13 @@ def writing(output: Path | None, *, as_json: bool) -> Iterator[Writer]:
         yield writer
         writer.close()
         return
-    is_parquet = check_output(output) in _PARQUET
+    is_parquet = check_output(output) in PARQUET
     with replacing(output) as file:
-        writer = _Parquet(file) if is_parquet else _Csv(file)
-        yield writer
-        writer.close()
+        if is_parquet:
+            with parquet_table(file) as table:
+                yield table
+        else:
+            yield _Csv(file)
 
 
 def check_output(output: Path) -> str:
@@ -117,25 +112,6 @@ class _Csv:
 
     def close(self) -> None:
         pass
-
-
-class _Parquet:
-    def __init__(self, file: BinaryIO) -> None:
-        self._arrow = _pyarrow()
-        self._file = file
-        self._writer: Any = None
-
-    def add(self, frame: pd.DataFrame) -> bool:
-        schema = None if self._writer is None else self._writer.schema
-        table = self._arrow.Table.from_pandas(frame, schema=schema, preserve_index=False)
-        if self._writer is None:
-            self._writer = self._arrow.parquet.ParquetWriter(self._file, table.schema)
-        self._writer.write_table(table)
-        return True
-
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
 
 
 class _Json:
@@ -206,6 +182,16 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (bool, int, str)) else str(value)
 
 
+def as_pandas(frame: Any) -> pd.DataFrame:
+    """A table that came out, of whichever library the model was fitted to."""
+    if isinstance(frame, pd.DataFrame):
+        return frame
+    import narwhals.stable.v2 as nw
+
+    native: pd.DataFrame = nw.from_native(frame).to_pandas()
+    return native
+
+
 # -- ids -----------------------------------------------------------------------------------------
 
 
@@ -234,5 +220,6 @@ def ids_named(text: str, known: Any, kind: str) -> tuple[list[Any], list[str]]:
     found = [by_text[text] for text in texts if text in by_text]
     unknown = [text for text in texts if text not in by_text]
     if not found:
-        raise ValueError(f"{kind} {', '.join(map(repr, texts))}: not in the model")
+        close = did_you_mean(texts, by_text)
+        raise ValueError(f"{kind} {', '.join(map(repr, texts))}: not in the model{close}")
     return found, unknown

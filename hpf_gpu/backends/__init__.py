@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from hpf_gpu.messages import warn
+from hpf_gpu.messages import did_you_mean, warn
 
 from .cuda_layout import bytes_of_fit
 from .cuda_source import MAX_FACTORS, Variant
@@ -105,9 +105,10 @@ def entry_of(name: str) -> Entry:
     entry = REGISTRY.get(family)
     numbered = entry is not None and "device" in entry.options and number.isascii() and number.isdigit()
     if entry is None or (colon and not numbered):
+        close = did_you_mean([family], NAMES) if entry is None else ""
         raise ValueError(
             f"backend={name!r} is unknown; choose 'auto' or one of {', '.join(map(repr, NAMES))}, "
-            "or name a GPU by its number, as in 'cuda:1'"
+            f"or name a GPU by its number, as in 'cuda:1'{close}"
         )
     return entry
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,20 +11,24 @@ from numpy.typing import NDArray
 
 from hpf_gpu.messages import shown
 
+from .frames import indexed
 from .ids import Ids
 from .triplets import on_host
 
 _MAX_FACTOR = 1e9  # so that sums of many products stay within float32
 
 
-def read_factors(factors: Any, ids: Ids, k: int, *, name: str) -> NDArray[Any]:
+def read_factors(factors: Any, ids: Ids, k: int, *, name: str, labels: Sequence[Any]) -> NDArray[Any]:
     """Fixed factors (n, k) in the order of ``ids``, from a frame by id or from an array by row number.
+
+    In frames of other libraries than pandas ids are in a column, the first of ``labels`` that is there.
 
     Raises
     ------
     ValueError, TypeError
         If an id has no row or several, or if shape, dtype or a value is not accepted.
     """
+    factors = indexed(factors, labels, name)
     matrix: NDArray[Any]
     if isinstance(factors, pd.DataFrame):
         if not factors.index.is_unique:
@@ -41,7 +46,8 @@ def read_factors(factors: Any, ids: Ids, k: int, *, name: str) -> NDArray[Any]:
         matrix = np.asarray(on_host(factors))
         if ids.values is not None:
             raise TypeError(
-                f"{name} must be a data frame indexed by {ids.kind} ids, not {type(factors).__name__}: "
+                f"{name} must be a data frame indexed by {ids.kind} ids, or of another library than pandas "
+                f"with them in a column {labels[0]!r}, not {type(factors).__name__}: "
                 "an array is accepted only if ids are row numbers"
             )
     if matrix.shape != (ids.size, k):

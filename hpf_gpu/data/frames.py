@@ -14,10 +14,15 @@ from typing import Any, TypeAlias
 
 import pandas as pd
 
+from hpf_gpu.messages import did_you_mean
+
+_PANDAS = "pandas"
 _OURS = ("builtins", "numpy", "pandas", "scipy")  # packages whose types are known without narwhals
 _PARQUET = (".parquet", ".pq")
 _ARROW = (".arrow", ".feather", ".ipc")
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_OTHER_SEPARATORS = ";\t|,"
+_HEADER = 1 << 16  # bytes in which a header ends
 _COMPRESSED = (".gz", ".bz2", ".zst")
 _ROWS_OF_A_BATCH = 1 << 20
 _SHOWN = 12  # names of columns in a message
@@ -81,10 +86,11 @@ def require_columns(have: Any, wanted: Sequence[Any], name: str) -> None:
     missing = [column for column in wanted if column not in have]
     if not missing:
         return
+    close = did_you_mean(missing[:1], [column for column in have if column not in wanted])
     more = f" and {len(have) - _SHOWN} more" if len(have) > _SHOWN else ""
     needed = ", ".join(map(str, wanted))
     raise ValueError(
-        f"{name} has no column {missing[0]!r}; it needs {needed} and has "
+        f"{name} has no column {missing[0]!r}{close}; it needs {needed} and has "
         f"{', '.join(map(repr, have[:_SHOWN])) or 'none'}{more}. Say which columns these are by "
         "HPF(user=..., item=..., count=...), on the command line --user, --item and --count; count=None if "
         "every row is one. If there is a row for each user and a column for each item, pass "
@@ -92,32 +98,70 @@ def require_columns(have: Any, wanted: Sequence[Any], name: str) -> None:
     )
 
 
-def like(frame: pd.DataFrame, *given: Any) -> Any:
+def like(frame: pd.DataFrame, *given: Any, library: str | None = None) -> Any:
     """A result in the library of the first of the user's tables or columns ``given`` that is not of pandas.
 
-    An index with a name becomes a column.  The result stays with pandas if that library has no column for
+    If none of them is a table or column, in ``library``, that of the training data.  An index with a name
+    becomes a column.  The result stays with pandas if that library is not installed, or has no column for
     such ids, as for those of several types.
     """
-    foreign = [data for data in given if _is_foreign(data)]
-    if not foreign:
+    named = [name for name in map(_library_of, given) if name is not None]
+    wanted: Any = next((name for name in named if name != _PANDAS), None) if named else library
+    if wanted is None:
         return frame
     import narwhals.stable.v2 as nw
 
-    for data in foreign:
-        native: Any = nw.from_native(_chunked(data), pass_through=True, allow_series=True)
-        if (
-            not isinstance(native, (nw.DataFrame, nw.LazyFrame, nw.Series))
-            or native.implementation.is_pandas()
-        ):
-            continue
-        if frame.index.name is not None:
-            frame = frame.reset_index()
-        columns = {_flat(label): frame[label].to_numpy() for label in frame.columns}
-        try:
-            return nw.from_dict(columns, backend=native.implementation).to_native()
-        except Exception:  # each library has its own
-            return frame
-    return frame
+    if frame.index.name is not None:
+        frame = frame.reset_index()
+    columns = {_flat(label): frame[label].to_numpy() for label in frame.columns}
+    try:
+        return nw.from_dict(columns, backend=wanted).to_native()
+    except Exception:  # each library has its own
+        return frame
+
+
+def library_of(data: Any) -> str | None:
+    """narwhals' name of the library of training data; None for pandas, and for what is no table."""
+    library = _library_of(data)
+    return None if library == _PANDAS else library
+
+
+def _library_of(data: Any) -> str | None:
+    """narwhals' name of the library of a table or column; None if it is neither."""
+    if isinstance(data, (pd.DataFrame, pd.Series, pd.Index)):
+        return _PANDAS
+    if not _is_foreign(data):
+        return None
+    import narwhals.stable.v2 as nw
+
+    native: Any = nw.from_native(_chunked(data), pass_through=True, allow_series=True)
+    known = isinstance(native, (nw.DataFrame, nw.LazyFrame, nw.Series))
+    return str(native.implementation.value) if known else None
+
+
+def indexed(data: Any, labels: Sequence[Any], name: str) -> Any:
+    """A table of any library as pandas', with the ids in its index.
+
+    They are in a column, the first of ``labels`` that it has.  A frame of pandas, and what is
+    no table, is returned as is.
+    """
+    if not _is_foreign(data):
+        return data
+    import narwhals.stable.v2 as nw
+
+    frame: Any = nw.from_native(data, pass_through=True)
+    if isinstance(frame, nw.LazyFrame):
+        frame = frame.collect()
+    if not isinstance(frame, nw.DataFrame):
+        return data
+    if frame.implementation.is_pandas():
+        return frame.to_native()
+    own = next((label for label in labels if label in frame.columns), None)
+    if own is None:
+        close = did_you_mean(labels[:1], frame.columns)
+        raise ValueError(f"{name} has no column {labels[0]!r} with ids{close}, beside one for each factor")
+    others = {label: frame[label].to_numpy() for label in frame.columns if label != own}
+    return pd.DataFrame(others, index=pd.Index(_id_column(frame[own])))
 
 
 def series_of(ids: Any) -> Any:
@@ -309,7 +353,7 @@ def _read_file(path: Path, ids: Sequence[Any], count: Any, name: str, text: _Nam
 
 
 def _read_csv(path: Path, separator: str, ids: Sequence[Any], count: Any, name: str, text: _Names) -> Any:
-    """The columns of a CSV file with a header.
+    """The columns of a CSV file with a header, which may show that the separator is another.
 
     pyarrow decides from the first megabyte what a column has: a stock code 85123A after that would be an
     error, and 007 the same id as 7.  So ids are read as strings, and are integers if all are written as such.
@@ -317,6 +361,9 @@ def _read_csv(path: Path, separator: str, ids: Sequence[Any], count: Any, name: 
     import pyarrow as pa
     from pyarrow import csv
 
+    with pa.input_stream(str(path)) as start:
+        header = start.read(_HEADER).partition(b"\n")[0].decode(errors="replace")
+    separator = next((one for one in (separator, *_OTHER_SEPARATORS) if one in header), separator)
     parse = csv.ParseOptions(delimiter=separator)
     with csv.open_csv(path, parse_options=parse) as start:
         require_columns(start.schema.names, columns_needed(ids, count), f"{name}, {path},")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import numbers
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from threading import Lock
@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from hpf_gpu.messages import shown, warn
+from hpf_gpu.messages import did_you_mean, shown, warn
 
 from .frames import series_of
 from .growth import appended
@@ -25,22 +25,39 @@ _ALIKE = {(int, "i"), (int, "u"), (str, "O")}  # an id and kinds that pandas fin
 _EXACT = 2**53  # float64 holds every integer up to here
 _FEW = 1000  # ids that were added later are looked up one by one up to here, or an eighth of the others
 _BLOCK = 1 << 18  # rows that are processed at once
+_MOST_IN_A_DICT = 1 << 20  # of which single ids are found faster, but which takes 100 bytes for each
 
 _adding = Lock()
 
 
 class Ids:
-    """The ids of one side in row order; with ``values=None`` ids are the row numbers themselves."""
+    """The ids of one side in row order; with ``values=None`` ids are the row numbers themselves.
+
+    ``values`` may be a function that returns them, which is called when they are needed.
+    """
 
     def __init__(
-        self, values: NDArray[Any] | None, size: int, kind: str, later: _Later | None = None
+        self,
+        values: NDArray[Any] | Callable[[], NDArray[Any]] | None,
+        size: int,
+        kind: str,
+        later: _Later | None = None,
     ) -> None:
-        self.values = values  # (size,)
+        self._given = values
         self.size = size
         self.kind = kind  # "user" or "item", for messages
         # The first of these ids, which have an index, and the rows of those after them.  The table is shared
         # with longer ids: rows from ``size`` on are not of these.
         self._later = later
+
+    @cached_property
+    def values(self) -> NDArray[Any] | None:
+        """The ids (size,); None if they are row numbers."""
+        return self._given() if callable(self._given) else self._given
+
+    def called(self, kind: str) -> Ids:
+        """The same ids as those of "user" or "item"."""
+        return Ids(self._given, self.size, kind)
 
     @cached_property
     def _index(self) -> pd.Index:
@@ -110,6 +127,8 @@ class Ids:
             for place, one in zip(missing, ids[missing], strict=True):
                 places[place] = self._of_these(rows_of_others.get(one))
             return places
+        if self.size > _MOST_IN_A_DICT:
+            ids = _as_integers_of(self._index.dtype, ids)
         if _compare_as_in_python(self._index, ids):
             codes: NDArray[np.int64] = self._hashed.get_indexer(ids)
             return codes
@@ -151,12 +170,19 @@ class Ids:
         codes = self.codes(listed)
         if (codes < 0).any():
             hint = self.hint(listed) if (codes < 0).all() else ""
+            hint = hint or self.close(listed, codes < 0)
             raise ValueError(f"{self.missing(listed, codes < 0)} not in the training data{hint}")
         return codes
 
     def missing(self, ids: Any, unknown: NDArray[np.bool_]) -> str:
         """Those of many ids (n,) that are ``unknown`` (n,), as the subject of a message."""
         return self._named(_column(ids)[unknown], "was", "were")
+
+    def close(self, ids: Any, unknown: NDArray[np.bool_]) -> str:
+        """The end of a message about those of ids (n,) that are ``unknown`` (n,): what they are close to."""
+        if self.values is None or self.values.dtype != object or np.count_nonzero(unknown) > _NAMED:
+            return ""
+        return did_you_mean(_column(ids)[unknown], self.values)
 
     def hint(self, ids: Any) -> str:
         """The end of a message about ids (n,), none of which is known: that they are of another type."""
@@ -444,6 +470,17 @@ def _compare_as_in_python(one: pd.Index, other: pd.Index) -> bool:
         return True
     integers = [index for index in (one, other) if index.dtype.kind in "iu" and len(index)]
     return kinds <= _NUMERIC and all(ids.min() >= -_EXACT and ids.max() <= _EXACT for ids in integers)
+
+
+def _as_integers_of(dtype: Any, ids: pd.Index) -> pd.Index:
+    """Integers (n,) in the ``dtype`` of an index that they are looked up in; others as they are."""
+    if ids.dtype == dtype or dtype.kind not in "iu" or ids.dtype.kind not in "iuO":
+        return ids
+    if ids.dtype == object and not all(type(one) in (int, np.int64) for one in ids):
+        return ids
+    with contextlib.suppress(OverflowError):
+        return _as_index(np.array(ids.tolist(), dtype=dtype))
+    return ids
 
 
 def _as_values(values: Any) -> NDArray[Any]:

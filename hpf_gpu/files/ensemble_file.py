@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from hpf_gpu.data.ids import Ids
 from hpf_gpu.model.ensemble import Ensemble, Member
 from hpf_gpu.model.settings import Settings
 
@@ -59,19 +58,21 @@ def _owner(tensors: Tensors, number: int, name: str, array: Any) -> int | None:
     return None
 
 
-def load_ensemble(path: str | bytes | os.PathLike[str]) -> tuple[list[Settings], Ensemble]:
+def load_ensemble(
+    path: str | bytes | os.PathLike[str], *, mapped: bool = False
+) -> tuple[list[Settings], Ensemble]:
     """Read the settings of the members and the ensemble from a file that :func:`save_ensemble` wrote.
 
     Raises
     ------
     ModelFileError
         If the file is damaged, not an ensemble, or written by a newer version.  Everything is checked before
-        use.
+        use, of ``mapped`` arrays only dtypes and shapes.
     OSError
         If the file cannot be read.
     """
     source = path_of("path", path)
-    header, tensors = ENSEMBLE.read(source)
+    header, tensors = ENSEMBLE.read(source, mapped=mapped)
     with believed(source):
         check_names("field of header", header, ("members", "of_logarithms"))
         FLAG.check("header.of_logarithms", header["of_logarithms"])
@@ -79,14 +80,14 @@ def load_ensemble(path: str | bytes | os.PathLike[str]) -> tuple[list[Settings],
             raise ValueError(f"header.members is {short(header['members'])}, not a list of models")
         settings, members = [], []
         for number, one in enumerate(header["members"]):
-            of, member = _member(number, one, tensors)
+            of, member = _member(number, one, tensors, mapped=mapped)
             settings.append(of)
             members.append(member)
-        _check_ids(members)
+        _check_ids(members, mapped=mapped)
         return settings, Ensemble(tuple(members), header["of_logarithms"])
 
 
-def _member(number: int, header: Any, tensors: Tensors) -> tuple[Settings, Member]:
+def _member(number: int, header: Any, tensors: Tensors, *, mapped: bool) -> tuple[Settings, Member]:
     where = f"header.members[{number}]"
     TABLE.check(where, header)
     fields = {**_FIELDS, "shared": TABLE}
@@ -98,21 +99,17 @@ def _member(number: int, header: Any, tensors: Tensors) -> tuple[Settings, Membe
         if name not in _SHARED or f"{owner}.{name}" not in tensors:
             raise ValueError(f"{where}.shared.{name} is {short(owner)}, not a member that has this array")
         own[name] = tensors[f"{owner}.{name}"]
-    settings, fitted = decode_model(header["model"], own)
+    settings, fitted = decode_model(header["model"], own, mapped=mapped)
     if header["transposed"]:
         users, items = fitted.user_ids, fitted.item_ids
-        fitted = replace(
-            fitted,
-            user_ids=Ids(users.values, users.size, "item"),
-            item_ids=Ids(items.values, items.size, "user"),
-        )
+        fitted = replace(fitted, user_ids=users.called("item"), item_ids=items.called("user"))
     return settings, Member(fitted, header["weight"], header["transposed"])
 
 
-def _check_ids(members: Sequence[Member]) -> None:
-    """Raise ValueError unless all members have the same users and items."""
+def _check_ids(members: Sequence[Member], *, mapped: bool) -> None:
+    """Raise ValueError unless all members have the same users and items; ``mapped`` ids are only counted."""
     first = members[0]
     for number, member in enumerate(members):
         for own, others in ((member.user_ids, first.user_ids), (member.item_ids, first.item_ids)):
-            if own.size != others.size or not own.index.equals(others.index):
+            if own.size != others.size or not (mapped or own.index.equals(others.index)):
                 raise ValueError(f"the {own.kind}s of member {number} are not those of the first")

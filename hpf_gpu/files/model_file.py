@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from hpf_gpu.backends.protocol import Full, RankOne, Rates
 from hpf_gpu.data.ids import Ids
 from hpf_gpu.model.biases import WARM_UP
 from hpf_gpu.model.convergence import Check
-from hpf_gpu.model.fitted import Fitted, checked_mean
+from hpf_gpu.model.fitted import Fitted
 from hpf_gpu.model.neighbours import Neighbours
 from hpf_gpu.model.posterior import Posterior
 from hpf_gpu.model.priors import POINT_MASS_RATE
@@ -37,7 +38,6 @@ from .schema import (
     STRING,
     TABLE,
     Array,
-    Fields,
     check_arrays,
     check_fields,
     check_names,
@@ -103,6 +103,8 @@ def encode_model(fitted: Fitted, values: Mapping[str, Any]) -> tuple[dict[str, A
     tensors: Tensors = {"Theta": fitted.theta, "Beta": fitted.beta}
     header: dict[str, Any] = {name: getattr(fitted, field) for name, field in _SCALARS.items()}
     header["backend_"] = backends.entry_of(fitted.backend).name  # without the number of this machine's device
+    if fitted.library is not None:
+        header["library"] = fitted.library
     header["ids"] = {}
     for side, ids in zip(_SIDES, (fitted.user_ids, fitted.item_ids), strict=True):
         encoding, array = _encoded(ids)
@@ -212,27 +214,38 @@ def _encoded(ids: Ids) -> tuple[str, NDArray[Any] | None]:
     return "json", np.frombuffer(text.encode(errors="surrogatepass"), dtype=np.uint8)
 
 
-def _decoded(encoding: str, array: NDArray[Any] | None, size: int, kind: str) -> Ids:
-    """The ids; ValueError unless there are ``size``, none missing and none duplicated."""
+def _decoded(encoding: str, array: NDArray[Any] | None, size: int, kind: str, *, mapped: bool) -> Ids:
+    """The ids; ValueError unless there are ``size``, none missing and none duplicated.
+
+    Of a ``mapped`` array numbers stay in the file, unchecked, and JSON is read when an id is needed.
+    """
     if array is None:
         return Ids(None, size, kind)
+    if encoding == "json" and mapped:
+        return Ids(partial(_objects, array, size, kind), size, kind)
     if encoding == "json":
-        listed = json.loads(array.tobytes().decode(errors="surrogatepass"))
-        if type(listed) is not list or len(listed) != size:
-            raise ValueError(f"{kind}.ids are {short(listed)}, not a list of {size}")
-        values = np.empty(size, dtype=object)
-        values[:] = [_id_of(value) for value in listed]
-        distinct = len(set(values.tolist()))
-        missing = any(value != value for value in values)  # NaN
+        values = _objects(array, size, kind)
     else:
         values = array if encoding == "array" else array.view(np.dtype(encoding).newbyteorder("="))
-        distinct = len(np.unique(array))
-        missing = values.dtype.kind in "fmM" and bool((values != values).any())
+    if mapped:
+        return Ids(values, size, kind)
+    missing = values.dtype.kind in "fmMO" and bool((values != values).any())  # NaN
+    distinct = len(set(values.tolist()) if values.dtype == object else np.unique(array))
     if missing or distinct < size:
         raise ValueError(
             f"{kind}.ids have {'missing values' if missing else f'{size - distinct} duplicates'}"
         )
     return Ids(values, size, kind)
+
+
+def _objects(array: NDArray[Any], size: int, kind: str) -> NDArray[Any]:
+    """Ids (size,) from JSON in UTF-8."""
+    listed = json.loads(array.tobytes().decode(errors="surrogatepass"))
+    if type(listed) is not list or len(listed) != size:
+        raise ValueError(f"{kind}.ids are {short(listed)}, not a list of {size}")
+    values = np.empty(size, dtype=object)
+    values[:] = listed if set(map(type, listed)) == {str} else [_id_of(value) for value in listed]
+    return values
 
 
 def _plain_id(value: Any, kind: str) -> Any:
@@ -273,28 +286,40 @@ def _id_of(value: Any) -> Any:
 # -- checks --------------------------------------------------------------------------------------
 
 
-def check_model(header: Mapping[str, Any], tensors: Tensors) -> Settings:
-    """The settings; ValueError or TypeError unless header and arrays are those of a consistent model."""
+def check_model(header: Mapping[str, Any], tensors: Tensors, *, mapped: bool = False) -> Settings:
+    """The settings; ValueError or TypeError unless header and arrays are those of a consistent model.
+
+    Of ``mapped`` arrays only dtypes and shapes are checked, so that they are not read.
+    """
     has_posteriors = "priors" in header or any(f"{side}.shape" in tensors for side in _SIDES)
-    check_names("field of header", header, _fields(has_posteriors))
+    expected = _fields(has_posteriors) | ({"library": STRING} if "library" in header else {})
+    check_names("field of header", header, expected)
     settings = _check_parameters(header["parameters"])
-    check_fields("header", header, _fields(has_posteriors))
+    check_fields("header", header, expected)
     _check_priors(header, settings)
-    sizes = check_arrays(tensors, _layout(header, settings, tensors), {"K": settings.width})
-    if has_posteriors:
-        posteriors = _posteriors(header, settings, tensors)
-        for mean, posterior in zip(("Theta", "Beta"), posteriors, strict=True):
-            _check_mean(mean, tensors[mean], posterior)
+    sizes = check_arrays(
+        tensors, _layout(header, settings, tensors), {"K": settings.width}, values=not mapped
+    )
     for side, rows in zip(_SIDES, (sizes["N"], sizes["M"]), strict=True):
         total, are_rows = header[f"n{side}s"], header["ids"][side] == "rows"
         if total < rows or (are_rows and total > rows):
             raise ValueError(f"header.n{side}s is {total}, and there are {rows} rows")
+    _check_history(header, tensors)
+    if not mapped:
+        _check_rows(header, settings, tensors)
+    return settings
+
+
+def _check_rows(header: Mapping[str, Any], settings: Settings, tensors: Tensors) -> None:
+    """Raise ValueError unless the rows of users and items, whose values are in range, fit together."""
+    if "priors" in header:
+        posteriors = _posteriors(header, settings, tensors)
+        for mean, posterior in zip(("Theta", "Beta"), posteriors, strict=True):
+            _check_mean(mean, tensors[mean], posterior)
     if "seen.indptr" in tensors:
-        _check_seen(tensors["seen.indptr"], tensors["seen.indices"], sizes["M"])
+        _check_seen(tensors["seen.indptr"], tensors["seen.indices"], len(tensors["Beta"]))
     if settings.neighbours:
         check_sources(tensors["weights.sources"])
-    _check_history(header, tensors)
-    return settings
 
 
 def _check_parameters(parameters: Any) -> Settings:
@@ -310,7 +335,7 @@ def _check_parameters(parameters: Any) -> Settings:
     return settings_from_plain(parameters)
 
 
-def _fields(has_posteriors: bool) -> Fields:
+def _fields(has_posteriors: bool) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "parameters": TABLE,
         "ids": dict.fromkeys(_SIDES, STRING),
@@ -487,38 +512,41 @@ def _check_history(header: Mapping[str, Any], tensors: Tensors) -> None:
 # -- reading -----------------------------------------------------------------------------------
 
 
-def load_model(path: str | bytes | os.PathLike[str]) -> tuple[Settings, Fitted]:
+def load_model(path: str | bytes | os.PathLike[str], *, mapped: bool = False) -> tuple[Settings, Fitted]:
     """Read the settings and the fitted model from a file that :func:`save_model` wrote.
 
     Raises
     ------
     ModelFileError
-        If the file is damaged, not a model, or written by a newer version.  Everything is checked before use.
+        If the file is damaged, not a model, or written by a newer version.  Everything is checked before use,
+        of ``mapped`` arrays only dtypes and shapes.
     OSError
         If the file cannot be read.
     """
     source = path_of("path", path)
-    header, tensors = MODEL.read(source)
+    header, tensors = MODEL.read(source, mapped=mapped)
     with believed(source):
-        return decode_model(header, tensors)
+        return decode_model(header, tensors, mapped=mapped)
 
 
-def decode_model(header: Mapping[str, Any], tensors: Tensors) -> tuple[Settings, Fitted]:
+def decode_model(
+    header: Mapping[str, Any], tensors: Tensors, *, mapped: bool = False
+) -> tuple[Settings, Fitted]:
     """The inverse of :func:`encode_model`; ValueError or TypeError if anything is inconsistent."""
-    settings = check_model(header, tensors)
-    return settings, _fitted(header, settings, tensors)
+    settings = check_model(header, tensors, mapped=mapped)
+    return settings, _fitted(header, settings, tensors, mapped=mapped)
 
 
-def _fitted(header: Mapping[str, Any], settings: Settings, tensors: Tensors) -> Fitted:
+def _fitted(header: Mapping[str, Any], settings: Settings, tensors: Tensors, *, mapped: bool) -> Fitted:
     theta, beta = tensors["Theta"], tensors["Beta"]
     users, items = (
-        _decoded(header["ids"][side], tensors.get(f"{side}.ids"), size, side)
+        _decoded(header["ids"][side], tensors.get(f"{side}.ids"), size, side, mapped=mapped)
         for side, size in zip(_SIDES, (len(theta), len(beta)), strict=True)
     )
     columns = {name: tensors[f"history.{name}"] for name in header["history"]}
     return Fitted(
-        theta=checked_mean("Theta", theta),
-        beta=checked_mean("Beta", beta),
+        theta=theta,
+        beta=beta,
         user_ids=users,
         item_ids=items,
         posteriors=_posteriors(header, settings, tensors) if "priors" in header else None,
@@ -527,5 +555,6 @@ def _fitted(header: Mapping[str, Any], settings: Settings, tensors: Tensors) -> 
         if not settings.neighbours
         else Neighbours(settings.weight_prior, *(tensors[f"weights.{name}"] for name in _WEIGHTS)),
         history=pd.DataFrame(columns, columns=header["history"]),
+        library=header.get("library"),
         **{field: header[name] for name, field in _SCALARS.items()},
     )

@@ -2,11 +2,17 @@
 
 The metadata of the file holds the header, under a key that identifies the kind of file, and ``crc32``, a
 checksum of the header and of all arrays.
+
+The safetensors library would open its own file and copy every array; a model that is larger than the memory
+is mapped instead.  The format is little more than the places of the arrays in JSON.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import mmap
+import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +25,7 @@ from numpy.typing import NDArray
 
 from hpf_gpu.version import __version__
 
-from .schema import STRING, TABLE, check_names, whole
+from .schema import STRING, TABLE, check_names, short, whole
 from .whole_file import check_regular, replacing
 
 Tensors = dict[str, NDArray[Any]]
@@ -28,6 +34,7 @@ UPDATE = "update hpf_gpu"
 _TYPES = {"bool": "BOOL", "float16": "F16", "float32": "F32", "float64": "F64"}
 _TYPES |= {f"int{bits}": f"I{bits}" for bits in (8, 16, 32, 64)}
 _TYPES |= {f"uint{bits}": f"U{bits}" for bits in (8, 16, 32, 64)}
+_DTYPES = {code: np.dtype(name).newbyteorder("<") for name, code in _TYPES.items()}
 #: Exceptions of parsing JSON and of checking its contents.
 MALFORMED = (KeyError, TypeError, ValueError, OverflowError, RecursionError)
 
@@ -60,8 +67,11 @@ class FileFormat:
         with replacing(path) as file:
             _write_safetensors(file, {self.key: text, "crc32": checksum(text, tensors)}, tensors)
 
-    def read(self, source: Path) -> tuple[dict[str, Any], Tensors]:
+    def read(self, source: Path, *, mapped: bool = False) -> tuple[dict[str, Any], Tensors]:
         """Read the header, without format and version, and all arrays, and check the checksum.
+
+        With ``mapped`` arrays are read-only views of the file, of which nothing is read before it is used,
+        and the checksum is not checked.  They are those of this file even after another has taken its name.
 
         Raises
         ------
@@ -70,13 +80,14 @@ class FileFormat:
         OSError
             If the file cannot be read.
         """
-        with _opened(source, f"not a {self.name}") as (file, metadata):
+        with _opened(source, f"not a {self.name}") as (file, metadata, places):
             if self.key not in metadata:
                 raise ModelFileError(f"{source} is a safetensors file, but not a {self.name} of hpf_gpu")
             text = metadata[self.key]
             header = self._header(source, text)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if checksum(text, tensors) != metadata.get("crc32"):
+            memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if mapped else None
+            tensors = {name: place.array(file, memory) for name, place in places.items()}
+        if not mapped and checksum(text, tensors) != metadata.get("crc32"):
             raise ModelFileError(f"{source} is damaged: its checksum does not match its contents")
         with believed(source):
             check_names("metadata", metadata, (self.key, "crc32"))
@@ -100,28 +111,73 @@ class FileFormat:
 def format_of(source: Path, formats: Sequence[FileFormat]) -> FileFormat:
     """Which of some kinds of file this is, by its metadata alone; errors as for :meth:`FileFormat.read`."""
     none = f"neither a {' nor a '.join(kind.name for kind in formats)}"
-    with _opened(source, none) as (_, metadata):
+    with _opened(source, none) as (_, metadata, _):
         for kind in formats:
             if kind.key in metadata:
                 return kind
     raise ModelFileError(f"{source} is a safetensors file, but {none} of hpf_gpu")
 
 
-@contextmanager
-def _opened(source: Path, none: str) -> Iterator[tuple[Any, dict[str, str]]]:
-    """A safetensors file and its metadata; where it cannot be read it is damaged, or is ``none``."""
-    from safetensors import SafetensorError, safe_open
+@dataclass(frozen=True)
+class _Place:
+    """Where an array is in a file."""
 
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    start: int  # bytes from the start of the file
+
+    @property
+    def end(self) -> int:
+        return self.start + math.prod(self.shape) * self.dtype.itemsize
+
+    def array(self, file: BinaryIO, memory: mmap.mmap | None) -> NDArray[Any]:
+        """The array, read from the file or, if that is mapped to ``memory``, a view of it."""
+        count = math.prod(self.shape)
+        if memory is None or count == 0:
+            file.seek(self.start)
+            array = np.fromfile(file, self.dtype, count)
+        else:
+            array = np.frombuffer(memory, self.dtype, count, self.start)
+            array = array if array.flags.aligned else array.copy()  # kernels need alignment
+        return array.astype(self.dtype.newbyteorder("="), copy=False).reshape(self.shape)
+
+
+@contextmanager
+def _opened(source: Path, none: str) -> Iterator[tuple[BinaryIO, dict[str, str], dict[str, _Place]]]:
+    """A safetensors file, its metadata and its arrays; one that cannot be read is damaged, or ``none``."""
     check_regular(source)
-    with open(source, "rb"):  # raises errors of the file system with the name of the file
-        pass
-    try:
-        with safe_open(source, framework="numpy") as file:
-            yield file, file.metadata() or {}
-    except ModelFileError:
-        raise
-    except (SafetensorError, AttributeError, *MALFORMED) as error:  # also for dtypes that NumPy lacks
-        raise ModelFileError(f"{source} is damaged, or {none} of hpf_gpu: {error}") from error
+    with open(source, "rb") as file:
+        try:
+            yield file, *_contents(file)
+        except ModelFileError:
+            raise
+        except (AttributeError, *MALFORMED) as error:  # the former where JSON has no table
+            raise ModelFileError(f"{source} is damaged, or {none} of hpf_gpu: {error}") from error
+
+
+def _contents(file: BinaryIO) -> tuple[dict[str, str], dict[str, _Place]]:
+    """Metadata and places of the arrays of a safetensors file; an error of MALFORMED if it is none."""
+    size, length = os.fstat(file.fileno()).st_size, int.from_bytes(file.read(8), "little")
+    first = 8 + length
+    if not 8 < first <= size:
+        raise ValueError(f"it has {size} bytes, and its header would end at {first}")
+    layout = json.loads(file.read(length))
+    metadata = layout.pop("__metadata__", {})
+    if not all(type(one) is str for one in metadata.values()):
+        raise ValueError("its metadata are not strings")
+    places, end = {}, first
+    for name, one in sorted(layout.items(), key=lambda item: item[1]["data_offsets"]):
+        shape, (start, stop) = tuple(one["shape"]), one["data_offsets"]
+        if any(type(n) is not int or n < 0 for n in shape):
+            raise ValueError(f"the shape of {name} is {short(shape)}")
+        places[name] = _Place(_DTYPES[one["dtype"]], shape, end)
+        # Without gaps, so that no byte of the file is without meaning.
+        if first + start != end or first + stop != places[name].end:
+            raise ValueError(f"{name} is not where its header says")
+        end = places[name].end
+    if end != size:
+        raise ValueError(f"it has {size} bytes, and its arrays end at {end}")
+    return metadata, places
 
 
 @contextmanager
@@ -146,7 +202,7 @@ def checksum(text: str, tensors: Tensors) -> str:
 
 
 def _write_safetensors(file: BinaryIO, metadata: Mapping[str, str], tensors: Tensors) -> None:
-    """Write in safetensors format; the safetensors library would open its own file and copy every array."""
+    """Write in safetensors format, every array aligned, so that the file can be mapped."""
     layout: dict[str, Any] = {"__metadata__": metadata}
     names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))  # so that all are aligned
     end = 0

@@ -134,6 +134,7 @@ def take_step(settings: Settings, fitted: Fitted | None, step: Step, threads: in
         seed=step.seed if fitted is None else fitted.seed,
         backend=backend.name,
         neighbours=None if neighbours is None else neighbours.after(backend, items),
+        library=None if fitted is None else fitted.library,
     )
 
 

@@ -309,12 +309,12 @@ def _read(
         data = data.transposed()
         validation = None if validation is None else validation.transposed()
     sides = (
-        ("fixed_users", inputs.fixed_users, data.users),
-        ("fixed_items", inputs.fixed_items, data.items),
+        ("fixed_users", inputs.fixed_users, data.users, (settings.user, "UserId")),
+        ("fixed_items", inputs.fixed_items, data.items, (settings.item, "ItemId")),
     )
     fixed = {
-        name: read_factors(factors, ids, settings.width, name=name)
-        for name, factors, ids in sides
+        name: read_factors(factors, ids, settings.width, name=name, labels=labels)
+        for name, factors, ids, labels in sides
         if factors is not None
     }
     return _Data(data, validation, fixed, on_disk and on_disk.with_validation(validation))

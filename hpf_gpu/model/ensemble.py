@@ -64,6 +64,11 @@ class Ensemble:
         return self.members[0].item_ids
 
     @property
+    def library(self) -> str | None:
+        """Of the training data, see :class:`hpf_gpu.model.fitted.Fitted`."""
+        return self.members[0].fitted.library
+
+    @property
     def dtype(self) -> np.dtype[Any]:
         """Type of the expected counts."""
         return np.result_type(*(member.fitted.dtype for member in self.members))

@@ -64,6 +64,7 @@ class Fitted:
     neighbours: Neighbours | None = None  # of a model with neighbours; it has ``seen``, too
     # Models that were made of this one by adding users have it, too.
     bounds: ScoreBounds = field(default_factory=ScoreBounds, repr=False, compare=False)  # of ``beta``
+    library: str | None = None  # narwhals' name of that of the training data, for tables that come out
 
     @property
     def k(self) -> int:

@@ -14,6 +14,7 @@ import numpy as np
 
 from hpf_gpu.backends import REGISTRY, entry_of
 from hpf_gpu.data.triplets import TRANSFORMS, Columns
+from hpf_gpu.messages import did_you_mean
 
 from .convergence import STOP_CRITERIA
 from .neighbours import WeightPrior
@@ -121,7 +122,8 @@ class Choice:
         if not isinstance(value, str):
             raise TypeError(f"{name} must be a name such as {self.names[0]!r}, not {value!r}")
         if value not in self.names:
-            raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(map(repr, self.names))}")
+            known, close = ", ".join(map(repr, self.names)), did_you_mean([value], self.names)
+            raise ValueError(f"{name}={value!r} is unknown; choose one of {known}{close}")
         return str(value)
 
     def describe(self) -> str:

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from hpf_gpu import HPF, HPFEnsemble
 
-_USERS_AT_ONCE = 8192  # whose lists are in memory together
-
 
 def recommend(
     model: ModelFile,
@@ -71,7 +69,7 @@ def recommend(
             parts = _lists(fitted, _wanted(fitted, users), options, progress)
         with tables.writing(output, as_json=as_json) as table:
             for part in parts:
-                if not table.add(part):
+                if not table.add(tables.as_pandas(part)):
                     break
     return None
 
@@ -93,8 +91,9 @@ def _lists(
     fitted: HPF | HPFEnsemble, users: Any, options: dict[str, Any], progress: Progress
 ) -> Iterator[pd.DataFrame]:
     """The lists of users (B,), block after block, so that memory is bounded."""
+    from hpf_gpu.files.parquet_file import in_parts
+
     progress.step("Ranking", len(users))
-    for start in range(0, len(users), _USERS_AT_ONCE):
-        block = users[start : start + _USERS_AT_ONCE]
+    for block in in_parts(users, options["n"]):
         yield fitted.recommend(block, **options)
         progress.advance(len(block))

@@ -34,4 +34,4 @@ def similar(
         tell(f"warning: {kind} {', '.join(map(repr, unknown))} are not in the model")
     search = getattr(fitted, f"similar_{kind}")
     with tables.writing(output, as_json=as_json) as table:
-        table.add(search(found, n=n))
+        table.add(tables.as_pandas(search(found, n=n)))
