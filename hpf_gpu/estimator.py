@@ -560,15 +560,15 @@ class HPF:
         -------
         DataFrame (n, k)
             E[θ] of each new user (k + 2 columns with ``bias=True``).  The index holds the user ids in order
-            of first appearance, or the row numbers of a matrix.  A user without usable counts gets the
-            factors of a user without counts, with a warning.  If the counts are a frame of another library
-            than pandas, a frame of that, with the ids in a column UserId.
+            of first appearance, or the row numbers of a matrix.  A user without usable counts, alone or among
+            others, gets the factors of a user without counts, with a warning.  If the counts are a frame of
+            another library than pandas, a frame of that, with the ids in a column UserId.
 
         Raises
         ------
         ValueError, TypeError
-            If the data are not counts, if none of the items is in the model, if the model is not fitted, or
-            if shapes and rates were not kept (``keep_all_objs=False``).
+            If the data are not counts, if no item is in the model and their ids are of another type, if the
+            model is not fitted, or if shapes and rates were not kept (``keep_all_objs=False``).
         """
         folded = self._fold(USERS, counts_df, maxiter, stop_thr, ncores)
         return like(folded.frame("UserId"), counts_df)
@@ -683,7 +683,8 @@ class HPF:
             As for :meth:`predict_factors`.
         update_all_params : bool, optional
             Whether to also move all items, by one step of :meth:`partial_fit` with this user as the batch.
-            One user then stands for all.  ``maxiter`` and ``stop_thr`` have no effect then.
+            One user then stands for all, and must have a count.  ``maxiter`` and ``stop_thr`` have no effect
+            then.
 
         Returns
         -------
@@ -858,7 +859,9 @@ class HPF:
         n : int
             Number of items for each user; fewer are returned if fewer are left.
         counts : same forms as for :meth:`transform`
-            In place of ``users``: counts of users who are not added to the model.
+            In place of ``users``: counts of users who are not added to the model.  Those without a count of
+            an item of the model get the items that a user without counts is expected to have, which are
+            popular ones, with a warning.
         exclude_seen : bool
             Whether to exclude the items that the user has in the training data, or in ``counts``.
         items : array-like of ids, optional

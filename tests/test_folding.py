@@ -430,8 +430,8 @@ def test_errors_of_fold_in(backend_name):
         (lambda: model.add_user(None, one), ValueError, "user ids are missing"),
         (lambda: model.add_user([5], one), TypeError, "user ids must be hashable"),
         (lambda: model.add_users(sparse.csr_array(np.ones((2, 40)))), TypeError, "pass a frame with UserId"),
-        (lambda: model.predict_factors(one.assign(ItemId="x")), ValueError, "no item that was in"),
-        (lambda: model.transform_items(COUNTS.assign(UserId=-1)), ValueError, "no user that was in"),
+        (lambda: model.predict_factors(one.assign(ItemId="x")), ValueError, "no item that was in .* strings"),
+        (lambda: model.transform_items(COUNTS.assign(UserId="x")), ValueError, "no user .* strings"),
         (lambda: model.predict_factors(one.assign(Count=-1)), ValueError, "count -1 in row"),
         (lambda: model.predict_factors(one[["ItemId"]]), ValueError, "no column 'Count'"),
         (lambda: model.predict_factors(one.iloc[:0]), ValueError, "empty"),
@@ -451,11 +451,41 @@ def test_errors_of_fold_in(backend_name):
     assert model.nusers == 60
 
 
-@pytest.mark.filterwarnings("ignore:.*counts of zero")
-def test_nothing_left_is_an_error(model):
-    zero = of_user(100).assign(Count=0)
-    with pytest.raises(ValueError, match="no count above zero for items that were in the training data"):
-        model.predict_factors(zero)
+NOTHING_KNOWN = {
+    "unknown items": (lambda frame: frame.assign(ItemId=-1), "all [0-9]+ counts of .* were left out"),
+    "zeros": (lambda frame: frame.assign(Count=0), "counts of zero were left out"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*(left out|can be used)")
+@pytest.mark.parametrize("way", NOTHING_KNOWN)
+def test_users_without_known_items(model, way):
+    """Alone, together and beside others they have the factors of a user without counts, and say so."""
+    change, said = NOTHING_KNOWN[way]
+    strangers = change(COUNTS[COUNTS.UserId < 103])
+    grown = copy.deepcopy(model)
+    with pytest.warns(UserWarning, match=said):
+        together = model.transform(strangers, **tight())
+    with pytest.warns(UserWarning, match="1 new users have no count that can be used"):
+        alone = model.predict_factors(change(of_user(100)), **tight())
+    with pytest.warns(UserWarning, match="3 new users have no count that can be used"):
+        beside = model.transform(pd.concat([COUNTS[COUNTS.UserId > 150], strangers]), **tight())
+    assert together.index.tolist() == [100, 101, 102]
+    # Rounding of float64: they are folded in with and without others.
+    for one in (together.to_numpy(), alone, beside.loc[[100, 101, 102]].to_numpy()):
+        np.testing.assert_allclose(one, np.broadcast_to(alone, one.shape), rtol=1e-13)
+    with pytest.warns(UserWarning, match="1 new users have no count"):
+        grown.add_user(7, change(of_user(100)), **tight())
+    with pytest.warns(UserWarning, match="3 new users have no count"):
+        grown.add_users(strangers.assign(UserId=strangers.UserId + 1000), **tight())
+    np.testing.assert_allclose(grown.Theta[-4:], np.broadcast_to(alone, (4, 3)), rtol=1e-13)
+    assert len(grown.topN(7, 40)) == 40  # they have seen nothing
+
+
+@pytest.mark.filterwarnings("ignore:.*(left out|can be used)")
+def test_a_user_without_known_items_does_not_move_the_items(model):
+    with pytest.raises(ValueError, match="no count of an item that the model has"):
+        model.add_user(7, of_user(100).assign(ItemId=-1), update_all_params=True)
 
 
 def test_fold_in_needs_a_fit_and_its_shapes():

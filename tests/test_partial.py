@@ -367,7 +367,7 @@ def test_a_user_who_moves_all_parameters_brings_no_items(frame: pd.DataFrame) ->
         assert caught[0].filename == __file__
         assert_same_model(model, known.partial_fit(one[:2].assign(UserId="joe"), new_users=True))
         assert model.nitems == known.nitems
-        with pytest.raises(ValueError, match="counts_df has no item that was in the training data"):
+        with pytest.raises(ValueError, match="no count of an item that the model has"):
             model.add_user("sue", one[2:], update_all_params=True)
         with pytest.raises(TypeError, match="ncores"):
             model.add_user("sue", one[:2], update_all_params=True, ncores="x")

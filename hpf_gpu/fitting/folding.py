@@ -158,6 +158,11 @@ def step_with_user(
     """The model after one step of all parameters with the counts of one user, who is added or replaced."""
     size, items = size_of_step(settings, fitted, None), fitted.item_ids
     new = new_rows(triplets, "user", items, name="counts_df")
+    if new.csr.nnz == 0:
+        raise ValueError(
+            "counts_df has no count of an item that the model has, by which update_all_params could move all "
+            "items: leave it out to add the user"
+        )
     rows, users = _rows_for(fitted, new.ids.index, update_existing)
     everything = np.arange(items.size)
     places = (
