@@ -217,6 +217,17 @@ def _on_host_with_ids(data: Any) -> tuple[Any, tuple[Ids, Ids] | None]:
     return (on_host(data.sparse), data.ids) if isinstance(data, Counts) else (on_host(data), None)
 
 
+def with_ids(data: Any, columns: Columns) -> Any:
+    """The data as they are; TypeError if they are a matrix, which has no ids of its users."""
+    if sparse.issparse(on_host(data)):
+        raise TypeError(
+            f"users are added by id: pass a frame with {columns.user}, {columns.item} and "
+            f"{'a row for each pair' if columns.count is None else columns.count}, or hpf_gpu.Counts(matrix, "
+            "users=ids, items=ids)"
+        )
+    return data
+
+
 def row_numbers(shape: tuple[int, int]) -> tuple[Ids, Ids]:
     """The ids of a matrix that brings none."""
     return Ids(None, shape[0], "user"), Ids(None, shape[1], "item")
