@@ -164,7 +164,7 @@ def evaluate(
     for metric in asked:
         if metric in LIKELIHOODS and judged.taken is None:
             raise ValueError(f"there is no {metric}, because {judged.why_not}: leave it out of metrics")
-    return _evaluation(judged, train, held_out, asked, n, exposure, set())
+    return _evaluation(judged, _Counts(train, held_out), asked, n, exposure)
 
 
 def compare(
@@ -223,11 +223,8 @@ def compare(
             of_models = f"{meaningless[0]} of models with counts={' and '.join(map(repr, taken))}"
             raise ValueError(f"{of_models} cannot be compared: leave it out of metrics")
         asked = [metric for metric in asked if metric in LISTS]
-    said: set[str] = set()
-    found = {
-        name: _evaluation(one, train, held_out, one.having(asked), n, exposure, said)
-        for name, one in judged.items()
-    }
+    counts = _Counts(train, held_out)
+    found = {name: _evaluation(one, counts, one.having(asked), n, exposure) for name, one in judged.items()}
     first = next(iter(found.values()))
     rows = []
     for metric in asked:
@@ -269,6 +266,15 @@ class _Judged:
         if not callable(model):
             raise TypeError(f"a model is HPF, HPFEnsemble or a function of row numbers, not {model!r}")
         return _Judged(model, None, None, None, columns, "scores of a function need not be expected counts")
+
+    def maps_as(self, other: _Judged) -> bool:
+        """Whether counts are the same matrix for both."""
+        if (self.taken or "raw", self.columns) != (other.taken or "raw", other.columns):
+            return False
+        if self.together is None or other.together is None:
+            return self.together is other.together
+        users, items = self.together.user_ids, self.together.item_ids
+        return users.equals(other.together.user_ids) and items.equals(other.together.item_ids)
 
     def having(self, metrics: Sequence[str]) -> list[str]:
         """Those of the metrics that it has."""
@@ -324,6 +330,24 @@ class _Split:
         return float(self.held_sums[users].sum()) / of_train
 
 
+class _Counts:
+    """Training and held-out counts, mapped once for all models that have the same ids and take the same."""
+
+    def __init__(self, train: Any, held_out: Any) -> None:
+        self._train, self._held_out = train, held_out
+        self._splits: list[tuple[_Judged, _Split]] = []
+        self._said: set[str] = set()
+
+    def split_for(self, judged: _Judged) -> _Split:
+        """The counts in the rows and columns of a model."""
+        for other, split in self._splits:
+            if judged.maps_as(other):
+                return split
+        split = _Split.of(judged, self._train, self._held_out, self._said)
+        self._splits.append((judged, split))
+        return split
+
+
 def _matrix(
     data: Any, name: str, judged: _Judged, users: Ids, items: Ids, said: set[str]
 ) -> tuple[sparse.csr_array, int]:
@@ -361,18 +385,12 @@ def _asked(metrics: Sequence[str] | None, *judged: _Judged) -> list[str]:
 
 
 def _evaluation(
-    judged: _Judged,
-    train: Any,
-    held_out: Any,
-    asked: Sequence[str],
-    n: int,
-    exposure: float | None,
-    said: set[str],
+    judged: _Judged, counts: _Counts, asked: Sequence[str], n: int, exposure: float | None
 ) -> Evaluation:
     n = whole_number("n", n, 1)
     if exposure is not None and not (np.isfinite(exposure) and exposure > 0):
         raise ValueError(f"exposure={exposure!r} must be above zero")
-    split, s = _Split.of(judged, train, held_out, said), float("nan")
+    split, s = counts.split_for(judged), float("nan")
     users = np.flatnonzero(np.diff(split.held_out.indptr))
     columns: dict[str, NDArray[Any]] = {}
     figures: dict[str, float] = dict.fromkeys(asked, float("nan"))

@@ -38,10 +38,10 @@ MODELS: dict[str, Any] = {
 }
 
 
-def fitted(given: dict[str, Any]) -> Any:
+def fitted(given: dict[str, Any], train: pd.DataFrame = TRAIN) -> Any:
     if "members" in given:
-        return HPFEnsemble(**{"k": 3, "random_seed": 1, "verbose": False} | QUICK | given).fit(TRAIN)
-    return quick(**QUICK | given).fit(TRAIN)
+        return HPFEnsemble(**{"k": 3, "random_seed": 1, "verbose": False} | QUICK | given).fit(train)
+    return quick(**QUICK | given).fit(train)
 
 
 def taken(y: float, counts: str) -> float:
@@ -318,6 +318,28 @@ def test_differences_are_paired_by_user() -> None:
     assert rows.loc[("coverage", "popular"), "difference"] < 0
     assert np.isnan(rows.loc[("coverage", "popular"), "difference_low"])
     assert (table.users == len(HELD_OUT.UserId.unique())).all()
+
+
+def test_counts_are_read_once_for_models_of_the_same_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And once more for each other thing that models take for counts, and for functions."""
+    reads = []
+    read = evaluation.read
+
+    def counted(data: Any, **given: Any) -> Any:
+        reads.append(given["name"])
+        return read(data, **given)
+
+    monkeypatch.setattr(evaluation, "read", counted)
+    models = {str(seed): fitted({"random_seed": seed}) for seed in range(3)}
+    models["ones"] = fitted({"counts": "binary"})
+    together = compare(models, TRAIN, HELD_OUT, ("recall", "ndcg"), n=5).set_index(["metric", "model"])
+    assert reads == ["train", "held_out"] * 2
+    reversed_ids = fitted({}, TRAIN[::-1])
+    compare({"one": models["0"], "other": reversed_ids}, TRAIN, HELD_OUT, ("recall",), n=5)
+    assert reads == ["train", "held_out"] * 4
+    for name, model in models.items():
+        alone = evaluate(model, TRAIN, HELD_OUT, ("recall", "ndcg"), n=5)
+        assert together.loc[("ndcg", name), "value"] == alone["ndcg"]
 
 
 def test_models_that_take_counts_differently_share_no_likelihood() -> None:

@@ -228,9 +228,21 @@ def recommend_for(
 
 def all_scores(ensemble: Ensemble, users: NDArray[Any], *, discount: float = 0.0) -> NDArray[Any]:
     """Combined expected counts of all items for some users (B,), by row number, (B, M)."""
-    rates = [_rates(member, users)(slice(None)) for member in ensemble.members]
-    scores = ensemble.combined(rates, ensemble.members)
-    return scores * _factors(ensemble, discount) if discount else scores
+    return next(scores_of_each([(ensemble, discount)], users))
+
+
+def scores_of_each(
+    ensembles: Sequence[tuple[Ensemble, float]], users: NDArray[Any]
+) -> Iterator[NDArray[Any]]:
+    """The same with each of some discounts, of ensembles that differ in nothing but weights.
+
+    What the members expect, of which most of the time is, is computed once.
+    """
+    first, _ = ensembles[0]
+    terms = first.terms([_rates(member, users)(slice(None)) for member in first.members])
+    for ensemble, discount in ensembles:
+        scores = ensemble.combined_terms(terms, ensemble.members)
+        yield scores * _factors(ensemble, discount) if discount else scores
 
 
 def _factors(ensemble: Ensemble, discount: float) -> NDArray[Any]:

@@ -114,5 +114,5 @@ def _check_ids(members: Sequence[Member]) -> None:
     first = members[0]
     for number, member in enumerate(members):
         for own, others in ((member.user_ids, first.user_ids), (member.item_ids, first.item_ids)):
-            if own.size != others.size or not own.index.equals(others.index):
+            if not own.equals(others):
                 raise ValueError(f"the {own.kind}s of member {number} are not those of the first")
