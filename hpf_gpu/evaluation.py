@@ -13,7 +13,7 @@ from scipy import sparse
 from scipy.special import gammaln
 
 from . import backends
-from .answers.ensembles import combined_pairs, expected_totals
+from .answers.ensembles import combined_pairs, expected_totals, mixture
 from .data.counts import training_data
 from .data.ids import Ids
 from .data.triplets import Columns, load, read, row_of_each
@@ -29,9 +29,11 @@ Evaluated: TypeAlias = HPF | HPFEnsemble | ScoreBlock
 
 LISTS = (*OF_HITS, "auc", "coverage", "novelty")
 LIKELIHOODS = ("llk_per_cell", "llk", "llk_of_counts")
-METRICS = (*LISTS, *LIKELIHOODS)
+METRICS = (*LISTS, *LIKELIHOODS)  # by default
+PREDICTIVE = "llk_predictive"  # only where it is asked for: it takes all cells, and shapes and rates
 
-_SUMS = ("llk", "llk_of_counts")  # the others are means
+_SUMS = ("llk", "llk_of_counts", PREDICTIVE)  # the others are means
+_BLOCK_CELLS = 1 << 20  # that are examined at once
 _COLUMNS = Columns()
 _Z = 1.959963984540054  # 95 % of a normal distribution lie within so many standard deviations
 
@@ -121,7 +123,7 @@ def evaluate(
         The counts to which the model was fitted, and those to judge it by.  Held-out counts whose user or
         item is not in the model, or whose pair is also in ``train``, are left out with a warning.
     metrics : sequence of str, optional
-        Which of the figures below; by default all that the model has.
+        Which of the figures below; by default all that the model has but ``llk_predictive``.
     n : int
         Length of the lists.
     exposure : float, optional
@@ -153,6 +155,11 @@ def evaluate(
     - ``llk``: Σ ln Poisson(y | s·λ) over all pairs of these users with any item that are not in ``train``,
       zeros included, with the expected count λ and the exposure s.  ``llk_per_cell``: the same divided by
       the number of these pairs.
+    - ``llk_predictive``, only where it is asked for: Σ ln E[Poisson(y | s·λ)] over the same pairs as ``llk``,
+      where λ has its posterior distribution, of an ensemble that of one member, drawn by weight.  A model
+      that is surer of its rates than it may be loses.  With the gamma distributions of
+      :meth:`hpf_gpu.HPF.predict_interval` the probabilities are negative binomial.  It takes the time of all
+      pairs, and shapes and rates (``keep_all_objs=True``).
     - ``llk_of_counts``: Σ ln Poisson(y | λ) over the held-out counts alone, which is
       ``model.eval_llk(held_out, full_llk=True)``.  Zeros have no part in it, so it prefers expected counts
       that are too large: do not choose models by it.
@@ -162,7 +169,7 @@ def evaluate(
     judged = _Judged.of(model)
     asked = _asked(metrics, judged)
     for metric in asked:
-        if metric in LIKELIHOODS and judged.taken is None:
+        if metric in (*LIKELIHOODS, PREDICTIVE) and judged.taken is None:
             raise ValueError(f"there is no {metric}, because {judged.why_not}: leave it out of metrics")
     return _evaluation(judged, _Counts(train, held_out), asked, n, exposure)
 
@@ -218,7 +225,7 @@ def compare(
     asked = _asked(metrics, *judged.values())
     taken = sorted({one.taken for one in judged.values() if one.taken is not None})
     if len(taken) > 1:
-        meaningless = [metric for metric in asked if metric in LIKELIHOODS]
+        meaningless = [metric for metric in asked if metric not in LISTS]
         if metrics is not None and meaningless:
             of_models = f"{meaningless[0]} of models with counts={' and '.join(map(repr, taken))}"
             raise ValueError(f"{of_models} cannot be compared: leave it out of metrics")
@@ -377,10 +384,10 @@ def _asked(metrics: Sequence[str] | None, *judged: _Judged) -> list[str]:
         return list(METRICS if any(one.taken is not None for one in judged) else LISTS)
     asked = [metrics] if isinstance(metrics, str) else list(metrics)
     for metric in asked:
-        if metric not in METRICS:
-            raise ValueError(f"metric {metric!r} is unknown; there are {', '.join(METRICS)}")
+        if metric not in (*METRICS, PREDICTIVE):
+            raise ValueError(f"metric {metric!r} is unknown; there are {', '.join((*METRICS, PREDICTIVE))}")
     if not asked:
-        raise ValueError(f"metrics is empty; there are {', '.join(METRICS)}")
+        raise ValueError(f"metrics is empty; there are {', '.join((*METRICS, PREDICTIVE))}")
     return list(dict.fromkeys(asked))
 
 
@@ -399,9 +406,12 @@ def _evaluation(
         columns |= _of_lists(lists, split.train, asked)
         if "coverage" in asked:
             figures["coverage"] = coverage(lists.items, split.train.shape[1])
-    if judged.together is not None and any(metric in LIKELIHOODS for metric in asked):
+    if judged.together is not None and any(metric not in LISTS for metric in asked):
         s = split.exposure(users) if exposure is None else float(exposure)
-        columns |= _likelihoods(judged.together, judged.threads, split, users, s)
+        if any(metric in LIKELIHOODS for metric in asked):
+            columns |= _likelihoods(judged.together, judged.threads, split, users, s)
+        if PREDICTIVE in asked:
+            columns[PREDICTIVE] = _predictive(judged.together, judged.threads, split, users, s)
     index = pd.Index(split.users.column(users), name="UserId")
     per_user = pd.DataFrame({name: columns[name] for name in (*asked, "cells") if name in columns}, index)
     errors = dict.fromkeys(asked, float("nan"))
@@ -462,6 +472,29 @@ def _likelihoods(
         "llk_of_counts": by_user(held_out, terms - expected),
         "cells": cells,
     }
+
+
+def _predictive(
+    together: Ensemble, threads: int | None, split: _Split, users: NDArray[Any], exposure: float
+) -> NDArray[np.float64]:
+    """The posterior predictive log-likelihoods of some users' cells, (B,).
+
+    First all cells are taken for zeros.
+    """
+    n_items = split.train.shape[1]
+    llk, step = np.empty(len(users)), max(1, _BLOCK_CELLS // n_items)
+    for start in range(0, len(users), step):
+        some = users[start : start + step]
+        columns = np.tile(np.arange(n_items), len(some))
+        rates = mixture(together, threads, np.repeat(some, n_items), columns)
+        zeros = rates.log_of_zero(exposure).reshape(-1, n_items)
+        zeros[split.train[some].nonzero()] = 0.0
+        held_out = split.held_out[some].tocoo()
+        zeros[held_out.row, held_out.col] = 0.0
+        pairs = mixture(together, threads, some[held_out.row], held_out.col)
+        of_counts = pairs.log_probability(held_out.data, exposure)
+        llk[start : start + step] = zeros.sum(axis=1) + np.bincount(held_out.row, of_counts, len(some))
+    return llk
 
 
 # -- figures of all users --------------------------------------------------------------------------

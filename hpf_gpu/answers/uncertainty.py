@@ -137,8 +137,22 @@ class Moments:
     @property
     def positive(self) -> NDArray[np.float64]:
         """P(Y > 0)."""
+        return np.asarray(-np.expm1(self.log_of_zero(1.0)))
+
+    def log_of_zero(self, exposure: float) -> NDArray[np.float64]:
+        """ln P(Y = 0), where the rate of Y is ``exposure`` times such a gamma variable."""
         shape = self.gamma_shape
-        return np.asarray(-np.expm1(-shape * np.log1p(self.mean / shape)))
+        return np.asarray(-shape * np.log1p(exposure * self.mean / shape))
+
+    def log_probability(self, counts: NDArray[np.float64], exposure: float) -> NDArray[np.float64]:
+        """ln P(Y = counts) of the same Y, for counts above zero."""
+        from scipy.special import betaln
+
+        shape, mean = self.gamma_shape, np.maximum(exposure * self.mean, np.finfo(np.float64).tiny)
+        # ln Γ(s + y) − ln Γ(s) − ln y!, in which betaln cancels what is large.
+        ways = -betaln(shape, counts) - np.log(counts)
+        of_counts = counts * (np.log(mean) - np.log(shape + mean))
+        return np.asarray(ways + of_counts + self.log_of_zero(exposure))
 
 
 @dataclass(frozen=True)
@@ -187,6 +201,18 @@ class Mixture:
     def positive(self) -> NDArray[np.float64]:
         """P(Y > 0)."""
         return self._mean_of(part.positive for part in self.parts)
+
+    def log_of_zero(self, exposure: float) -> NDArray[np.float64]:
+        """ln P(Y = 0); see :meth:`Moments.log_of_zero`."""
+        return self._log_mean_of([part.log_of_zero(exposure) for part in self.parts])
+
+    def log_probability(self, counts: NDArray[np.float64], exposure: float) -> NDArray[np.float64]:
+        """ln P(Y = counts) for counts above zero."""
+        return self._log_mean_of([part.log_probability(counts, exposure) for part in self.parts])
+
+    def _log_mean_of(self, logs: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+        weighted = [np.log(w) + log for w, log in zip(self.weights, logs, strict=True)]
+        return np.asarray(np.logaddexp.reduce(weighted))
 
 
 def _smallest_counts(

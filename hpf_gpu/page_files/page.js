@@ -351,9 +351,9 @@ at("parameters").append(data.parameters.length
   : make("p", {}, "All have their defaults."));
 if (data.history && data.history.iteration.length) drawConvergence();
 if (data.members) {
-  const rows = data.members.map((one, k) => [k, one.weight, one.parameters, whole.format(one.iterations), one.llk === null ? "" : whole.format(one.llk)]);
+  const rows = data.members.map((one, k) => [k, one.weight, one.parameters, whole.format(one.iterations), one.llk === null ? "" : whole.format(Math.round(one.llk))]);
   at("convergence").append(make("h3", {}, "Members"), make("div", { class: "scroll" },
-    table(["number", "weight", "differs by", "iterations", "log-likelihood"], rows)));
+    table(["", "weight", "differs by", "iterations", "log-likelihood"], rows)));
 }
 
 if (data.factors.length) {
