@@ -806,7 +806,8 @@ class HPF:
         exclude_seen : bool
             Whether to exclude the items that the user has in the training data.
         items_pool : array-like of ids, optional
-            Items to choose from, for all users.  Unknown items are left out with a warning.
+            Items to choose from, for all users; :meth:`recommend` calls them ``items``.  Unknown items are
+            left out with a warning.
 
         Returns
         -------
@@ -858,7 +859,8 @@ class HPF:
         exclude_seen : bool
             Whether to exclude the items that the user has in the training data, or in ``counts``.
         items : array-like of ids, optional
-            Items to choose from, for all users.  Unknown items are left out with a warning.
+            Items to choose from, for all users; :meth:`topN` calls them ``items_pool``, as hpfrec does.
+            Unknown items are left out with a warning.
         discount : float
             Scores are expected counts divided by n_i to this power, where n_i users have the item.  Expected
             counts of popular items are high for everybody; a discount of 0.1 to 0.3 puts what is particular
