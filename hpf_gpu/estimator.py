@@ -853,7 +853,8 @@ class HPF:
         n : int
             Number of items for each user; fewer are returned if fewer are left.
         counts : same forms as for :meth:`transform`
-            In place of ``users``: counts of users who are not added to the model.  Those without a count of
+            In place of ``users``: counts of users who are not added to the model; those of a single user,
+            too, have a column of users, with any id.  Those without a count of
             an item of the model get the items that a user without counts is expected to have, which are
             popular ones, with a warning.
         exclude_seen : bool

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -121,7 +121,8 @@ def evaluate(
         in order of first appearance in ``train``, as a fit does.
     train, held_out : same forms as for :meth:`hpf_gpu.HPF.fit`
         The counts to which the model was fitted, and those to judge it by.  Held-out counts whose user or
-        item is not in the model, or whose pair is also in ``train``, are left out with a warning.
+        item is not in the model, or whose pair is also in ``train``, are left out with a warning; there is
+        one, too, if the model has been fitted to held-out counts (and has kept what, ``keep_data``).
     metrics : sequence of str, optional
         Which of the figures below; by default all that the model has but ``llk_predictive``.
     n : int
@@ -221,7 +222,7 @@ def compare(
     fitted = [model for model in models.values() if isinstance(model, (HPF, HPFEnsemble))]
     columns = fitted[0]._columns if fitted else _COLUMNS
     train, held_out = load(train, columns, "train"), load(held_out, columns, "held_out")
-    judged = {name: _Judged.of(model, columns) for name, model in models.items()}
+    judged = {name: replace(_Judged.of(model, columns), name=repr(name)) for name, model in models.items()}
     asked = _asked(metrics, *judged.values())
     taken = sorted({one.taken for one in judged.values() if one.taken is not None})
     if len(taken) > 1:
@@ -257,6 +258,7 @@ class _Judged:
     taken: str | None  # what it takes for a count; None without a likelihood
     columns: Columns  # of tables of counts
     why_not: str = ""  # there is no likelihood
+    name: str = "the model"  # in messages
 
     @staticmethod
     def of(model: Any, columns: Columns = _COLUMNS) -> _Judged:
@@ -371,6 +373,16 @@ def _matrix(
     return triplets.csr(rows, columns, positive & known, (users.size, items.size)), n_unknown
 
 
+def _warn_of_fitted_pairs(judged: _Judged, split: _Split) -> None:
+    """Warn if the model has been fitted to held-out counts, as far as it has kept what it was fitted to."""
+    if judged.together is None or judged.together.members[0].fitted.seen is None:
+        return
+    n_fitted, n_all = split.held_out.multiply(judged.together.items_of_users).nnz, split.held_out.nnz
+    if n_fitted:
+        of_all = f"{n_fitted} of the {n_all} counts of held_out are of pairs that {judged.name} was fitted to"
+        warn(f"{of_all}, so its figures are too good: fit it to train alone")
+
+
 def _say(message: str, said: set[str]) -> None:
     """Warn, but not again of what has been said."""
     if message not in said:
@@ -398,6 +410,7 @@ def _evaluation(
     if exposure is not None and not (np.isfinite(exposure) and exposure > 0):
         raise ValueError(f"exposure={exposure!r} must be above zero")
     split, s = counts.split_for(judged), float("nan")
+    _warn_of_fitted_pairs(judged, split)
     users = np.flatnonzero(np.diff(split.held_out.indptr))
     columns: dict[str, NDArray[Any]] = {}
     figures: dict[str, float] = dict.fromkeys(asked, float("nan"))

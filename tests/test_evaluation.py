@@ -396,6 +396,23 @@ def test_the_predictive_likelihood_is_not_computed_unless_asked_for() -> None:
         evaluate(lean, TRAIN, HELD_OUT, "llk_predictive")
 
 
+@pytest.mark.parametrize("members", [{}, {"members": [{}, {"transposed": True}]}], ids=["one", "ensemble"])
+def test_held_out_counts_that_were_fitted_are_said(members: dict[str, Any]) -> None:
+    """Figures of a model that has been fitted to all counts are too good, and nothing else shows it."""
+    leaky, fair = fitted(members, COUNTS), fitted(members)
+    said = (
+        f"{len(HELD_OUT)} of the {len(HELD_OUT)} counts of held_out are of pairs that the model was fitted to"
+    )
+    with pytest.warns(UserWarning, match=said):
+        evaluate(leaky, TRAIN, HELD_OUT, "recall")
+    with pytest.warns(UserWarning, match="'leaky' was fitted to"):
+        compare({"fair": fair, "leaky": leaky}, TRAIN, HELD_OUT, "recall")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        evaluate(fair, TRAIN, HELD_OUT, "recall")
+        evaluate(fitted(members | {"keep_data": False}, COUNTS), TRAIN, HELD_OUT, "auc")  # it cannot tell
+
+
 def test_models_that_take_counts_differently_share_no_likelihood() -> None:
     models = {"raw": fitted({}), "ones": fitted({"counts": "binary"})}
     assert set(compare(models, TRAIN, HELD_OUT).metric) == set(evaluation.LISTS)

@@ -188,8 +188,8 @@ def new_rows(triplets: Triplets, kind: str, known: Ids, *, name: str) -> NewRows
     if unknown.all() and (hint := known.hint(others)):
         raise ValueError(f"{name} has no {known.kind} that was in the training data{hint}")
     if unknown.any():
-        how_many = f"{'all ' * bool(unknown.all())}{int(unknown.sum())}"
-        warn(f"{how_many} counts of {name} were left out: their {known.kind}s were not in the training data")
+        left_out = f"{int(unknown.sum())} of the {len(unknown)} counts of {name} were left out"
+        warn(f"{left_out}: their {known.kind}s were not in the training data")
     csr = triplets.csr(rows, codes, ~(unknown | zero), (ids.size, known.size))
     empty = int((np.diff(csr.indptr) == 0).sum())
     if empty:

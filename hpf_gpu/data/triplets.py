@@ -273,7 +273,7 @@ def _columns(
         try:
             series = [data[column] for column in columns]
         except KeyError:
-            require_columns(data.columns, columns, name)
+            require_columns(data.columns, columns, name, index=data.index.names)
             raise
         if count is not None and not pd.api.types.is_numeric_dtype(series[-1]):
             counts = series[-1].dropna()
@@ -309,6 +309,8 @@ def _refused(data: Any, columns: Sequence[Any], name: str) -> str:
     kind = "an object" if isinstance(data, type) or callable(data) else type(data).__name__
     if isinstance(data, dict):
         way = f"pandas.DataFrame(data), with columns {names}"
+    elif isinstance(data, pd.Series):
+        way = f"series.reset_index(), with columns {names}"
     elif isinstance(data, (list, tuple, set)):
         way = f"pandas.DataFrame(data, columns=[{names}])"
     else:
