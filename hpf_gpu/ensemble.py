@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
@@ -16,12 +18,20 @@ from .answers.predictions import known_rows
 from .answers.recommendations import Lists, Wanted
 from .answers.similarity import similar_items_of, similar_users_of
 from .answers.summaries import facts_of_ensemble, repr_html
+from .answers.uncertainty import (
+    OfPairs,
+    intervals_of_counts,
+    predict_interval,
+    predict_proba,
+    sample_rates,
+)
 from .data.frames import library_of, like
-from .data.triplets import Columns, load, read
+from .data.ids import Ids
+from .data.triplets import Columns, Triplets, load, read, with_ids
 from .estimator import HPF
 from .files.ensemble_file import load_ensemble, save_ensemble
 from .files.parquet_file import in_parts, write_parquet
-from .fitting.folding import factors_of_new_users
+from .fitting.folding import factors_of_new_users, with_users
 from .fitting.partial import USERS
 from .fitting.training import Inputs, train_with_seeds
 from .messages import did_you_mean, warn
@@ -32,6 +42,7 @@ from .model.settings import (
     Choice,
     Flag,
     Settings,
+    fraction,
     from_zero,
     seed_or_fresh,
     settings_with,
@@ -432,6 +443,221 @@ class HPFEnsemble:
         }
         return self._like(pd.concat(frames, axis=1, names=["member", "factor"]), counts_df)
 
+    # -- uncertainty -----------------------------------------------------------------------------
+
+    def predict_interval(self, user: Any, item: Any, level: float = 0.9, of: str = "rate") -> Any:
+        """Mean, standard deviation and interval of rates, or of counts, over the mixture of the members.
+
+        A rate is that of one member, drawn by weight: intervals have what each member does not know, and how
+        far the members disagree (:meth:`spread`).
+
+        Parameters
+        ----------
+        user, item, level, of
+            As for :meth:`hpf_gpu.HPF.predict_interval`.
+
+        Returns
+        -------
+        DataFrame
+            Columns UserId, ItemId, Mean, Std, Lower and Upper, in float64.  Mean is the mean of the members'
+            expected counts, which :meth:`predict` has with ``combine='mean'``; with 'log-mean' that is lower.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As for :meth:`hpf_gpu.HPF.predict_interval`; if members differ in ``counts``.
+
+        Notes
+        -----
+        Each member's rates have the distribution that :meth:`hpf_gpu.HPF.predict_interval` describes;
+        quantiles are those of the mixture.
+        """
+        level, of_counts = fraction("level", level), intervals_of_counts(of, self._taken("an interval of"))
+        table = predict_interval(*self._moments(), user, item, level, of_counts=of_counts)
+        return self._like(table, user, item)
+
+    def predict_proba(self, user: Any, item: Any) -> Any:
+        """Probability that the count of a pair is not zero: the mean of the members', by their weights.
+
+        Parameters
+        ----------
+        user, item : one id, or array-like (Z,) of ids
+            As for :meth:`predict`.
+
+        Returns
+        -------
+        float or array (Z,)
+            In float64; NaN where the user or the item was not in the training data.
+
+        Raises
+        ------
+        ValueError
+            As for :meth:`hpf_gpu.HPF.predict_proba`.
+        """
+        return predict_proba(*self._moments(), user, item)
+
+    def sample_rates(
+        self, user: Any, item: Any, n: int = 100, random_state: int | np.random.Generator | None = None
+    ) -> NDArray[np.float64]:
+        """Draws of the rates of pairs, each from the posterior of one member, which is drawn by weight.
+
+        Parameters
+        ----------
+        user, item, n, random_state
+            As for :meth:`hpf_gpu.HPF.sample_rates`.
+
+        Returns
+        -------
+        array (n, Z)
+            In float64; NaN where the user or the item was not in the training data.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As for :meth:`hpf_gpu.HPF.sample_rates`; if members differ in ``counts``.
+        """
+        self._taken("draws of")
+        n, rng, ensemble = whole_number("n", n, 1), np.random.default_rng(random_state), self._ensemble
+        draw = partial(ensembles.draws_of_rates, ensemble, self._threads, n, rng)
+        return sample_rates(ensemble.user_ids, ensemble.item_ids, draw, user, item, n)
+
+    def _moments(self) -> tuple[Ids, Ids, OfPairs]:
+        """Ids of the users and of the items, and the moments of the rates of pairs."""
+        ensemble = self._ensemble
+        return ensemble.user_ids, ensemble.item_ids, partial(ensembles.mixture, ensemble, self._threads)
+
+    # -- new users and batches -------------------------------------------------------------------
+
+    def add_user(
+        self,
+        user_id: Any,
+        counts_df: Any,
+        update_existing: bool = False,
+        maxiter: int = 10,
+        stop_thr: float = 1e-3,
+    ) -> bool:
+        """Add one user to every member, or replace the factors and seen items of an existing one.
+
+        Parameters
+        ----------
+        user_id, counts_df, update_existing, maxiter, stop_thr
+            As for :meth:`hpf_gpu.HPF.add_user`.
+
+        Returns
+        -------
+        bool
+            True.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As for :meth:`add_users`.
+        """
+        self._add(lambda model: model._one_user(counts_df, user_id), update_existing, maxiter, stop_thr)
+        return True
+
+    def add_users(
+        self, counts_df: Any, update_existing: bool = False, maxiter: int = 10, stop_thr: float = 1e-3
+    ) -> HPFEnsemble:
+        """Add many users to every member at once, or replace the factors and seen items of existing ones.
+
+        Parameters
+        ----------
+        counts_df, update_existing, maxiter, stop_thr
+            As for :meth:`hpf_gpu.HPF.add_users`.
+
+        Returns
+        -------
+        HPFEnsemble
+            This object.  Another one that has the same members, by :meth:`with_weights`, is not changed.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As for :meth:`hpf_gpu.HPF.add_users`; if a member is transposed, whose items are the users of the
+            fit.  The ensemble is then unchanged.
+        """
+        columns = self._columns
+        loaded = load(with_ids(counts_df, columns), columns, "counts_df")
+        self._add(lambda model: model._read(loaded, "counts_df"), update_existing, maxiter, stop_thr)
+        return self
+
+    def _add(
+        self, read: Callable[[HPF], Triplets], update_existing: bool, maxiter: int, stop_thr: float
+    ) -> None:
+        """Add or replace users by their counts, which ``read`` has for each member."""
+        self._require_fitted()
+        models, first = self._growing("add users"), None
+        for model in models:
+            folded = model._fold(USERS, read(model), maxiter, stop_thr)
+            model._fitted = with_users(folded, update_existing=update_existing, other=first)
+            first = first or model._fitted
+        self._grow(models)
+
+    def partial_fit(
+        self,
+        counts_df: Any,
+        batch_type: str = "users",
+        step_size: float | None = None,
+        nusers: int | None = None,
+        nitems: int | None = None,
+        users_in_batch: Any = None,
+        items_in_batch: Any = None,
+        new_users: bool = False,
+        new_items: bool = False,
+    ) -> HPFEnsemble:
+        """Update every member with a batch of some users with all their counts, or of some items.
+
+        Parameters
+        ----------
+        counts_df, batch_type, step_size, nusers, nitems, users_in_batch, items_in_batch, new_users, new_items
+            As for :meth:`hpf_gpu.HPF.partial_fit`; also of an ensemble that is not fitted.
+
+        Returns
+        -------
+        HPFEnsemble
+            This object.  Another one that has the same members is not changed.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As for :meth:`hpf_gpu.HPF.partial_fit`; if a member is transposed.  The ensemble is then
+            unchanged.
+        """
+        loaded = load(counts_df, self._plan()[0].settings.columns, "counts_df")
+        models, totals = self._growing("take batches"), (nusers, nitems)
+        batch, new = (users_in_batch, items_in_batch), (new_users, new_items)
+        for model in models:
+            model.partial_fit(loaded, batch_type, step_size, *totals, *batch, *new)
+        self._grow(models)
+        return self
+
+    def _growing(self, what: str) -> list[HPF]:
+        """Copies of the members, or of those that are planned; ValueError if one is transposed."""
+        if self._fitted is None:
+            plan = self._plan()
+            models = [HPF(**{name: getattr(one.settings, name) for name in NAMES}) for one in plan]
+            transposed = [one.transposed for one in plan]
+        else:
+            models = [copy(model) for model in self.members_]
+            transposed = [member.transposed for member in self._ensemble.members]
+        if any(transposed):
+            raise ValueError(
+                f"member {transposed.index(True)} is transposed, and cannot {what}: its items are the users "
+                "of the fit, so fit again with all counts"
+            )
+        return models
+
+    def _grow(self, models: Sequence[HPF]) -> None:
+        """Replace all members at once."""
+        if self._fitted is None:
+            weights, of_logarithms = [one.weight for one in self._plan()], self.combine == COMBINATIONS[0]
+        else:
+            weights = [member.weight for member in self._ensemble.members]
+            of_logarithms = self._ensemble.of_logarithms
+        members = (Member(model._require_fitted(), w) for model, w in zip(models, weights, strict=True))
+        self._fitted = tuple(models), Ensemble(tuple(members), of_logarithms)
+
     # -- files ---------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -501,6 +727,37 @@ class HPFEnsemble:
             ``members``, ``combine``, ``weights``, and the parameters of all members that were passed.
         """
         return {"members": self.members, "combine": self.combine, "weights": self.weights, **self.parameters}
+
+    def set_params(self, **params: Any) -> HPFEnsemble:
+        """Set parameters by name.  The fitted members are unchanged.
+
+        Parameters
+        ----------
+        **params
+            ``members``, ``combine``, ``weights``, and parameters of :class:`hpf_gpu.HPF` for all members.
+
+        Returns
+        -------
+        HPFEnsemble
+            This object.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As for the constructor.  All parameters are then unchanged.
+        """
+        new = HPFEnsemble(**self.get_params() | params)
+        self.members, self.combine, self.weights = new.members, new.combine, new.weights
+        self.parameters = new.parameters
+        return self
+
+    if not TYPE_CHECKING:  # which would take every name for an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            """Say where to find what a model has and an ensemble cannot have."""
+            of_members = not name.startswith("_") and hasattr(HPF, name)
+            advice = f", because its members have their own: ask one, as members_[0].{name}" * of_members
+            raise AttributeError(f"HPFEnsemble has no {name!r}{advice}")
 
     def __repr__(self) -> str:
         """The parameters that were passed."""

@@ -6,12 +6,12 @@ import os
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import sparse
 
 from .answers.explanations import explain, related_items
 from .answers.predictions import eval_llk, known_rows, predict
@@ -19,14 +19,19 @@ from .answers.recommendations import Lists, Wanted, recommend, recommend_for, to
 from .answers.similarity import similar_items, similar_users
 from .answers.summaries import changed, facts_of, repr_html
 from .answers.uncertainty import (
+    OfPairs,
     PosteriorSample,
+    draws_of_rates,
+    intervals_of_counts,
+    moments_of,
     predict_interval,
     predict_proba,
     sample_posterior,
     sample_rates,
 )
 from .data.frames import library_of, like
-from .data.triplets import Columns, Triplets, on_host, read, read_one_user
+from .data.ids import Ids
+from .data.triplets import Columns, Triplets, read, read_one_user, with_ids
 from .files.csv_folder import write_csv_folder
 from .files.model_file import load_model, save_model
 from .files.parquet_file import in_parts, write_parquet
@@ -578,17 +583,17 @@ class HPF:
         -------
         DataFrame (n, k)
             E[θ] of each new user (k + 2 columns with ``bias=True``).  The index holds the user ids in order
-            of first appearance, or the row numbers of a matrix.  A user without usable counts gets the
-            factors of a user without counts, with a warning.  If the counts are a frame of another library
-            than pandas, a frame of that, with the ids in a column UserId.
+            of first appearance, or the row numbers of a matrix.  A user without usable counts, alone or among
+            others, gets the factors of a user without counts, with a warning.  If the counts are a frame of
+            another library than pandas, a frame of that, with the ids in a column UserId.
 
         Raises
         ------
         ValueError, TypeError
-            If the data are not counts, if none of the items is in the model, if the model is not fitted, or
-            if shapes and rates were not kept (``keep_all_objs=False``).
+            If the data are not counts, if no item is in the model and their ids are of another type, if the
+            model is not fitted, or if shapes and rates were not kept (``keep_all_objs=False``).
         """
-        folded = self._fold(USERS, counts_df, maxiter, stop_thr, ncores)
+        folded = self._fold(USERS, self._read(counts_df, "counts_df"), maxiter, stop_thr, ncores)
         return self._like(folded.frame("UserId"), counts_df)
 
     def transform_items(
@@ -616,7 +621,7 @@ class HPF:
         ValueError, TypeError
             As for :meth:`transform`.
         """
-        folded = self._fold(ITEMS, counts_df, maxiter, stop_thr, ncores)
+        folded = self._fold(ITEMS, self._read(counts_df, "counts_df"), maxiter, stop_thr, ncores)
         return self._like(folded.frame("ItemId"), counts_df)
 
     def predict_factors(
@@ -659,17 +664,8 @@ class HPF:
             As for :meth:`transform`, which takes many users at once.
         """
         whole_number("random_seed", random_seed, 0)
-        settings, fitted = self._settings(), self._require_fitted()
         triplets = self._one_user(counts_df, 0)
-        folded = fold(
-            settings,
-            fitted,
-            triplets,
-            side=USERS,
-            maxiter=maxiter,
-            stop_thr=stop_thr,
-            threads=thread_count(ncores),
-        )
+        folded = self._fold(USERS, triplets, maxiter, stop_thr, ncores)
         theta = folded.mean[0]
         if not return_all:
             return theta
@@ -701,7 +697,8 @@ class HPF:
             As for :meth:`predict_factors`.
         update_all_params : bool, optional
             Whether to also move all items, by one step of :meth:`partial_fit` with this user as the batch.
-            One user then stands for all.  ``maxiter`` and ``stop_thr`` have no effect then.
+            One user then stands for all, and must have a count.  ``maxiter`` and ``stop_thr`` have no effect
+            then.
 
         Returns
         -------
@@ -715,16 +712,17 @@ class HPF:
             :meth:`transform`.  The model is then unchanged.
         """
         whole_number("random_seed", random_seed, 0)
-        settings, fitted = self._settings(), self._require_fitted()
-        triplets, threads = self._one_user(counts_df, user_id), thread_count(ncores)
+        triplets = self._one_user(counts_df, user_id)
         if update_all_params:
             self._fitted = step_with_user(
-                settings, fitted, triplets, update_existing=update_existing, threads=threads
+                self._settings(),
+                self._require_fitted(),
+                triplets,
+                update_existing=update_existing,
+                threads=thread_count(ncores),
             )
             return True
-        folded = fold(
-            settings, fitted, triplets, side=USERS, maxiter=maxiter, stop_thr=stop_thr, threads=threads
-        )
+        folded = self._fold(USERS, triplets, maxiter, stop_thr, ncores)
         self._fitted = with_users(folded, update_existing=update_existing)
         return True
 
@@ -758,21 +756,17 @@ class HPF:
         ValueError, TypeError
             As for :meth:`add_user`; the model is then unchanged.
         """
-        if sparse.issparse(on_host(counts_df)):
-            raise TypeError(
-                f"users are added by id: pass a frame with {self.user}, {self.item} and "
-                f"{'a row for each pair' if self.count is None else self.count}, or hpf_gpu.Counts(matrix, "
-                "users=ids, items=ids)"
-            )
-        folded = self._fold(USERS, counts_df, maxiter, stop_thr, ncores)
+        triplets = self._read(with_ids(counts_df, self._columns), "counts_df")
+        folded = self._fold(USERS, triplets, maxiter, stop_thr, ncores)
         self._fitted = with_users(folded, update_existing=update_existing)
         return self
 
-    def _fold(self, side: int, counts_df: Any, maxiter: int, stop_thr: float, ncores: int | None) -> Folded:
-        """Fold in many new users or items."""
+    def _fold(
+        self, side: int, triplets: Triplets, maxiter: int, stop_thr: float, ncores: int | None = None
+    ) -> Folded:
+        """Fold in new users or items."""
         settings, fitted = self._settings(), self._require_fitted()
         threads = settings.threads if ncores is None else thread_count(ncores)
-        triplets = self._read(counts_df, "counts_df")
         return fold(
             settings, fitted, triplets, side=side, maxiter=maxiter, stop_thr=stop_thr, threads=threads
         )
@@ -830,7 +824,8 @@ class HPF:
         exclude_seen : bool
             Whether to exclude the items that the user has in the training data.
         items_pool : array-like of ids, optional
-            Items to choose from, for all users.  Unknown items are left out with a warning.
+            Items to choose from, for all users; :meth:`recommend` calls them ``items``.  Unknown items are
+            left out with a warning.
 
         Returns
         -------
@@ -877,11 +872,15 @@ class HPF:
         n : int
             Number of items for each user; fewer are returned if fewer are left.
         counts : same forms as for :meth:`transform`
-            In place of ``users``: counts of users who are not added to the model.
+            In place of ``users``: counts of users who are not added to the model; those of a single user,
+            too, have a column of users, with any id.  Those without a count of
+            an item of the model get the items that a user without counts is expected to have, which are
+            popular ones, with a warning.
         exclude_seen : bool
             Whether to exclude the items that the user has in the training data, or in ``counts``.
         items : array-like of ids, optional
-            Items to choose from, for all users.  Unknown items are left out with a warning.
+            Items to choose from, for all users; :meth:`topN` calls them ``items_pool``, as hpfrec does.
+            Unknown items are left out with a warning.
         discount : float
             Scores are expected counts divided by n_i to this power, where n_i users have the item.  Expected
             counts of popular items are high for everybody; a discount of 0.1 to 0.3 puts what is particular
@@ -1076,17 +1075,14 @@ class HPF:
         the posterior.  On data drawn from the model 90 % intervals had new counts as often as they said, and
         0.64 to 0.76 of the true rates (docs/uncertainty.md).
         """
-        level = fraction("level", level)
-        of_counts = Choice(("rate", "count")).checked("of", of) == "count"
-        taken = self._settings().counts
-        if of_counts and taken != "raw":
-            raise ValueError(
-                f"this model is one of counts={taken!r}, which its intervals of counts would be of: "
-                "ask for of='rate', or for predict_proba"
-            )
-        fitted, threads = self._require_fitted(), thread_count(self.ncores)
-        table = predict_interval(fitted, threads, user, item, level, of_counts=of_counts)
+        level, of_counts = fraction("level", level), intervals_of_counts(of, self._settings().counts)
+        table = predict_interval(*self._moments(), user, item, level, of_counts=of_counts)
         return self._like(table, user, item)
+
+    def _moments(self) -> tuple[Ids, Ids, OfPairs]:
+        """Ids of the users and of the items, and the moments of the rates of pairs."""
+        fitted = self._require_fitted()
+        return fitted.user_ids, fitted.item_ids, partial(moments_of, fitted, thread_count(self.ncores))
 
     def predict_proba(self, user: Any, item: Any) -> Any:
         """Probability that the count of a pair is not zero, the uncertainty of its rate included.
@@ -1113,7 +1109,7 @@ class HPF:
         With ``counts='binary'`` or ``'log1p'`` it is the same event, and the Poisson distribution is that of
         ones or of ln(1 + y): the order of pairs is meaningful, the probabilities are rougher.
         """
-        return predict_proba(self._require_fitted(), thread_count(self.ncores), user, item)
+        return predict_proba(*self._moments(), user, item)
 
     def sample_rates(
         self, user: Any, item: Any, n: int = 100, random_state: int | np.random.Generator | None = None
@@ -1143,7 +1139,9 @@ class HPF:
             As for :meth:`predict`; if shapes and rates were not kept (``keep_all_objs=False``).
         """
         n, rng = whole_number("n", n, 1), np.random.default_rng(random_state)
-        return sample_rates(self._require_fitted(), thread_count(self.ncores), user, item, n, rng)
+        fitted = self._require_fitted()
+        draw = partial(draws_of_rates, fitted, thread_count(self.ncores), n, rng)
+        return sample_rates(fitted.user_ids, fitted.item_ids, draw, user, item, n)
 
     def sample_posterior(
         self, n: int = 1, random_state: int | np.random.Generator | None = None

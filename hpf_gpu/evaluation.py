@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,7 +13,7 @@ from scipy import sparse
 from scipy.special import gammaln
 
 from . import backends
-from .answers.ensembles import combined_pairs, expected_totals
+from .answers.ensembles import combined_pairs, expected_totals, mixture
 from .data.counts import training_data
 from .data.ids import Ids
 from .data.triplets import Columns, load, read, row_of_each
@@ -29,9 +29,11 @@ Evaluated: TypeAlias = HPF | HPFEnsemble | ScoreBlock
 
 LISTS = (*OF_HITS, "auc", "coverage", "novelty")
 LIKELIHOODS = ("llk_per_cell", "llk", "llk_of_counts")
-METRICS = (*LISTS, *LIKELIHOODS)
+METRICS = (*LISTS, *LIKELIHOODS)  # by default
+PREDICTIVE = "llk_predictive"  # only where it is asked for: it takes all cells, and shapes and rates
 
-_SUMS = ("llk", "llk_of_counts")  # the others are means
+_SUMS = ("llk", "llk_of_counts", PREDICTIVE)  # the others are means
+_BLOCK_CELLS = 1 << 20  # that are examined at once
 _COLUMNS = Columns()
 _Z = 1.959963984540054  # 95 % of a normal distribution lie within so many standard deviations
 
@@ -119,9 +121,10 @@ def evaluate(
         in order of first appearance in ``train``, as a fit does.
     train, held_out : same forms as for :meth:`hpf_gpu.HPF.fit`
         The counts to which the model was fitted, and those to judge it by.  Held-out counts whose user or
-        item is not in the model, or whose pair is also in ``train``, are left out with a warning.
+        item is not in the model, or whose pair is also in ``train``, are left out with a warning; there is
+        one, too, if the model has been fitted to held-out counts (and has kept what, ``keep_data``).
     metrics : sequence of str, optional
-        Which of the figures below; by default all that the model has.
+        Which of the figures below; by default all that the model has but ``llk_predictive``.
     n : int
         Length of the lists.
     exposure : float, optional
@@ -153,6 +156,11 @@ def evaluate(
     - ``llk``: Σ ln Poisson(y | s·λ) over all pairs of these users with any item that are not in ``train``,
       zeros included, with the expected count λ and the exposure s.  ``llk_per_cell``: the same divided by
       the number of these pairs.
+    - ``llk_predictive``, only where it is asked for: Σ ln E[Poisson(y | s·λ)] over the same pairs as ``llk``,
+      where λ has its posterior distribution, of an ensemble that of one member, drawn by weight.  A model
+      that is surer of its rates than it may be loses.  With the gamma distributions of
+      :meth:`hpf_gpu.HPF.predict_interval` the probabilities are negative binomial.  It takes the time of all
+      pairs, and shapes and rates (``keep_all_objs=True``).
     - ``llk_of_counts``: Σ ln Poisson(y | λ) over the held-out counts alone, which is
       ``model.eval_llk(held_out, full_llk=True)``.  Zeros have no part in it, so it prefers expected counts
       that are too large: do not choose models by it.
@@ -162,9 +170,9 @@ def evaluate(
     judged = _Judged.of(model)
     asked = _asked(metrics, judged)
     for metric in asked:
-        if metric in LIKELIHOODS and judged.taken is None:
+        if metric in (*LIKELIHOODS, PREDICTIVE) and judged.taken is None:
             raise ValueError(f"there is no {metric}, because {judged.why_not}: leave it out of metrics")
-    return _evaluation(judged, train, held_out, asked, n, exposure, set())
+    return _evaluation(judged, _Counts(train, held_out), asked, n, exposure)
 
 
 def compare(
@@ -214,20 +222,17 @@ def compare(
     fitted = [model for model in models.values() if isinstance(model, (HPF, HPFEnsemble))]
     columns = fitted[0]._columns if fitted else _COLUMNS
     train, held_out = load(train, columns, "train"), load(held_out, columns, "held_out")
-    judged = {name: _Judged.of(model, columns) for name, model in models.items()}
+    judged = {name: replace(_Judged.of(model, columns), name=repr(name)) for name, model in models.items()}
     asked = _asked(metrics, *judged.values())
     taken = sorted({one.taken for one in judged.values() if one.taken is not None})
     if len(taken) > 1:
-        meaningless = [metric for metric in asked if metric in LIKELIHOODS]
+        meaningless = [metric for metric in asked if metric not in LISTS]
         if metrics is not None and meaningless:
             of_models = f"{meaningless[0]} of models with counts={' and '.join(map(repr, taken))}"
             raise ValueError(f"{of_models} cannot be compared: leave it out of metrics")
         asked = [metric for metric in asked if metric in LISTS]
-    said: set[str] = set()
-    found = {
-        name: _evaluation(one, train, held_out, one.having(asked), n, exposure, said)
-        for name, one in judged.items()
-    }
+    counts = _Counts(train, held_out)
+    found = {name: _evaluation(one, counts, one.having(asked), n, exposure) for name, one in judged.items()}
     first = next(iter(found.values()))
     rows = []
     for metric in asked:
@@ -253,6 +258,7 @@ class _Judged:
     taken: str | None  # what it takes for a count; None without a likelihood
     columns: Columns  # of tables of counts
     why_not: str = ""  # there is no likelihood
+    name: str = "the model"  # in messages
 
     @staticmethod
     def of(model: Any, columns: Columns = _COLUMNS) -> _Judged:
@@ -269,6 +275,15 @@ class _Judged:
         if not callable(model):
             raise TypeError(f"a model is HPF, HPFEnsemble or a function of row numbers, not {model!r}")
         return _Judged(model, None, None, None, columns, "scores of a function need not be expected counts")
+
+    def maps_as(self, other: _Judged) -> bool:
+        """Whether counts are the same matrix for both."""
+        if (self.taken or "raw", self.columns) != (other.taken or "raw", other.columns):
+            return False
+        if self.together is None or other.together is None:
+            return self.together is other.together
+        users, items = self.together.user_ids, self.together.item_ids
+        return users.equals(other.together.user_ids) and items.equals(other.together.item_ids)
 
     def having(self, metrics: Sequence[str]) -> list[str]:
         """Those of the metrics that it has."""
@@ -324,6 +339,24 @@ class _Split:
         return float(self.held_sums[users].sum()) / of_train
 
 
+class _Counts:
+    """Training and held-out counts, mapped once for all models that have the same ids and take the same."""
+
+    def __init__(self, train: Any, held_out: Any) -> None:
+        self._train, self._held_out = train, held_out
+        self._splits: list[tuple[_Judged, _Split]] = []
+        self._said: set[str] = set()
+
+    def split_for(self, judged: _Judged) -> _Split:
+        """The counts in the rows and columns of a model."""
+        for other, split in self._splits:
+            if judged.maps_as(other):
+                return split
+        split = _Split.of(judged, self._train, self._held_out, self._said)
+        self._splits.append((judged, split))
+        return split
+
+
 def _matrix(
     data: Any, name: str, judged: _Judged, users: Ids, items: Ids, said: set[str]
 ) -> tuple[sparse.csr_array, int]:
@@ -340,6 +373,16 @@ def _matrix(
     return triplets.csr(rows, columns, positive & known, (users.size, items.size)), n_unknown
 
 
+def _warn_of_fitted_pairs(judged: _Judged, split: _Split) -> None:
+    """Warn if the model has been fitted to held-out counts, as far as it has kept what it was fitted to."""
+    if judged.together is None or judged.together.members[0].fitted.seen is None:
+        return
+    n_fitted, n_all = split.held_out.multiply(judged.together.items_of_users).nnz, split.held_out.nnz
+    if n_fitted:
+        of_all = f"{n_fitted} of the {n_all} counts of held_out are of pairs that {judged.name} was fitted to"
+        warn(f"{of_all}, so its figures are too good: fit it to train alone")
+
+
 def _say(message: str, said: set[str]) -> None:
     """Warn, but not again of what has been said."""
     if message not in said:
@@ -353,27 +396,23 @@ def _asked(metrics: Sequence[str] | None, *judged: _Judged) -> list[str]:
         return list(METRICS if any(one.taken is not None for one in judged) else LISTS)
     asked = [metrics] if isinstance(metrics, str) else list(metrics)
     for metric in asked:
-        if metric not in METRICS:
-            close = did_you_mean([metric], METRICS)
-            raise ValueError(f"metric {metric!r} is unknown; there are {', '.join(METRICS)}{close}")
+        if metric not in (*METRICS, PREDICTIVE):
+            known = (*METRICS, PREDICTIVE)
+            close = did_you_mean([metric], known)
+            raise ValueError(f"metric {metric!r} is unknown; there are {', '.join(known)}{close}")
     if not asked:
-        raise ValueError(f"metrics is empty; there are {', '.join(METRICS)}")
+        raise ValueError(f"metrics is empty; there are {', '.join((*METRICS, PREDICTIVE))}")
     return list(dict.fromkeys(asked))
 
 
 def _evaluation(
-    judged: _Judged,
-    train: Any,
-    held_out: Any,
-    asked: Sequence[str],
-    n: int,
-    exposure: float | None,
-    said: set[str],
+    judged: _Judged, counts: _Counts, asked: Sequence[str], n: int, exposure: float | None
 ) -> Evaluation:
     n = whole_number("n", n, 1)
     if exposure is not None and not (np.isfinite(exposure) and exposure > 0):
         raise ValueError(f"exposure={exposure!r} must be above zero")
-    split, s = _Split.of(judged, train, held_out, said), float("nan")
+    split, s = counts.split_for(judged), float("nan")
+    _warn_of_fitted_pairs(judged, split)
     users = np.flatnonzero(np.diff(split.held_out.indptr))
     columns: dict[str, NDArray[Any]] = {}
     figures: dict[str, float] = dict.fromkeys(asked, float("nan"))
@@ -382,9 +421,12 @@ def _evaluation(
         columns |= _of_lists(lists, split.train, asked)
         if "coverage" in asked:
             figures["coverage"] = coverage(lists.items, split.train.shape[1])
-    if judged.together is not None and any(metric in LIKELIHOODS for metric in asked):
+    if judged.together is not None and any(metric not in LISTS for metric in asked):
         s = split.exposure(users) if exposure is None else float(exposure)
-        columns |= _likelihoods(judged.together, judged.threads, split, users, s)
+        if any(metric in LIKELIHOODS for metric in asked):
+            columns |= _likelihoods(judged.together, judged.threads, split, users, s)
+        if PREDICTIVE in asked:
+            columns[PREDICTIVE] = _predictive(judged.together, judged.threads, split, users, s)
     index = pd.Index(split.users.column(users), name="UserId")
     per_user = pd.DataFrame({name: columns[name] for name in (*asked, "cells") if name in columns}, index)
     errors = dict.fromkeys(asked, float("nan"))
@@ -445,6 +487,29 @@ def _likelihoods(
         "llk_of_counts": by_user(held_out, terms - expected),
         "cells": cells,
     }
+
+
+def _predictive(
+    together: Ensemble, threads: int | None, split: _Split, users: NDArray[Any], exposure: float
+) -> NDArray[np.float64]:
+    """The posterior predictive log-likelihoods of some users' cells, (B,).
+
+    First all cells are taken for zeros.
+    """
+    n_items = split.train.shape[1]
+    llk, step = np.empty(len(users)), max(1, _BLOCK_CELLS // n_items)
+    for start in range(0, len(users), step):
+        some = users[start : start + step]
+        columns = np.tile(np.arange(n_items), len(some))
+        rates = mixture(together, threads, np.repeat(some, n_items), columns)
+        zeros = rates.log_of_zero(exposure).reshape(-1, n_items)
+        zeros[split.train[some].nonzero()] = 0.0
+        held_out = split.held_out[some].tocoo()
+        zeros[held_out.row, held_out.col] = 0.0
+        pairs = mixture(together, threads, some[held_out.row], held_out.col)
+        of_counts = pairs.log_probability(held_out.data, exposure)
+        llk[start : start + step] = zeros.sum(axis=1) + np.bincount(held_out.row, of_counts, len(some))
+    return llk
 
 
 # -- figures of all users --------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -18,6 +18,7 @@ from scipy import sparse
 
 from . import checks, plot
 from .answers.ensembles import all_scores
+from .answers.similarity import rows_of_similar_items
 from .answers.summaries import changed, facts_of, facts_of_ensemble
 from .ensemble import HPFEnsemble, as_ensemble
 from .estimator import HPF
@@ -52,7 +53,8 @@ def report(
     Parameters
     ----------
     model : HPF or HPFEnsemble
-        A fitted model.  Ensembles, and models with k=0, have no factors to show.
+        A fitted model.  Ensembles, and models with k=0, have no factors to show; ensembles have a table of
+        their members.
     path : str or path-like
         File to write; an existing one is replaced.
     names : mapping or pandas.Series, optional
@@ -136,6 +138,7 @@ def _content(model: HPF | HPFEnsemble, names: Any, data: Any, n_items: int, n_us
         "facts": facts_of_ensemble(ensemble) if fitted is None else facts_of(fitted),
         "k": 0 if factors is None else factors.beta.shape[1],
         "parameters": _parameters(model),
+        "members": _members(model) if isinstance(model, HPFEnsemble) else None,
         "history": None if fitted is None else _history(fitted.history),
         # First, because what can be searched has the first numbers.
         "explored_items": _explored_items(model, factors, items, shown_items, activity),
@@ -233,9 +236,10 @@ def _explored_items(
         "goes_with": None,
     }
     if factors is not None:
-        shares = _shares(factors.beta[rows] * factors.of_users)
-        explored["profile"] = _profiles(shares)
-        explored["like"] = [items.numbers(rows[like]) for like in _alike(shares)]
+        explored["profile"] = _profiles(_shares(factors.beta[rows] * factors.of_users))
+    similar = rows_of_similar_items(as_ensemble(model), rows, _LIST)
+    if similar is not None:
+        explored["like"] = [items.numbers(like) for like in similar]
     neighbours = None if isinstance(model, HPFEnsemble) else model._require_fitted().neighbours
     if neighbours is not None:
         by_source = neighbours.by_source[rows]
@@ -290,15 +294,6 @@ def _profiles(shares: NDArray[np.float64]) -> list[list[list[float]]]:
     ]
 
 
-def _alike(shares: NDArray[np.float64]) -> Iterator[NDArray[np.intp]]:
-    """Of each row, those whose shares (B, K) of the factors are most alike: Bhattacharyya's coefficient."""
-    roots = np.sqrt(shares)
-    for row, own in enumerate(roots):
-        alike = roots @ own
-        alike[row] = -np.inf
-        yield top_columns(alike[None], min(_LIST + 1, len(roots)))[0][: min(_LIST, len(roots) - 1)]
-
-
 def _strongest(weights: sparse.csr_array) -> NDArray[np.intp]:
     """Columns of the largest entries of a single row, largest first."""
     return np.asarray(weights.indices[np.argsort(-weights.data, kind="stable")[:_LIST]], np.intp)
@@ -322,7 +317,30 @@ def _largest(numbers: NDArray[Any], n: int) -> NDArray[np.intp]:
 def _parameters(model: HPF | HPFEnsemble) -> list[tuple[str, str]]:
     if isinstance(model, HPF):
         return changed(model.get_params())
-    return [(name, repr(value)) for name, value in model.get_params().items()]
+    of_members = ("members", "weights")
+    return [(name, repr(value)) for name, value in model.get_params().items() if name not in of_members]
+
+
+def _members(ensemble: HPFEnsemble) -> list[dict[str, Any]]:
+    """A row for each member: its share of the weight, what it differs by, and how its fit ended."""
+    members, rows = ensemble._ensemble.members, []
+    total = sum(member.weight for member in members)
+    for model, member in zip(ensemble.members_, members, strict=True):
+        parameters = model.get_params()
+        own = [
+            f"{name}={value}"
+            for name, value in changed(parameters)
+            if name not in ensemble.parameters or ensemble.parameters[name] != parameters[name]
+        ]
+        rows.append(
+            {
+                "weight": f"{100 * member.weight / total:.3g} %",
+                "parameters": ", ".join(["transposed"] * member.transposed + own),
+                "iterations": member.fitted.niter,
+                "llk": None if member.fitted.train_llk is None else _rounded(member.fitted.train_llk),
+            }
+        )
+    return rows
 
 
 def _history(history: pd.DataFrame) -> dict[str, list[Any]]:

@@ -12,7 +12,7 @@ with hierarchical Poisson factorization, 2015.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -32,6 +32,8 @@ from .ranking import best_columns
 
 #: Function from row numbers of users (B,) to the scores of all items for each of them (B, M).
 ScoreBlock = Callable[[NDArray[np.intp]], NDArray[Any]]
+#: The same of several models, (B, M) each, one after the other.
+ScoreBlocks = Callable[[NDArray[np.intp]], Iterable[NDArray[Any]]]
 
 _BLOCK_SCORES = 1 << 20  # scores that are ranked at once; about 30 bytes each
 
@@ -367,6 +369,11 @@ def evaluate_ranking(scores: ScoreBlock, train: Any, held_out: Any, n: int = 20)
     TypeError
         If ``train`` or ``held_out`` is not a sparse matrix.
     """
+    return qualities(lambda users: [scores(users)], 1, train, held_out, n)[0]
+
+
+def qualities(scores: ScoreBlocks, number: int, train: Any, held_out: Any, n: int) -> list[RankingQuality]:
+    """As :func:`evaluate_ranking`, of a ``number`` of scores that are computed together."""
     train, held_out = _as_binary(train), _as_binary(held_out)
     n_items, n = train.shape[1], operator.index(n)
     if train.shape != held_out.shape:
@@ -375,9 +382,12 @@ def evaluate_ranking(scores: ScoreBlock, train: Any, held_out: Any, n: int = 20)
         raise ValueError(f"n={n} must lie between 1 and the number of items, {n_items}")
     if shared := train.multiply(held_out).nnz:
         raise ValueError(f"{shared} entries are both in train and held_out")
-    lists = ranked(scores, train, held_out, n)
-    if len(lists.users) == 0:
+    if held_out.nnz == 0:
         raise ValueError("held_out is empty")
+    return [_quality(lists, n) for lists in _ranked(scores, number, train, held_out, n)]
+
+
+def _quality(lists: Lists, n: int) -> RankingQuality:
     return RankingQuality(
         n=n,
         n_users=len(lists.users),
@@ -403,38 +413,52 @@ def ranked(scores: ScoreBlock, train: Any, held_out: Any, n: int, *, with_auc: b
 
     ``train`` and ``held_out`` are CSR arrays of booleans (U, M) without a common entry.
     """
+    return _ranked(lambda users: [scores(users)], 1, train, held_out, n, with_auc=with_auc)[0]
+
+
+def _ranked(
+    scores: ScoreBlocks, number: int, train: Any, held_out: Any, n: int, *, with_auc: bool = False
+) -> list[Lists]:
+    """The same for each of a ``number`` of scores that are computed together."""
     n_relevant = np.diff(held_out.indptr)
     users = np.flatnonzero(n_relevant)
-    items = np.full((len(users), n), -1)
-    hits, areas = np.zeros(items.shape, bool), np.full(len(users), np.nan)
+    found = [
+        Lists(
+            users,
+            np.full((len(users), n), -1),
+            np.zeros((len(users), n), bool),
+            n_relevant[users],
+            np.full(len(users), np.nan),
+        )
+        for _ in range(number)
+    ]
     width, step = min(n, train.shape[1]), max(1, _BLOCK_SCORES // train.shape[1])
     for start in range(0, len(users), step):
         rows = slice(start, start + step)
-        block, seen = _scores_of(scores, train, users[rows])
-        wanted = held_out[users[rows]].toarray()
-        if with_auc:
-            areas[rows] = [
-                auc(row[unseen], of_row[unseen])
-                for row, of_row, unseen in zip(block, wanted, ~seen, strict=True)
-            ]
-        block[seen] = -np.inf
-        items[rows, :width] = best = best_columns(block, width)[0]
-        hits[rows, :width] = np.take_along_axis(wanted, best, axis=1) & (best >= 0)
-    return Lists(users, items, hits, n_relevant[users], areas)
+        seen, wanted = (matrix[users[rows]].toarray() for matrix in (train, held_out))
+        for lists, raw in zip(found, scores(users[rows]), strict=True):
+            block = _checked_scores(raw, users[rows], train.shape[1])
+            if with_auc:
+                lists.auc[rows] = [
+                    auc(row[unseen], of_row[unseen])
+                    for row, of_row, unseen in zip(block, wanted, ~seen, strict=True)
+                ]
+            block[seen] = -np.inf
+            lists.items[rows, :width] = best = best_columns(block, width)[0]
+            lists.hits[rows, :width] = np.take_along_axis(wanted, best, axis=1) & (best >= 0)
+    return found
 
 
-def _scores_of(
-    scores: ScoreBlock, train: Any, users: NDArray[Any]
-) -> tuple[NDArray[np.floating[Any]], NDArray[np.bool_]]:
-    """A copy of the users' scores (B, M), checked, and whether they have each item in ``train`` (B, M)."""
-    raw = np.asarray(scores(users))
-    expected = (len(users), train.shape[1])
+def _checked_scores(scores: Any, users: NDArray[Any], n_items: int) -> NDArray[np.floating[Any]]:
+    """A copy of the scores (B, M) of some users; ValueError if they have another shape, or one is NaN."""
+    raw = np.asarray(scores)
+    expected = (len(users), n_items)
     if raw.shape != expected:
         raise ValueError(f"scores have shape {raw.shape}, not (users, items) = {expected}")
     block = raw.astype(np.result_type(raw, np.float32))
     if np.isnan(block).any():
         raise ValueError(f"a score of user {users[np.isnan(block).any(axis=1)][0]} is nan")
-    return block, train[users].toarray()
+    return block
 
 
 def _as_binary(matrix: Any) -> Any:

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,12 +17,13 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from . import backends
+from .answers.ensembles import scores_of_each
 from .data.counts import held_out_pairs, training_data
 from .data.triplets import Columns, load, read
-from .ensemble import HPFEnsemble
+from .ensemble import HPFEnsemble, as_ensemble
 from .estimator import HPF
 from .messages import did_you_mean
-from .metrics import evaluate_ranking, model_scores
+from .metrics import qualities
 from .model.convergence import ConvergenceWarning
 from .model.settings import NAMES, Choice, Real, from_zero, settings_with, whole_number
 
@@ -68,8 +70,9 @@ class Selection:
     model : HPF, HPFEnsemble or None
         The best candidate, fitted to all counts; None with ``refit=False``.
     table : DataFrame
-        A row for each fit: candidate, round, iterations (at most), score, seconds, whether the candidate was
-        chosen in the end, and the parameters.
+        A row for each candidate and round: candidate, round, iterations (at most), score, seconds (an equal
+        share, of those with one fit in common), whether the candidate was chosen in the end, and the
+        parameters.
     metric : str
         What the score is.
 
@@ -158,25 +161,28 @@ def select(
     scores: dict[int, float] = {}
     tried: dict[int, int] = {}  # iterations at most
     for number, most in enumerate(rounds):
-        fits: dict[str, HPF | HPFEnsemble] = {}
+        fits: dict[str, list[int]] = {}  # candidates that have one in common
         for candidate in left:
-            trial = trials[candidate]
-            if tried.get(candidate) == (limit := trial.limit(most)):
-                continue  # it has nothing to gain
-            started = time.perf_counter()
+            limit = trials[candidate].limit(most)
+            if tried.get(candidate) != limit:  # otherwise it has nothing to gain
+                fits.setdefault(repr(trials[candidate].fit_parameters(limit)), []).append(candidate)
+        for together in fits.values():
+            started, some = time.perf_counter(), [trials[candidate] for candidate in together]
+            limit = some[0].limit(most)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)  # of those that were to be short
-                model = trial.fitted(train, limit, fits)
-            scores[candidate] = trial.score(model, train, held_out, metric, n)
-            tried[candidate] = limit
-            seconds = time.perf_counter() - started
-            found = (candidate, number, limit, scores[candidate], seconds)
-            rows.append(dict(zip(_COLUMNS, found, strict=True)) | trial.shown)
+                model = some[0].fitted(train, limit)
+            found = _scores(some, model, train, held_out, metric, n)
+            seconds = (time.perf_counter() - started) / len(together)
+            for candidate, trial, score in zip(together, some, found, strict=True):
+                scores[candidate], tried[candidate] = score, limit
+                figures = (candidate, number, limit, score, seconds)
+                rows.append(dict(zip(_COLUMNS, figures, strict=True)) | trial.shown)
         left = sorted(left, key=lambda candidate: -scores[candidate])
         if number < len(rounds) - 1:
             left = left[: max(1, math.floor(kept * len(left)))]
     best = trials[left[0]]
-    of_all = best.fitted(counts, None, {}) if refit else None
+    of_all = best.weighted(best.fitted(counts, None)) if refit else None
     table = pd.DataFrame(rows)
     table.insert(len(_COLUMNS), "chosen", table["candidate"] == left[0])
     return Selection(best.parameters, best.discount, of_all, table, metric)
@@ -228,14 +234,11 @@ class _Trial:
             raise ValueError(f"HPF has no parameter {unknown[0]!r}; it has {', '.join(NAMES)}{close}")
         return HPFEnsemble(**parameters) if "members" in parameters else HPF(**parameters)
 
-    def fitted(self, counts: Any, limit: int | None, fits: dict[str, HPF | HPFEnsemble]) -> HPF | HPFEnsemble:
-        """The model, fitted with at most ``limit`` iterations.
-
-        ``fits`` are those to the same counts so far, to which this one is added: candidates that differ in
-        weights and discount alone have one in common.
-        """
+    def fit_parameters(self, limit: int | None) -> Parameters:
+        """Those of a fit with at most ``limit`` iterations, on which weights and discount have no effect."""
         parameters = dict(self.parameters)
-        weights = parameters.pop("weights", None) if "members" in parameters else None
+        if "members" in parameters:
+            parameters.pop("weights", None)
         if limit is not None:
             common = parameters.get("maxiter", _DEFAULT_MAXITER)
             parameters["maxiter"] = min(common, limit)
@@ -244,25 +247,33 @@ class _Trial:
                     {**member, "maxiter": min(member.get("maxiter", common), limit)}
                     for member in self._members
                 ]
-        key = repr(parameters)
-        if key not in fits:
-            fits[key] = self.model(parameters).fit(counts)
-        model = fits[key]
+        return parameters
+
+    def fitted(self, counts: Any, limit: int | None) -> HPF | HPFEnsemble:
+        """The model of these parameters, fitted."""
+        return self.model(self.fit_parameters(limit)).fit(counts)
+
+    def weighted(self, model: HPF | HPFEnsemble) -> HPF | HPFEnsemble:
+        """A fitted model with the candidate's weights."""
+        weights = self.parameters.get("weights")
         return model if weights is None or isinstance(model, HPF) else model.with_weights(weights)
 
-    def score(
-        self,
-        model: HPF | HPFEnsemble,
-        train: sparse.csr_array,
-        held_out: sparse.csr_array,
-        metric: str,
-        n: int,
-    ) -> float:
-        """How the model does on held-out counts."""
-        if metric == "llk":
-            return float(model.eval_llk(held_out)["llk"])
-        quality = evaluate_ranking(model_scores(model, self.discount), train, held_out, n)
-        return float(getattr(quality, metric))
+
+def _scores(
+    trials: Sequence[_Trial],
+    model: HPF | HPFEnsemble,
+    train: sparse.csr_array,
+    held_out: sparse.csr_array,
+    metric: str,
+    n: int,
+) -> list[float]:
+    """How candidates that have a fit in common do on held-out counts."""
+    weighted = [trial.weighted(model) for trial in trials]
+    if metric == "llk":
+        return [float(one.eval_llk(held_out)["llk"]) for one in weighted]
+    asked = [(as_ensemble(one), trial.discount) for one, trial in zip(weighted, trials, strict=True)]
+    found = qualities(partial(scores_of_each, asked), len(asked), train, held_out, n)
+    return [float(getattr(quality, metric)) for quality in found]
 
 
 def _listed(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import sparse
+from scipy import sparse, stats
 from small_data import COUNTS, quick
 
 from hpf_gpu import HPF, HPFEnsemble, ModelFileError
@@ -248,6 +251,174 @@ def test_a_likelihood_and_a_spread() -> None:
     alike = HPFEnsemble([{"random_seed": 1}] * 3, **GIVEN).fit(COUNTS)
     assert ensemble.spread(USERS, ITEMS[0]).min() > 0
     assert alike.spread(USERS, ITEMS[0]).max() <= 1e-6 * alike.predict(USERS, ITEMS[0]).max()
+
+
+@pytest.fixture(scope="module")
+def raw() -> HPFEnsemble:
+    """Members of the same counts, of which one is transposed and one has no weight."""
+    members = [{}, {"random_seed": 9, "a": 0.5}, {"k": 0, "neighbours": 6}, MIXED[4], {}]
+    return HPFEnsemble(members, weights=[1, 2, 3, 4, 0], **GIVEN).fit(COUNTS)
+
+
+def members_intervals(ensemble: HPFEnsemble, users: np.ndarray, items: np.ndarray) -> list[pd.DataFrame]:
+    return [
+        model.predict_interval(*((items, users) if number == 3 else (users, items)))
+        for number, model in enumerate(ensemble.members_)
+    ]
+
+
+def test_intervals_are_those_of_the_mixture(raw: HPFEnsemble) -> None:
+    """A rate is that of one member, drawn by weight; moments and quantiles are those of such rates."""
+    weights = np.array([0.1, 0.2, 0.3, 0.4, 0.0])
+    users, items = (grid.ravel() for grid in np.meshgrid(USERS, ITEMS))
+    parts = members_intervals(raw, users, items)
+    means, stds = (np.array([one[name] for one in parts]) for name in ("Mean", "Std"))
+    shapes = (means / stds) ** 2
+    mean = weights @ means
+    got, of_counts = (raw.predict_interval(users, items, 0.8, of=of) for of in ("rate", "count"))
+    np.testing.assert_allclose(got.Mean, mean, rtol=1e-12)
+    np.testing.assert_allclose(got.Std**2, weights @ (stds**2 + means**2) - mean**2, rtol=1e-9)
+    np.testing.assert_allclose(of_counts.Std**2, got.Std**2 + mean, rtol=1e-12)
+    for bound, p in (("Lower", 0.1), ("Upper", 0.9)):
+        below = weights @ stats.gamma.cdf(got[bound].to_numpy(), shapes, scale=means / shapes)
+        np.testing.assert_allclose(below, p, rtol=1e-6)
+        counts = stats.nbinom(shapes, shapes / (shapes + means))
+        y = of_counts[bound].to_numpy()
+        assert (weights @ counts.cdf(y) >= p).all()
+        assert (weights @ counts.cdf(y - 1) < p).all()
+    alone = raw.with_weights([0, 1, 0, 0, 0]).predict_interval(users, items, 0.9)
+    pd.testing.assert_frame_equal(alone, parts[1], rtol=1e-7)  # quantiles of many are interpolated to 8e-8
+
+
+def test_probabilities_are_means_of_the_members(mixed: HPFEnsemble) -> None:
+    """Also of members that differ in ``counts``: that there is a count is the same event."""
+    users, items = USERS[:30], ITEMS[:30]
+    pairs = [(users, items)] * 4 + [(items, users)]
+    each = [model.predict_proba(*pair) for model, pair in zip(mixed.members_, pairs, strict=True)]
+    want = np.average(each, axis=0, weights=WEIGHTS)
+    np.testing.assert_allclose(mixed.predict_proba(users, items), want, rtol=1e-12)
+    assert mixed.predict_proba(users[0], items[0]) == pytest.approx(want[0], rel=1e-12)
+    assert np.isnan(mixed.predict_proba(-1, items[0]))
+
+
+def test_draws_are_each_of_one_member(raw: HPFEnsemble) -> None:
+    users, items = np.append(USERS[:6], -1), ITEMS[:7]
+    draws = raw.sample_rates(users, items, 3_000, random_state=2)
+    known = raw.predict_interval(users[:6], items[:6])
+    assert np.isnan(draws[:, 6]).all()
+    assert draws.shape == (3_000, 7)
+    error = known.Std.to_numpy() / np.sqrt(3_000)
+    assert (np.abs(draws[:, :6].mean(axis=0) - known.Mean) < 4 * error).all()
+    below = (draws[:, :6] < known.Upper.to_numpy()).mean(axis=0)
+    # Quantiles of a rate are approximate; chance has a standard deviation of 0.004, and 0.005 was measured.
+    assert np.abs(below - 0.95).max() < 0.02
+    again = raw.sample_rates(users, items, 3_000, random_state=2)
+    np.testing.assert_array_equal(draws, again)
+
+
+def test_what_has_no_interval(mixed: HPFEnsemble) -> None:
+    pair = USERS[0], ITEMS[0]
+    for ask in (mixed.predict_interval, mixed.sample_rates):
+        with pytest.raises(ValueError, match="members with counts='log1p' and 'raw' has no meaning"):
+            ask(*pair)
+    ones = HPFEnsemble(2, counts="binary", **GIVEN).fit(COUNTS)
+    assert ones.predict_interval(*pair).shape == (1, 6)
+    with pytest.raises(ValueError, match="counts='binary', which its intervals of counts would be of"):
+        ones.predict_interval(*pair, of="count")
+    lean = HPFEnsemble(2, keep_all_objs=False, **GIVEN).fit(COUNTS)
+    with pytest.raises(ValueError, match="keep_all_objs=True"):
+        lean.predict_interval(*pair)
+
+
+def test_what_members_answer_alone(mixed: HPFEnsemble) -> None:
+    with pytest.raises(AttributeError, match=r"HPFEnsemble has no 'Theta'.* members_\[0\].Theta"):
+        _ = mixed.Theta
+    with pytest.raises(AttributeError, match=r"'explain'.* members_\[0\].explain"):
+        mixed.explain(USERS[0], ITEMS[0])
+    with pytest.raises(AttributeError, match=r"HPFEnsemble has no 'thing'$"):
+        _ = mixed.thing
+    assert not hasattr(mixed, "sample_posterior")
+
+
+# -- growth ----------------------------------------------------------------------------------------
+
+
+def grown_alone(ensemble: HPFEnsemble, grow: Callable[[HPF], object]) -> list[HPF]:
+    models = copy.deepcopy(ensemble.members_)
+    for model in models:
+        grow(model)
+    return list(models)
+
+
+def assert_same_models(ensemble: HPFEnsemble, models: list[HPF]) -> None:
+    for got, want in zip(ensemble.members_, models, strict=True):
+        for name in ("Theta", "Beta", "seen", "user_mapping_", "Gamma_shp"):
+            np.testing.assert_array_equal(getattr(got, name), getattr(want, name), err_msg=name)
+
+
+def growing() -> HPFEnsemble:
+    return HPFEnsemble([{}, {}, {"k": 2, "counts": "log1p"}, {"neighbours": 4}], **GIVEN).fit(COUNTS)
+
+
+NEW = COUNTS[COUNTS.UserId < 104].assign(UserId=lambda frame: frame.UserId + 1000)
+
+
+def test_new_users_are_added_to_every_member() -> None:
+    ensemble = growing()
+    other = ensemble.with_weights([1, 1, 1, 1])
+    models = grown_alone(ensemble, lambda model: model.add_users(NEW))
+    want = ensemble.recommend(counts=NEW, n=4)
+    assert ensemble.add_users(NEW) is ensemble
+    assert_same_models(ensemble, models)
+    assert ensemble.nusers == len(USERS) + 4
+    got = ensemble.recommend(NEW.UserId.unique(), 4)
+    assert got.ItemId.tolist() == want.ItemId.tolist()
+    np.testing.assert_allclose(got.Score, want.Score, rtol=ROUNDING)
+    assert ensemble.add_user(1999, NEW[:5].drop(columns="UserId"))
+    assert_same_models(ensemble, [_ for _ in models if _.add_user(1999, NEW[:5].drop(columns="UserId"))])
+    ensemble.add_users(NEW[:9], update_existing=True)
+    assert_same_models(ensemble, [_.add_users(NEW[:9], update_existing=True) for _ in models])
+    assert other.nusers == len(USERS)  # it shared the members, and keeps those that it had
+    kept = [model._require_fitted() for model in ensemble.members_]
+    assert len({id(fitted.seen) for fitted in kept}) == 1  # not one copy for each member
+    assert len({id(fitted.user_ids) for fitted in kept}) == 1
+
+
+def test_a_batch_moves_every_member() -> None:
+    ensemble = growing()
+    models = grown_alone(ensemble, lambda model: model.partial_fit(NEW, new_users=True))
+    assert ensemble.partial_fit(NEW, new_users=True) is ensemble
+    assert_same_models(ensemble, models)
+    fresh = HPFEnsemble(2, **GIVEN).partial_fit(COUNTS, nusers=90, nitems=40)
+    want = HPF(**GIVEN | {"random_seed": 5}).partial_fit(COUNTS, nusers=90, nitems=40)
+    np.testing.assert_array_equal(fresh.members_[1].Beta, want.Beta)
+
+
+def test_growth_that_fails_changes_no_member(mixed: HPFEnsemble) -> None:
+    for grow in (
+        lambda: mixed.add_users(NEW),
+        lambda: mixed.add_user(7, NEW[["ItemId", "Count"]]),
+        lambda: mixed.partial_fit(NEW, new_users=True),
+    ):
+        with pytest.raises(ValueError, match="member 4 is transposed"):
+            grow()
+    ensemble = HPFEnsemble([{}, {"keep_all_objs": False}], **GIVEN).fit(COUNTS)
+    with pytest.raises(ValueError, match="keep_all_objs=True"):
+        ensemble.add_users(NEW)
+    assert ensemble.nusers == len(ensemble.members_[0].Theta) == len(USERS)
+    with pytest.raises(ValueError, match="users 100, 101, 102 and 57 more are in the model already"):
+        growing().add_users(COUNTS)
+
+
+def test_parameters_can_be_set() -> None:
+    ensemble = HPFEnsemble(2, **GIVEN)
+    assert ensemble.set_params(k=4, weights=[1, 2]) is ensemble
+    assert ensemble.get_params() == {"members": 2, "combine": "log-mean", "weights": [1, 2]} | GIVEN | {
+        "k": 4
+    }
+    with pytest.raises(ValueError, match="there are 2 weights for 3 members"):
+        ensemble.set_params(members=3)
+    assert ensemble.members == 2
 
 
 def test_factors_of_new_users(mixed: HPFEnsemble) -> None:

@@ -34,6 +34,12 @@ BAD_DATA = {
     "infinite": (frame(Count=[1, 2, np.inf]), ValueError, r"count inf.* in row 2"),
     "overflow": (frame(Count=[1, 2, 1e60]), ValueError, r"count 1e\+60|float32 holds"),
     "too-large": (frame(Count=[1, 2, 1e20]), ValueError, "float32 holds"),
+    "indexed": (
+        frame().set_index(["UserId", "ItemId"]),
+        ValueError,
+        r"'UserId' in its index, not in a column: pass counts_df.reset_index\(\)",
+    ),
+    "series": (frame().set_index(["UserId", "ItemId"]).Count, TypeError, r"pass series.reset_index\(\)"),
     "string-counts": (frame(Count=["1", "2", "3"]), ValueError, "strings, the first is '1': .*to_numeric"),
     "object-counts": (frame(Count=pd.Series(["1", None, "3"], dtype=object)), ValueError, "are strings"),
     "word-count": (np.array([["a", "x", "1"], ["b", "y", "two"]]), ValueError, "count 'two' is not a number"),

@@ -184,7 +184,7 @@ def test_what_the_model_does_not_know_is_left_out(model):
     with pytest.warns(UserWarning, match=r"left out|no count") as caught:
         theta = model.transform(pd.concat([COUNTS, strangers]), **tight())
     assert [str(warning.message).partition(":")[0] for warning in caught] == [
-        "2 counts of counts_df were left out",
+        f"2 of the {len(COUNTS) + 2} counts of counts_df were left out",
         "1 new users have no count that can be used; they get the factors of a user without counts",
     ]
     assert {warning.filename for warning in caught} == {__file__}
@@ -202,7 +202,9 @@ def test_what_the_model_does_not_know_is_left_out(model):
 def test_return_all(model):
     given = of_user(130)
     longer = pd.concat([given, given.head(1), pd.DataFrame({"ItemId": ["new"], "Count": [3]})])
-    with pytest.warns(UserWarning, match="1 counts of counts_df were left out: their items were not"):
+    with pytest.warns(
+        UserWarning, match="1 of the [0-9]+ counts of counts_df were left out: their items were not"
+    ):
         theta, shape, rate, phi = model.predict_factors(longer, maxiter=2000, stop_thr=1e-14, return_all=True)
     assert theta.shape == shape.shape == rate.shape == (3,)
     assert np.allclose(theta, shape / rate, rtol=1e-12)
@@ -430,8 +432,8 @@ def test_errors_of_fold_in(backend_name):
         (lambda: model.add_user(None, one), ValueError, "user ids are missing"),
         (lambda: model.add_user([5], one), TypeError, "user ids must be hashable"),
         (lambda: model.add_users(sparse.csr_array(np.ones((2, 40)))), TypeError, "pass a frame with UserId"),
-        (lambda: model.predict_factors(one.assign(ItemId="x")), ValueError, "no item that was in"),
-        (lambda: model.transform_items(COUNTS.assign(UserId=-1)), ValueError, "no user that was in"),
+        (lambda: model.predict_factors(one.assign(ItemId="x")), ValueError, "no item that was in .* strings"),
+        (lambda: model.transform_items(COUNTS.assign(UserId="x")), ValueError, "no user .* strings"),
         (lambda: model.predict_factors(one.assign(Count=-1)), ValueError, "count -1 in row"),
         (lambda: model.predict_factors(one[["ItemId"]]), ValueError, "no column 'Count'"),
         (lambda: model.predict_factors(one.iloc[:0]), ValueError, "empty"),
@@ -451,11 +453,44 @@ def test_errors_of_fold_in(backend_name):
     assert model.nusers == 60
 
 
-@pytest.mark.filterwarnings("ignore:.*counts of zero")
-def test_nothing_left_is_an_error(model):
-    zero = of_user(100).assign(Count=0)
-    with pytest.raises(ValueError, match="no count above zero for items that were in the training data"):
-        model.predict_factors(zero)
+NOTHING_KNOWN = {
+    "unknown items": (
+        lambda frame: frame.assign(ItemId=-1),
+        r"(\d+) of the \1 counts of counts_df were left out",
+    ),
+    "zeros": (lambda frame: frame.assign(Count=0), "counts of zero were left out"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*(left out|can be used)")
+@pytest.mark.parametrize("way", NOTHING_KNOWN)
+def test_users_without_known_items(model, way):
+    """Alone, together and beside others they have the factors of a user without counts, and say so."""
+    change, said = NOTHING_KNOWN[way]
+    strangers = change(COUNTS[COUNTS.UserId < 103])
+    grown = copy.deepcopy(model)
+    with pytest.warns(UserWarning, match=said):
+        together = model.transform(strangers, **tight())
+    with pytest.warns(UserWarning, match="1 new users have no count that can be used"):
+        alone = model.predict_factors(change(of_user(100)), **tight())
+    with pytest.warns(UserWarning, match="3 new users have no count that can be used"):
+        beside = model.transform(pd.concat([COUNTS[COUNTS.UserId > 150], strangers]), **tight())
+    assert together.index.tolist() == [100, 101, 102]
+    # Rounding of float64: they are folded in with and without others.
+    for one in (together.to_numpy(), alone, beside.loc[[100, 101, 102]].to_numpy()):
+        np.testing.assert_allclose(one, np.broadcast_to(alone, one.shape), rtol=1e-13)
+    with pytest.warns(UserWarning, match="1 new users have no count"):
+        grown.add_user(7, change(of_user(100)), **tight())
+    with pytest.warns(UserWarning, match="3 new users have no count"):
+        grown.add_users(strangers.assign(UserId=strangers.UserId + 1000), **tight())
+    np.testing.assert_allclose(grown.Theta[-4:], np.broadcast_to(alone, (4, 3)), rtol=1e-13)
+    assert len(grown.topN(7, 40)) == 40  # they have seen nothing
+
+
+@pytest.mark.filterwarnings("ignore:.*(left out|can be used)")
+def test_a_user_without_known_items_does_not_move_the_items(model):
+    with pytest.raises(ValueError, match="no count of an item that the model has"):
+        model.add_user(7, of_user(100).assign(ItemId=-1), update_all_params=True)
 
 
 def test_fold_in_needs_a_fit_and_its_shapes():

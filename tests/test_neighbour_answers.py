@@ -210,7 +210,11 @@ def test_tables_are_the_users_own(model):
         ({"users": 1, "n": 0}, ValueError, "n=0 must be at least 1"),
         ({"users": 1, "items": [777]}, ValueError, "none of the items to choose from"),
         ({"users": 1, "items": 3}, TypeError, "items to choose from are 3: pass a list"),
-        ({"counts": FRAME.assign(ItemId=777)}, ValueError, "counts has no item that was in the training"),
+        (
+            {"counts": FRAME.assign(ItemId="x")},
+            ValueError,
+            "counts has no item that was in the training data; the item ids of the model are numbers",
+        ),
         ({"counts": "all"}, FileNotFoundError, "counts is 'all', and there is no such file"),
         ({"counts": [1]}, TypeError, "counts must be a data frame .* not list"),
     ],
@@ -220,6 +224,22 @@ def test_recommend_says_what_is_wrong(given, kind, message, model):
         model.recommend(**given)
     with pytest.raises(ValueError, match="call fit first"):
         HPF(neighbours=5).recommend(1)
+
+
+@pytest.mark.filterwarnings("ignore:.*(left out|can be used)")
+def test_new_users_without_known_items_get_a_list(model):
+    """What a user without counts is expected to have, so that a batch of users does not fail for them."""
+    strangers = FRAME[FRAME.UserId < 3].assign(ItemId=777, UserId=lambda frame: frame.UserId + 1000)
+    known = FRAME[FRAME.UserId == 5]
+    with pytest.warns(UserWarning, match=r"(\d+) of the \1 counts of counts were left out"):
+        alone = model.recommend(counts=strangers, n=4)
+    with pytest.warns(UserWarning, match="new users have no count that can be used"):
+        beside = model.recommend(counts=pd.concat([strangers, known]), n=4)
+    assert alone.UserId.nunique() == strangers.UserId.nunique()
+    lists = alone.groupby("UserId").ItemId.agg(tuple)
+    assert lists.nunique() == 1
+    assert beside[beside.UserId >= 1000].ItemId.tolist() == alone.ItemId.tolist()
+    assert (beside.UserId == 5).sum() == 4
 
 
 # -- explanations ------------------------------------------------------------------------------

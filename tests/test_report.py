@@ -67,7 +67,8 @@ def test_items_are_those_with_most_users(model, tmp_path):
         assert profile == pytest.approx(
             {k: share for k, share in enumerate(shares / shares.sum()) if share >= 0.01}, abs=1e-3
         )
-        assert sorted(explored["like"][number]) == [other for other in range(5) if other != number]
+        like = [int(found["items"]["id"][other]) for other in explored["like"][number]]
+        assert like == model.similar_items(int(found["items"]["id"][number]), 10).SimilarId.tolist()
 
 
 def test_similar_items_are_of_the_same_group(model, tmp_path):
@@ -183,9 +184,43 @@ def test_ensembles(tmp_path, keep_data):
     found = content(report(ensemble, tmp_path / "report.html", n_users=2))
     assert dict(found["facts"])["members"] == "2"
     assert found["factors"] == []
+    like = [int(found["items"]["id"][other]) for other in found["explored_items"]["like"][0]]
+    assert like == ensemble.similar_items(int(found["items"]["id"][0]), 10).SimilarId.tolist()
     user = int(found["explored_users"]["id"][0])
     wanted = ensemble.recommend(user, n=10, exclude_seen=keep_data).ItemId.tolist()
     assert [int(item) for item in names_of(found, found["explored_users"]["recommended"][0])] == wanted
+
+
+def test_the_members_of_an_ensemble(tmp_path):
+    """What a member differs by, and how its fit ended; nothing is told twice."""
+    members = [{"k": 3}, {"k": 0, "neighbours": 4, "transposed": True}, {}]
+    ensemble = HPFEnsemble(members, weights=[1, 2, 1], k=2, maxiter=5, verbose=False, random_seed=1).fit(
+        COUNTS
+    )
+    found = content(report(ensemble, tmp_path / "report.html"))
+    want = [
+        ("25 %", "k=3"),
+        ("50 %", "transposed, k=0, random_seed=2, neighbours=4"),
+        ("25 %", "random_seed=3"),
+    ]
+    assert [(one["weight"], one["parameters"]) for one in found["members"]] == want
+    assert [one["iterations"] for one in found["members"]] == [5, 5, 5]
+    likelihoods = [one["llk"] for one in found["members"]]
+    assert likelihoods == pytest.approx([model.train_llk for model in ensemble.members_], rel=1e-5)
+    assert [name for name, _ in found["parameters"]] == ["combine", "k", "maxiter", "verbose", "random_seed"]
+    loaded = HPFEnsemble.load(saved(ensemble, tmp_path / "ensemble"))
+    again = content(report(loaded, tmp_path / "report.html"))
+    assert [name for name, _ in again["parameters"]] == ["combine"]
+    assert again["members"][1]["parameters"].startswith("transposed, k=0, ")
+
+
+def saved(ensemble, path):
+    ensemble.save(path)
+    return path
+
+
+def test_a_model_alone_has_no_members(model, tmp_path):
+    assert content(report(model, tmp_path / "report.html"))["members"] is None
 
 
 def test_nothing_is_explored_where_it_is_not_wanted(model, tmp_path):

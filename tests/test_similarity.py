@@ -134,3 +134,9 @@ def test_tables_are_of_the_library_of_the_ids(model):
     ):
         assert isinstance(got, polars.DataFrame)
         pd.testing.assert_frame_equal(got.to_pandas(), want)
+
+
+def test_an_only_item_is_like_no_other():
+    model = quick().fit(COUNTS[:1])
+    assert model.similar_items().empty
+    assert list(model.similar_items(int(COUNTS.ItemId[0]))) == ["ItemId", "SimilarId", "Score"]

@@ -9,6 +9,7 @@ from scipy import sparse
 from small_data import COUNTS
 
 from hpf_gpu import HPF, HPFEnsemble, plot, select, tuning
+from hpf_gpu.answers import ensembles
 from hpf_gpu.data.triplets import Columns
 from hpf_gpu.metrics import evaluate_ranking, model_scores
 
@@ -81,6 +82,9 @@ def test_weights_and_discounts_are_tried_on_one_fit(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(
         HPFEnsemble, "fit", lambda self, *args: fits.append(self.weights) or whole(self, *args)
     )
+    scored = []
+    rates = ensembles._rates
+    monkeypatch.setattr(ensembles, "_rates", lambda *given: scored.append(1) or rates(*given))
     members = [{"k": 0, "neighbours": 5, "maxiter": 4}, {"k": 3, "maxiter": 6}]
     weights = ([1.0, 0.0], [0.5, 0.5], [0.0, 1.0])
     candidates = [
@@ -90,6 +94,7 @@ def test_weights_and_discounts_are_tried_on_one_fit(monkeypatch: pytest.MonkeyPa
     ]
     found = select(COUNTS, candidates, rounds=(None,), **QUICK)
     assert len(fits) == 2  # and one to all counts
+    assert len(scored) == len(members)  # each once, for all weights and discounts
     assert found.table.score.nunique() > 2
     best = candidates[found.table.candidate[found.table.chosen].item()]
     assert [member.weight for member in found.model._ensemble.members] == best["weights"]
@@ -140,7 +145,7 @@ def test_the_figure_emphasizes_the_chosen_candidate() -> None:
 def test_the_table_says_which_candidate_was_chosen(monkeypatch) -> None:
     """Candidate 1 has the best of all last scores, but had not survived the round before."""
     scores = iter([0.5, 0.45, 0.1])
-    monkeypatch.setattr(tuning._Trial, "score", lambda *_: next(scores))
+    monkeypatch.setattr(tuning, "_scores", lambda *_: [next(scores)])
     candidates = [{"k": 1}, {"k": 2}]
     found = select(COUNTS, candidates, rounds=(1, 2), kept=0.5, refit=False, **QUICK)
     assert found.parameters["k"] == 1

@@ -19,8 +19,10 @@ from hpf_gpu.model.fitted import Fitted
 from hpf_gpu.model.likelihood import pair_llk
 from hpf_gpu.ranking import best_columns
 
+from . import uncertainty
 from .predictions import backend_for, of_pairs, rates_of_pairs
 from .recommendations import Lists, Wanted, discounts
+from .uncertainty import Mixture, moments_of
 
 _BLOCK = 1 << 22  # scores that exist at once
 
@@ -45,6 +47,38 @@ def spread(ensemble: Ensemble, threads: int | None, user: Any, item: Any) -> Any
         return np.asarray(np.sqrt(variance))
 
     return _of_pairs(ensemble, threads, user, item, deviation)
+
+
+def mixture(ensemble: Ensemble, threads: int | None, rows: NDArray[Any], columns: NDArray[Any]) -> Mixture:
+    """The rates of pairs of row and column numbers (Z,), each that of one member, drawn by weight."""
+    members, weights = _drawn(ensemble)
+    parts = [moments_of(member.fitted, threads, *_swapped(member, rows, columns)) for member in members]
+    return Mixture(parts, weights)
+
+
+def draws_of_rates(
+    ensemble: Ensemble,
+    threads: int | None,
+    n: int,
+    rng: np.random.Generator,
+    rows: NDArray[Any],  # (Z,)
+    columns: NDArray[Any],  # (Z,)
+) -> NDArray[np.float64]:
+    """Draws of the rates of pairs of row and column numbers, (n, Z), each of one member."""
+    members, weights = _drawn(ensemble)
+    rates, drawn = np.empty((n, len(rows))), rng.choice(len(members), n, p=weights)
+    for number, member in enumerate(members):
+        own = np.flatnonzero(drawn == number)
+        pairs = _swapped(member, rows, columns)
+        rates[own] = uncertainty.draws_of_rates(member.fitted, threads, len(own), rng, *pairs)
+    return rates
+
+
+def _drawn(ensemble: Ensemble) -> tuple[list[Member], list[float]]:
+    """The members with a weight, and their probabilities."""
+    members = [member for member in ensemble.members if member.weight]
+    total = sum(member.weight for member in members)
+    return members, [member.weight / total for member in members]
 
 
 def _of_pairs(
@@ -81,8 +115,13 @@ def combined_pairs(
 
 def _pairs(member: Member, threads: int | None, users: NDArray[Any], items: NDArray[Any]) -> NDArray[Any]:
     """Expected counts of pairs, (Z,)."""
-    rows, columns = (items, users) if member.transposed else (users, items)
-    return rates_of_pairs(backend_for(member.fitted, threads), member.fitted, rows, columns)
+    pairs = _swapped(member, users, items)
+    return rates_of_pairs(backend_for(member.fitted, threads), member.fitted, *pairs)
+
+
+def _swapped(member: Member, users: NDArray[Any], items: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Row and column numbers (Z,) of the member's own factors."""
+    return (items, users) if member.transposed else (users, items)
 
 
 def _rates(member: Member, users: NDArray[Any]) -> _Rates:
@@ -189,9 +228,21 @@ def recommend_for(
 
 def all_scores(ensemble: Ensemble, users: NDArray[Any], *, discount: float = 0.0) -> NDArray[Any]:
     """Combined expected counts of all items for some users (B,), by row number, (B, M)."""
-    rates = [_rates(member, users)(slice(None)) for member in ensemble.members]
-    scores = ensemble.combined(rates, ensemble.members)
-    return scores * _factors(ensemble, discount) if discount else scores
+    return next(scores_of_each([(ensemble, discount)], users))
+
+
+def scores_of_each(
+    ensembles: Sequence[tuple[Ensemble, float]], users: NDArray[Any]
+) -> Iterator[NDArray[Any]]:
+    """The same with each of some discounts, of ensembles that differ in nothing but weights.
+
+    What the members expect, of which most of the time is, is computed once.
+    """
+    first, _ = ensembles[0]
+    terms = first.terms([_rates(member, users)(slice(None)) for member in first.members])
+    for ensemble, discount in ensembles:
+        scores = ensemble.combined_terms(terms, ensemble.members)
+        yield scores * _factors(ensemble, discount) if discount else scores
 
 
 def _factors(ensemble: Ensemble, discount: float) -> NDArray[Any]:

@@ -25,6 +25,9 @@ from .predictions import known_rows
 
 _BLOCK = 1 << 22  # similarities that exist at once
 
+#: Weight of a model, factors of what is compared (M, K), and factors of the other side (N, K).
+_Side = tuple[float, NDArray[Any], NDArray[Any]]
+
 
 def similar_items(fitted: Fitted, items: Any, n: int) -> pd.DataFrame:
     """The items most like some items; see :meth:`hpf_gpu.HPF.similar_items`."""
@@ -47,27 +50,37 @@ def similar_users_of(ensemble: Ensemble, users: Any, n: int) -> pd.DataFrame:
     return _most_similar(ensemble.user_ids, "UserId", _profiles(_sides(ensemble)), users, n)
 
 
-def _sides(ensemble: Ensemble) -> Iterable[tuple[float, NDArray[Any], NDArray[Any]]]:
+def rows_of_similar_items(ensemble: Ensemble, rows: NDArray[Any], n: int) -> NDArray[np.intp] | None:
+    """Numbers (B, n) of the items most like some items (B,); None if no member has two factors or more."""
+    sides = [(weight, other, own) for weight, own, other in _sides(ensemble)]
+    return _most_alike(_profiles(sides), rows, n)[0] if _comparable(sides) else None
+
+
+def _sides(ensemble: Ensemble) -> Iterable[_Side]:
     """Weight, factors of the users and factors of the items of each member."""
     for member in ensemble.members:
         sides = member.fitted.theta, member.fitted.beta
         yield member.weight, *(sides[::-1] if member.transposed else sides)
 
 
-def _profiles(sides: Iterable[tuple[float, NDArray[Any], NDArray[Any]]]) -> NDArray[Any]:
+def _profiles(sides: Iterable[_Side]) -> NDArray[Any]:
     """A matrix (M, K) whose rows have the similarities of items for their products.
 
     From the factors of the items (M, K) and of the users (N, K) of one or more models and their weights: the
     product of joined rows is the mean of the models' similarities.
     """
-    used = [one for one in sides if one[0] > 0 and one[1].shape[1] > 1]
-    if not used:
+    if not (used := _comparable(sides)):
         raise ValueError("similarities need two factors or more; a model with neighbours has related_items")
     total = sum(weight for weight, _, _ in used)
     return np.concatenate(
         [profile(own, other) * own.dtype.type(np.sqrt(weight / total)) for weight, own, other in used],
         axis=1,
     )
+
+
+def _comparable(sides: Iterable[_Side]) -> list[_Side]:
+    """Those with a weight and two factors or more."""
+    return [one for one in sides if one[0] > 0 and one[1].shape[1] > 1]
 
 
 def profile(own: NDArray[Any], other: NDArray[Any]) -> NDArray[Any]:
@@ -82,20 +95,31 @@ def profile(own: NDArray[Any], other: NDArray[Any]) -> NDArray[Any]:
 
 def _most_similar(ids: Ids, name: str, profiles: NDArray[Any], asked: Any, n: int) -> pd.DataFrame:
     """A row for each of the ``n`` ids most like each of those in question, best first."""
-    rows, size = known_rows(ids, asked), len(profiles)
+    rows = known_rows(ids, asked)
+    best, scores = _most_alike(profiles, rows, n)
+    return table(
+        {
+            name: ids.column(np.repeat(rows, best.shape[1])),
+            "SimilarId": ids.column(best.ravel()),
+            "Score": scores.ravel(),
+        }
+    )
+
+
+def _most_alike(
+    profiles: NDArray[Any],  # (M, K)
+    rows: NDArray[Any],  # (B,)
+    n: int,
+) -> tuple[NDArray[np.intp], NDArray[Any]]:
+    """Numbers and similarities (B, n) of the ``n`` most like each of some rows, best first."""
+    size = len(profiles)
     n, step = min(n, size - 1), max(1, _BLOCK // size)
-    best = np.empty((len(rows), n), np.int64)
+    best = np.empty((len(rows), n), np.intp)
     scores = np.empty((len(rows), n), profiles.dtype)
-    for start in range(0, len(rows), step):
+    for start in range(0, len(rows) if n else 0, step):
         some = rows[start : start + step]
         similarity = profiles[some] @ profiles.T
         similarity[np.arange(len(some)), some] = -np.inf
         best[start : start + step] = columns = top_columns(similarity, n)
         scores[start : start + step] = np.take_along_axis(similarity, columns, axis=1)
-    return table(
-        {
-            name: ids.column(np.repeat(rows, n)),
-            "SimilarId": ids.column(best.ravel()),
-            "Score": scores.ravel(),
-        }
-    )
+    return best, scores

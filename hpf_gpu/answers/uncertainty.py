@@ -13,9 +13,9 @@ docs/uncertainty.md says how far that is from draws of the rate.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from hpf_gpu.backends.protocol import Backend
-from hpf_gpu.data.ids import table
+from hpf_gpu.data.ids import Ids, table
 from hpf_gpu.data.seen import UserItems, exclude, items_of, places_in
 from hpf_gpu.messages import warn
 from hpf_gpu.model.fitted import Fitted
 from hpf_gpu.model.neighbours import Neighbours
+from hpf_gpu.model.settings import Choice
 from hpf_gpu.ranking import best_columns
 
 from .predictions import backend_for, of_neighbours, of_pairs, paired
@@ -112,19 +113,120 @@ class Moments:
         smooth = _interpolated(_log_ratio(knots, p) * _scale(knots), (logs - start) / step)
         return np.asarray(self.mean * np.exp(smooth / _scale(shape)))
 
+    def below(self, rates: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Probability that the gamma variables are at most ``rates``."""
+        from scipy.special import gammainc
+
+        shape, zero = self.gamma_shape, self.mean == 0
+        within = gammainc(shape, rates * (shape / np.where(zero, 1.0, self.mean)))
+        return np.asarray(np.where(zero, 1.0, within))
+
     def count_quantiles(self, p: float) -> NDArray[np.float64]:
         """Smallest counts y with P(Y ≤ y) ≥ p, where Y is Poisson with such a gamma variable for its rate."""
+        # P(Y ≤ high) ≥ p by Cantelli's inequality.
+        high = np.ceil(self.mean + np.sqrt((self.mean + self.variance) * (p / (1 - p))))
+        return _smallest_counts(self.counts_below, p, np.full(high.shape, -1.0), high)
+
+    def counts_below(self, counts: NDArray[np.float64]) -> NDArray[np.float64]:
+        """P(Y ≤ counts) of such counts Y."""
         from scipy.special import betainc
 
-        shape, mean = self.gamma_shape, self.mean
-        success = shape / (shape + mean)
-        low = np.full(mean.shape, -1.0)  # P(Y ≤ low) < p ≤ P(Y ≤ high), the latter by Cantelli's inequality
-        high = np.ceil(mean + np.sqrt((mean + self.variance) * (p / (1 - p))))
-        while (high - low > np.maximum(1.0, np.spacing(high))).any():
-            middle = np.floor((low + high) / 2)
-            reached = (middle >= 0) & (betainc(shape, np.maximum(middle, 0) + 1, success) >= p)
+        shape = self.gamma_shape
+        return np.asarray(betainc(shape, counts + 1, shape / (shape + self.mean)))
+
+    @property
+    def positive(self) -> NDArray[np.float64]:
+        """P(Y > 0)."""
+        return np.asarray(-np.expm1(self.log_of_zero(1.0)))
+
+    def log_of_zero(self, exposure: float) -> NDArray[np.float64]:
+        """ln P(Y = 0), where the rate of Y is ``exposure`` times such a gamma variable."""
+        shape = self.gamma_shape
+        return np.asarray(-shape * np.log1p(exposure * self.mean / shape))
+
+    def log_probability(self, counts: NDArray[np.float64], exposure: float) -> NDArray[np.float64]:
+        """ln P(Y = counts) of the same Y, for counts above zero."""
+        from scipy.special import betaln
+
+        shape, mean = self.gamma_shape, np.maximum(exposure * self.mean, np.finfo(np.float64).tiny)
+        # ln Γ(s + y) − ln Γ(s) − ln y!, in which betaln cancels what is large.
+        ways = -betaln(shape, counts) - np.log(counts)
+        of_counts = counts * (np.log(mean) - np.log(shape + mean))
+        return np.asarray(ways + of_counts + self.log_of_zero(exposure))
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Rates each of which is that of one of several models, drawn by their weights."""
+
+    parts: Sequence[Moments]
+    weights: Sequence[float]  # of the parts, above zero; their sum is 1
+
+    def _mean_of(self, arrays: Iterable[NDArray[np.float64]]) -> NDArray[np.float64]:
+        return np.asarray(sum(w * array for w, array in zip(self.weights, arrays, strict=True)))
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """Mean of the rates."""
+        return self._mean_of(part.mean for part in self.parts)
+
+    @property
+    def variance(self) -> NDArray[np.float64]:
+        """Variance within the models, and between them."""
+        mean = self.mean
+        return self._mean_of(part.variance + (part.mean - mean) ** 2 for part in self.parts)
+
+    def quantiles(self, p: float) -> NDArray[np.float64]:
+        """Quantiles of the mixture of gamma distributions, to 1e-12; they lie between those of the parts."""
+        of_parts = np.maximum([part.quantiles(p) for part in self.parts], np.finfo(np.float64).tiny)
+        low, high = np.log(of_parts.min(axis=0)), np.log(of_parts.max(axis=0))
+        while (high - low > 1e-12).any():
+            middle = (low + high) / 2
+            if np.array_equal(middle, low) or np.array_equal(middle, high):
+                break
+            reached = self._mean_of(part.below(np.exp(middle)) for part in self.parts) >= p
             low, high = np.where(reached, low, middle), np.where(reached, middle, high)
-        return high
+        return np.asarray(np.exp(high))
+
+    def count_quantiles(self, p: float) -> NDArray[np.float64]:
+        """Smallest counts y with P(Y ≤ y) ≥ p, which also lie between those of the parts."""
+        of_parts = np.array([part.count_quantiles(p) for part in self.parts])
+
+        def below(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+            return self._mean_of(part.counts_below(counts) for part in self.parts)
+
+        return _smallest_counts(below, p, of_parts.min(axis=0) - 1, of_parts.max(axis=0))
+
+    @property
+    def positive(self) -> NDArray[np.float64]:
+        """P(Y > 0)."""
+        return self._mean_of(part.positive for part in self.parts)
+
+    def log_of_zero(self, exposure: float) -> NDArray[np.float64]:
+        """ln P(Y = 0); see :meth:`Moments.log_of_zero`."""
+        return self._log_mean_of([part.log_of_zero(exposure) for part in self.parts])
+
+    def log_probability(self, counts: NDArray[np.float64], exposure: float) -> NDArray[np.float64]:
+        """ln P(Y = counts) for counts above zero."""
+        return self._log_mean_of([part.log_probability(counts, exposure) for part in self.parts])
+
+    def _log_mean_of(self, logs: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+        weighted = [np.log(w) + log for w, log in zip(self.weights, logs, strict=True)]
+        return np.asarray(np.logaddexp.reduce(weighted))
+
+
+def _smallest_counts(
+    below: Callable[[NDArray[np.float64]], NDArray[np.float64]],  # P(Y ≤ y) for counts y
+    p: float,
+    low: NDArray[np.float64],  # P(Y ≤ low) < p
+    high: NDArray[np.float64],  # P(Y ≤ high) ≥ p
+) -> NDArray[np.float64]:
+    """Smallest counts y with P(Y ≤ y) ≥ p."""
+    while (high - low > np.maximum(1.0, np.spacing(high))).any():
+        middle = np.floor((low + high) / 2)
+        reached = (middle >= 0) & (below(np.maximum(middle, 0)) >= p)
+        low, high = np.where(reached, low, middle), np.where(reached, middle, high)
+    return high
 
 
 def _log_ratio(shape: NDArray[np.float64], p: float) -> NDArray[np.float64]:
@@ -153,6 +255,10 @@ def _interpolated(values: NDArray[np.float64], places: NDArray[np.float64]) -> N
     return np.asarray(ends / 6 + middle / 2)
 
 
+#: Moments of the rates of pairs of row and column numbers, (Z,) each.
+OfPairs: TypeAlias = Callable[[NDArray[Any], NDArray[Any]], Moments | Mixture]
+
+
 def tails(level: float) -> tuple[float, float]:
     """Probabilities below the lower and the upper bound of a central interval."""
     return (1 - level) / 2, (1 + level) / 2
@@ -162,20 +268,20 @@ def tails(level: float) -> tuple[float, float]:
 
 
 def predict_interval(
-    fitted: Fitted, threads: int | None, user: Any, item: Any, level: float, *, of_counts: bool
+    users: Ids, items: Ids, moments: OfPairs, user: Any, item: Any, level: float, *, of_counts: bool
 ) -> pd.DataFrame:
     """Intervals of pairs; see :meth:`hpf_gpu.HPF.predict_interval`."""
-    rows, columns = _known_pairs(fitted, user, item)
-    moments = _moments(fitted, threads, rows, columns)
-    variance, quantiles = moments.variance, moments.quantiles
+    rows, columns = _known_pairs(users, items, user, item)
+    rates = moments(rows, columns)
+    variance, quantiles = rates.variance, rates.quantiles
     if of_counts:
-        variance, quantiles = moments.mean + variance, moments.count_quantiles
+        variance, quantiles = rates.mean + variance, rates.count_quantiles
     low, high = tails(level)
     return table(
         {
-            "UserId": fitted.user_ids.column(rows),
-            "ItemId": fitted.item_ids.column(columns),
-            "Mean": moments.mean,
+            "UserId": users.column(rows),
+            "ItemId": items.column(columns),
+            "Mean": rates.mean,
             "Std": np.sqrt(variance),
             "Lower": quantiles(low),
             "Upper": quantiles(high),
@@ -183,30 +289,57 @@ def predict_interval(
     )
 
 
-def predict_proba(fitted: Fitted, threads: int | None, user: Any, item: Any) -> Any:
+def intervals_of_counts(of: Any, taken: str) -> bool:
+    """Whether intervals are to be of counts; ValueError if they cannot, by what is ``taken`` for a count."""
+    of_counts = Choice(("rate", "count")).checked("of", of) == "count"
+    if of_counts and taken != "raw":
+        raise ValueError(
+            f"this model is one of counts={taken!r}, which its intervals of counts would be of: "
+            "ask for of='rate', or for predict_proba"
+        )
+    return of_counts
+
+
+def predict_proba(users: Ids, items: Ids, moments: OfPairs, user: Any, item: Any) -> Any:
     """P(y > 0) of pairs; see :meth:`hpf_gpu.HPF.predict_proba`."""
 
     def of_numbers(rows: NDArray[Any], columns: NDArray[Any]) -> NDArray[np.float64]:
-        moments = _moments(fitted, threads, rows, columns)
-        shape = moments.gamma_shape
-        return np.asarray(-np.expm1(-shape * np.log1p(moments.mean / shape)))
+        return moments(rows, columns).positive
 
-    return of_pairs(fitted.user_ids, fitted.item_ids, user, item, np.dtype(np.float64), of_numbers)
+    return of_pairs(users, items, user, item, np.dtype(np.float64), of_numbers)
 
 
 def sample_rates(
-    fitted: Fitted, threads: int | None, user: Any, item: Any, n: int, rng: np.random.Generator
+    users: Ids,
+    items: Ids,
+    draw: Callable[[NDArray[Any], NDArray[Any]], NDArray[np.float64]],
+    user: Any,
+    item: Any,
+    n: int,
 ) -> NDArray[np.float64]:
-    """Draws of the rates of pairs, (n, Z); see :meth:`hpf_gpu.HPF.sample_rates`."""
-    rows, columns = paired(fitted.user_ids.codes_of(user), fitted.item_ids.codes_of(item))
+    """Draws of the rates of pairs, (n, Z), by those (n, Z') of pairs of row and column numbers (Z',) each."""
+    rows, columns = paired(users.codes_of(user), items.codes_of(item))
     known = (rows >= 0) & (columns >= 0)
     rates = np.full((n, len(rows)), np.nan)
-    if not known.any():
-        return rates
-    users, row = np.unique(rows[known], return_inverse=True)
-    items, column = np.unique(columns[known], return_inverse=True)
+    if known.any():
+        rates[:, known] = draw(rows[known], columns[known])
+    return rates
+
+
+def draws_of_rates(
+    fitted: Fitted,
+    threads: int | None,
+    n: int,
+    rng: np.random.Generator,
+    rows: NDArray[Any],  # (Z,)
+    columns: NDArray[Any],  # (Z,)
+) -> NDArray[np.float64]:
+    """Draws of the rates of pairs of row and column numbers, (n, Z)."""
+    users, row = np.unique(rows, return_inverse=True)
+    items, column = np.unique(columns, return_inverse=True)
     backend, theta, beta = _backend(fitted, threads), _users(fitted, users), _items(fitted, items)
     weights = None if fitted.neighbours is None else _weights(fitted.neighbours, items)
+    rates = np.empty((n, len(rows)))
     step = max(1, _BLOCK // (theta.mean.size + beta.mean.size + len(row)))
     for start in range(0, n, step):
         draws = min(step, n - start)
@@ -218,13 +351,12 @@ def sample_rates(
         if weights is not None:
             for one in drawn:
                 one += of_neighbours(backend, fitted, weights.draw(rng, 1)[0], users, items, row, column)
-        rates[start : start + draws, known] = drawn
+        rates[start : start + draws] = drawn
     return rates
 
 
-def _known_pairs(fitted: Fitted, user: Any, item: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+def _known_pairs(users: Ids, items: Ids, user: Any, item: Any) -> tuple[NDArray[Any], NDArray[Any]]:
     """Row and column numbers of pairs, (Z,) each; those with an unknown id are left out with a warning."""
-    users, items = fitted.user_ids, fitted.item_ids
     rows, columns = paired(users.codes_of(user), items.codes_of(item))
     known = (rows >= 0) & (columns >= 0)
     if known.all():
@@ -236,7 +368,7 @@ def _known_pairs(fitted: Fitted, user: Any, item: Any) -> tuple[NDArray[Any], ND
     return rows[known], columns[known]
 
 
-def _moments(fitted: Fitted, threads: int | None, rows: NDArray[Any], columns: NDArray[Any]) -> Moments:
+def moments_of(fitted: Fitted, threads: int | None, rows: NDArray[Any], columns: NDArray[Any]) -> Moments:
     """Moments of the rates of pairs of row and column numbers, (Z,) each."""
     if len(rows) == 0:
         return Moments(np.zeros(0), np.zeros(0))

@@ -177,12 +177,14 @@ def new_rows(triplets: Triplets, kind: str, known: Ids, *, name: str) -> NewRows
     """Counts of new users (``kind`` "user") by the items of a model, or of new items ("item") by its users.
 
     Rows are in order of first appearance; rows of a matrix keep their numbers.  Counts whose other id is not
-    in ``known`` (the ids of the model's other side) are left out with a warning, and so are zeros.
+    in ``known`` (the ids of the model's other side) are left out with a warning, and so are zeros.  Rows
+    that have no other counts are kept, also if no row has any: one user whose items are all new must not end
+    the work for many, nor get another answer alone than among others.
 
     Raises
     ------
     ValueError
-        If no count is left.
+        If no id is known, and they are of another type than those of the model.
     """
     own, others = triplets.users, triplets.items
     if kind == "item":
@@ -195,15 +197,12 @@ def new_rows(triplets: Triplets, kind: str, known: Ids, *, name: str) -> NewRows
     unknown, zero = codes < 0, triplets.counts == 0
     if zero.any():
         warn_of_zeros(int(zero.sum()), f"left out of {name}")
-    if unknown.all():
-        raise ValueError(f"{name} has no {known.kind} that was in the training data{known.hint(others)}")
+    if unknown.all() and (hint := known.hint(others)):
+        raise ValueError(f"{name} has no {known.kind} that was in the training data{hint}")
     if unknown.any():
-        left_out = f"{int(unknown.sum())} counts of {name} were left out: their {known.kind}s"
-        warn(f"{left_out} were not in the training data")
-    kept = ~(unknown | zero)
-    if not kept.any():
-        raise ValueError(f"{name} has no count above zero for {known.kind}s that were in the training data")
-    csr = triplets.csr(rows, codes, kept, (ids.size, known.size))
+        left_out = f"{int(unknown.sum())} of the {len(unknown)} counts of {name} were left out"
+        warn(f"{left_out}: their {known.kind}s were not in the training data")
+    csr = triplets.csr(rows, codes, ~(unknown | zero), (ids.size, known.size))
     empty = int((np.diff(csr.indptr) == 0).sum())
     if empty:
         warn(

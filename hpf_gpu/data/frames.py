@@ -81,11 +81,15 @@ def columns_needed(ids: Sequence[Any], count: Any) -> list[Any]:
     return [*ids, *([] if count is None else [count])]
 
 
-def require_columns(have: Any, wanted: Sequence[Any], name: str) -> None:
-    """Raise ValueError unless a table has these columns."""
+def require_columns(have: Any, wanted: Sequence[Any], name: str, index: Sequence[Any] = ()) -> None:
+    """Raise ValueError unless a table has these columns; ``index`` has the names of pandas' index."""
     missing = [column for column in wanted if column not in have]
     if not missing:
         return
+    if missing[0] in index:
+        raise ValueError(
+            f"{name} has {missing[0]!r} in its index, not in a column: pass {name}.reset_index()"
+        )
     close = did_you_mean(missing[:1], [column for column in have if column not in wanted])
     more = f" and {len(have) - _SHOWN} more" if len(have) > _SHOWN else ""
     needed = ", ".join(map(str, wanted))

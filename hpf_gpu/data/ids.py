@@ -80,6 +80,10 @@ class Ids:
         """Row number of each id; None if ids are row numbers."""
         return None if self.values is None else dict(zip(self._index, range(self.size), strict=True))
 
+    def equals(self, other: Ids) -> bool:
+        """Whether both have the same ids in the same rows."""
+        return self is other or (self.size == other.size and self.index.equals(other.index))
+
     def are_strings(self) -> bool:
         """Whether all of them are strings."""
         values = self.values

@@ -216,6 +216,17 @@ def _on_host_with_ids(data: Any) -> tuple[Any, tuple[Ids, Ids] | None]:
     return (on_host(data.sparse), data.ids) if isinstance(data, Counts) else (on_host(data), None)
 
 
+def with_ids(data: Any, columns: Columns) -> Any:
+    """The data as they are; TypeError if they are a matrix, which has no ids of its users."""
+    if sparse.issparse(on_host(data)):
+        raise TypeError(
+            f"users are added by id: pass a frame with {columns.user}, {columns.item} and "
+            f"{'a row for each pair' if columns.count is None else columns.count}, or hpf_gpu.Counts(matrix, "
+            "users=ids, items=ids)"
+        )
+    return data
+
+
 def row_numbers(shape: tuple[int, int]) -> tuple[Ids, Ids]:
     """The ids of a matrix that brings none."""
     return Ids(None, shape[0], "user"), Ids(None, shape[1], "item")
@@ -261,7 +272,7 @@ def _columns(
         try:
             series = [data[column] for column in columns]
         except KeyError:
-            require_columns(data.columns, columns, name)
+            require_columns(data.columns, columns, name, index=data.index.names)
             raise
         if count is not None and not pd.api.types.is_numeric_dtype(series[-1]):
             counts = series[-1].dropna()
@@ -297,6 +308,8 @@ def _refused(data: Any, columns: Sequence[Any], name: str) -> str:
     kind = "an object" if isinstance(data, type) or callable(data) else type(data).__name__
     if isinstance(data, dict):
         way = f"pandas.DataFrame(data), with columns {names}"
+    elif isinstance(data, pd.Series):
+        way = f"series.reset_index(), with columns {names}"
     elif isinstance(data, (list, tuple, set)):
         way = f"pandas.DataFrame(data, columns=[{names}])"
     else:

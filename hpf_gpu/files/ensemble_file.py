@@ -111,5 +111,5 @@ def _check_ids(members: Sequence[Member], *, mapped: bool) -> None:
     first = members[0]
     for number, member in enumerate(members):
         for own, others in ((member.user_ids, first.user_ids), (member.item_ids, first.item_ids)):
-            if own.size != others.size or not (mapped or own.index.equals(others.index)):
+            if own.size != others.size or not (mapped or own.equals(others)):
                 raise ValueError(f"the {own.kind}s of member {number} are not those of the first")

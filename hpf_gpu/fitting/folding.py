@@ -133,22 +133,31 @@ def factors_of_new_users(
     return folded.new, folded.mean, folded.posterior.shape
 
 
-def with_users(folded: Folded, *, update_existing: bool) -> Fitted:
-    """The model with the folded-in users, added or, with ``update_existing``, replaced."""
+def with_users(folded: Folded, *, update_existing: bool, other: Fitted | None = None) -> Fitted:
+    """The model with the folded-in users, added or, with ``update_existing``, replaced.
+
+    ``other`` is a model of the same users that has them already: ids, and items of users, are taken from it.
+    """
     fitted = folded.fitted
     of_users, of_items = fitted.require_posteriors()
     if of_users.fixed:
         raise ValueError("the users of this model are fixed: use transform for the factors of other users")
-    rows, users = _rows_for(fitted, folded.new.ids.index, update_existing)
+    if other is None:
+        rows, users = _rows_for(fitted, folded.new.ids.index, update_existing)
+    else:
+        rows, users = other.user_ids.require(folded.new.ids.index), other.user_ids
     theta = put_rows(fitted.theta, rows, checked_mean("Theta", folded.mean))
     seen, csr = fitted.seen, folded.new.csr
+    if seen is not None:
+        shared = None if other is None else other.seen
+        seen = with_items(seen, rows, (csr.indptr, csr.indices)) if shared is None else shared
     return replace(
         fitted,
         theta=theta,
         nusers=max(users.size, fitted.nusers),
         user_ids=users,
         posteriors=(of_users.with_rows(rows, folded.posterior, theta), of_items),
-        seen=None if seen is None else with_items(seen, rows, (csr.indptr, csr.indices)),
+        seen=seen,
     )
 
 
@@ -158,6 +167,11 @@ def step_with_user(
     """The model after one step of all parameters with the counts of one user, who is added or replaced."""
     size, items = size_of_step(settings, fitted, None), fitted.item_ids
     new = new_rows(triplets, "user", items, name="counts_df")
+    if new.csr.nnz == 0:
+        raise ValueError(
+            "counts_df has no count of an item that the model has, by which update_all_params could move all "
+            "items: leave it out to add the user"
+        )
     rows, users = _rows_for(fitted, new.ids.index, update_existing)
     everything = np.arange(items.size)
     places = (

@@ -86,10 +86,18 @@ class Ensemble:
 
     def combined(self, rates: Sequence[NDArray[Any]], members: Sequence[Member]) -> NDArray[Any]:
         """The weighted mean of expected counts, or the exponential of that of their logarithms."""
+        return self.combined_terms(self.terms(rates), members)
+
+    def terms(self, rates: Sequence[NDArray[Any]]) -> Sequence[NDArray[Any]]:
+        """What the weighted mean is taken of; it does not depend on the weights."""
         if not self.of_logarithms:
-            return weighted_mean(rates, members)
-        logs = [np.log(np.maximum(one, np.finfo(one.dtype).tiny)) for one in rates]
-        return np.asarray(np.exp(weighted_mean(logs, members)))
+            return rates
+        return [np.log(np.maximum(one, np.finfo(one.dtype).tiny)) for one in rates]
+
+    def combined_terms(self, terms: Sequence[NDArray[Any]], members: Sequence[Member]) -> NDArray[Any]:
+        """The same as ``combined`` of the rates, from their ``terms``."""
+        mean = weighted_mean(terms, members)
+        return np.asarray(np.exp(mean)) if self.of_logarithms else mean
 
 
 def weighted_mean(arrays: Sequence[NDArray[Any]], members: Sequence[Member]) -> NDArray[Any]:

@@ -327,7 +327,7 @@ function tellItem(number) {
   const parts = [];
   if (explored.profile) parts.push(part("Factors behind its expected counts", profile(explored.profile[number])));
   if (explored.goes_with) parts.push(part("Raises the expected counts of", list(explored.goes_with[number])));
-  if (explored.like) parts.push(part("Items with similar factors", list(explored.like[number])));
+  if (explored.like) parts.push(part("Similar items", list(explored.like[number])));
   return [make("h3", {}, items.name[number]), make("p", {}, `${items.id[number]}${sized}`), make("div", { class: "columns" }, ...parts)];
 }
 
@@ -350,6 +350,11 @@ at("parameters").append(data.parameters.length
   ? make("table", {}, make("tbody", {}, ...data.parameters.map(([name, value]) => make("tr", {}, make("th", { scope: "row" }, name), make("td", {}, make("code", {}, value))))))
   : make("p", {}, "All have their defaults."));
 if (data.history && data.history.iteration.length) drawConvergence();
+if (data.members) {
+  const rows = data.members.map((one, k) => [k, one.weight, one.parameters, whole.format(one.iterations), one.llk === null ? "" : whole.format(Math.round(one.llk))]);
+  at("convergence").append(make("h3", {}, "Members"), make("div", { class: "scroll" },
+    table(["", "weight", "differs by", "iterations", "log-likelihood"], rows)));
+}
 
 if (data.factors.length) {
   if (data.factors.length < data.k) at("factors-note").textContent = `These are the largest ${data.factors.length} of ${data.k}.`;
@@ -358,9 +363,8 @@ if (data.factors.length) {
 
 let chooseItem = () => {}, chooseUser = () => {};
 if (nItems) {
-  const similar = explored.like ? " Similar items are among these." : "";
   at("items-note").textContent = nItems < explored.total
-    ? `The ${whole.format(nItems)} most frequent of ${plural(explored.total, "item")} can be searched.${similar}`
+    ? `The ${whole.format(nItems)} most frequent of ${plural(explored.total, "item")} can be searched.`
     : `All ${plural(nItems, "item")} can be searched.`;
   const texts = Array.from({ length: nItems }, (_, k) => `${items.name[k]} ${items.id[k]}`);
   chooseItem = explorer("item", nItems, texts,
