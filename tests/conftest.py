@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, settings
 
 from hpf_gpu import backends
 from hpf_gpu.backends import create
+from hpf_gpu.backends.openmp_diagnosis import usable_cores
 from hpf_gpu.backends.protocol import Backend, BackendUnavailable
 
 # Limits of time would hold the machine to account, and whoever else is busy on it.
@@ -71,6 +72,24 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"--level={level}: this machine has {', '.join(_openmp.levels())}")
     _openmp.use_level(level)
     os.environ["HPF_GPU_LEVEL"] = level  # for those processes
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Run the whole suite in two processes, where pytest-xdist is installed; ``-n 0`` leaves it in one.
+
+    A file is run by one of them, so that what its tests share is made once.  Whoever names files, or wants
+    the terminal (``-s``, ``--pdb``), stays in this process: each other one has to collect all tests first.
+    """
+    option, source = config.option, config.args_source
+    if not config.pluginmanager.hasplugin("xdist") or source is not config.ArgsSource.TESTPATHS:
+        return
+    terminal = option.usepdb or option.trace or option.capture == "no"
+    asked = option.numprocesses is not None or option.tx or option.dist != "no"
+    worker = hasattr(config, "workerinput")
+    if not (asked or terminal or worker or option.collectonly) and usable_cores() > 1:
+        option.numprocesses, option.dist = 2, "loadfile"
+        option.loadscopereorder = False  # the files with the fewest tests, which would be last, take longest
 
 
 def pytest_report_header() -> list[str]:

@@ -44,7 +44,7 @@ def model_of(way="both", *, backend="auto", **others):
     parameters = {name: value for name, value in WAYS[way].items() if "known" not in name}
     arguments = {
         **vars(PRIORS), "k": 3, "neighbours": 6, "w_shape": W_SHAPE, "w_rate": W_RATE, "random_seed": SEED,
-        "stop_crit": "maxiter", "maxiter": 12, "check_every": 1, "verbose": False, "backend": backend,
+        "stop_crit": "maxiter", "maxiter": 5, "check_every": 1, "verbose": False, "backend": backend,
         "compute_elbo": True, "use_float": False,
     }  # fmt: skip
     return HPF(**arguments | parameters | others)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -317,7 +318,7 @@ def spoiled(operation: str, calls: dict[str, Call], others: tuple[dict[str, Call
 
 
 def refuse_everything(operation: str) -> None:
-    """In a process of its own: what is wrong is an error that says so, and nothing else."""
+    """What is wrong is an error that says so, and nothing else."""
     for dtype in DTYPES:
         calls = make_calls(dtype, 6, 7, 5, 2, 0.5)
         other = np.float64 if dtype is np.float32 else np.float32
@@ -333,15 +334,22 @@ def refuse_everything(operation: str) -> None:
         function(**arguments)
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
-def test_wrong_arguments_are_errors(operation: str) -> None:
+def refuse_everything_of_all() -> None:
+    """In a process of its own, whose last line names the operation that has ended it."""
+    for operation in OPERATIONS:
+        print(operation, flush=True)  # noqa: T201
+        refuse_everything(operation)
+
+
+def test_wrong_arguments_are_errors() -> None:
     """Any size, shape, type and layout that does not fit is an error; none of them ends the process."""
-    code = f"from test_openmp_module import refuse_everything as refuse; refuse({operation!r})"
     done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=Path(__file__).parent, capture_output=True, text=True, check=False, timeout=120,
+        [sys.executable, "-c", "from test_openmp_module import refuse_everything_of_all as refuse; refuse()"],
+        cwd=Path(__file__).parent, capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
-    assert done.returncode == 0, f"exit status {done.returncode}: {done.stderr[-2000:]}"
+    begun = done.stdout.splitlines()
+    assert done.returncode == 0, f"{begun[-1:]}, exit status {done.returncode}: {done.stderr[-2000:]}"
+    assert begun == list(OPERATIONS)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -393,20 +401,28 @@ def test_errors_name_the_shape() -> None:
 FRUGAL = ("Side", "predict_pairs", "log_count_products of users", "log_count_products of items")
 
 
+@pytest.fixture(scope="module")
+def large() -> Callable[..., dict[str, Call]]:
+    """Calls large enough for threads, by type, threads and a number; to make them is what takes time."""
+    return cache(lambda dtype, threads, number: make_calls(dtype, 1200, 1100, 30, threads))
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_every_allocation_may_fail(operation: str, dtype: type, threads: int) -> None:
+def test_every_allocation_may_fail(
+    operation: str, dtype: type, threads: int, large: Callable[..., dict[str, Call]]
+) -> None:
     """The first, then the second and so on: MemoryError, nothing is lost, and the next call works."""
 
-    def result() -> list[Any]:
-        function, arguments = make_calls(dtype, 1200, 1100, 30, threads)[operation]
+    def result(number: int) -> list[Any]:
+        function, arguments = large(dtype, threads, number)[operation]
         returned = function(**arguments)
         arrays = [value for value in arguments.values() if isinstance(value, np.ndarray)]
         return [returned if isinstance(returned, float) else None, *map(np.copy, arrays)]
 
-    want = result()
-    function, arguments = make_calls(dtype, 1200, 1100, 30, threads)[operation]
+    want = result(0)
+    function, arguments = large(dtype, threads, 1)[operation]
     in_use = openmp.pieces_in_use()
     try:
         for failures in count():
@@ -422,7 +438,7 @@ def test_every_allocation_may_fail(operation: str, dtype: type, threads: int) ->
     del kept
     assert openmp.pieces_in_use() == in_use
     assert (failures == 0) == (operation in FRUGAL)
-    for got, wanted in zip(result(), want, strict=True):
+    for got, wanted in zip(result(2), want, strict=True):
         np.testing.assert_array_equal(got, wanted)
 
 
@@ -449,10 +465,12 @@ def threads_begun(function: Callable[..., Any], arguments: dict[str, Any]) -> in
 @pytest.mark.skipif(not openmp.has_openmp, reason="the module was compiled without OpenMP")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("operation", [name for name in OPERATIONS if name != "Side"])
-def test_threads_are_used_where_they_are_earned(operation: str, dtype: type) -> None:
+def test_threads_are_used_where_they_are_earned(
+    operation: str, dtype: type, large: Callable[..., dict[str, Call]]
+) -> None:
     if operation == "byte_bounds" and openmp.level() == "baseline":
         pytest.skip("at this level there are no bounds")
-    assert threads_begun(*make_calls(dtype, 1200, 1100, 30, 3)[operation]) == 3
+    assert threads_begun(*large(dtype, 3, 3)[operation]) == 3
     if not operation.startswith(
         ("predict_pairs", "top_items", "neighbour_rates")
     ):  # whose work is not in the factors' size

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+
+import conftest
 import numpy as np
 import pytest
 from parity import (
@@ -26,7 +29,15 @@ def golden():
         return dict(arrays)
 
 
-@pytest.mark.parametrize("case", GOLDEN_CASES, ids=lambda case: "-".join(map(str, case)))
+def backends_with_cases():
+    """NumPy's hundred iterations of the larger data take as long as all others together."""
+    for name, case in itertools.product(conftest.BACKENDS, GOLDEN_CASES):
+        slow = (name, case[0], case[-1]) == ("numpy", "online_retail", 100)
+        marks = [pytest.mark.slow] if slow else []
+        yield pytest.param(name, case, marks=marks, id="-".join(map(str, (name, *case))))
+
+
+@pytest.mark.parametrize(("backend_name", "case"), list(backends_with_cases()))
 def test_golden_figures(case, golden, backend_name):
     data, k, use_float, iterations = case
     model = HPF(**parameters(k, use_float, iterations), backend=backend_name).fit(DATA[data]())

@@ -101,12 +101,12 @@ def test_epochs(
     exact: bool,
     sizes: tuple[int | None, int | None],
 ) -> None:
-    """Every parameter after each of six epochs, the first two from a model of rank one."""
+    """Every parameter after each of four epochs, the first two from a model of rank one."""
     how = LocalUpdates(schedule == "alternating", exact, steps=3)
     epochs = epochs_of(backend, SMALL, sizes, how, lambda epoch: (epoch + 1) ** -0.6)
     blocks = SMALL.blocks(backend)
     model = iterate(backend, blocks, SMALL.model(backend, blocks), rule(schedule))
-    assert_epochs(backend, SMALL, model, epochs, range(1, 7), tolerance.parameters)
+    assert_epochs(backend, SMALL, model, epochs, range(1, 5), tolerance.parameters)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -307,8 +307,7 @@ def test_steps_that_are_none(small: pd.DataFrame, step: Any, kind: type[Exceptio
     assert not model.is_fitted
 
 
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("use_float", [True, False])
+@pytest.mark.parametrize(("seed", "use_float"), [(0, True), (1, False), (2, True), (3, False)])
 def test_never_a_nan(small: pd.DataFrame, backend_name: str, use_float: bool, seed: int) -> None:
     """Batches of one user, 200 factors, counts over nine decades, priors of a thousandth."""
     rng = np.random.default_rng(seed)

@@ -239,10 +239,16 @@ def make_neighbours(name: str) -> Neighbours:
     case, rng = make_case(name), np.random.default_rng(len(name))
     m, width = case.y.shape[1], _WIDTHS.get(name, 17)
     sources = np.full((m, width), -1, np.int32)
-    for i in range(m):
-        others = np.delete(np.arange(m), i) if m < 5000 else (i + np.arange(1, 4 * width)) % m
-        size = min(len(others), width if i % 3 else int(rng.integers(0, width + 1)))
-        sources[i, :size] = np.sort(rng.choice(others, size, replace=False))
+    if m < 5000:
+        for i in range(m):
+            others = np.delete(np.arange(m), i)
+            size = min(len(others), width if i % 3 else int(rng.integers(0, width + 1)))
+            sources[i, :size] = np.sort(rng.choice(others, size, replace=False))
+    else:  # among those that follow, for all at once: one by one takes seconds
+        distances = np.argpartition(rng.random((m, 4 * width - 1)), width, axis=1)[:, :width] + 1
+        size = np.where(np.arange(m) % 3, width, rng.integers(0, width + 1, m))
+        drawn = np.where(np.arange(width) < size[:, None], (np.arange(m)[:, None] + distances) % m, m)
+        sources[:] = np.where((ascending := np.sort(drawn, axis=1)) < m, ascending, -1)
     low = case.items.shape.min(axis=1, keepdims=True)  # as small as the case's shapes are
     shape = low * np.exp(rng.normal(0.0, 1.2, (m, width)))
     rates = float32_exact(rng.gamma(2.0, 1.0, (m, width)))

@@ -61,6 +61,8 @@ def test_rates(backend: Backend, case: Case, tolerance: Tolerance) -> None:
 
 @pytest.mark.parametrize("length", [1, 10])
 def test_top_items(backend: Backend, case: Case, tolerance: Tolerance, length: int) -> None:
+    if case.name == "wide":
+        pytest.skip("its tiles are those of sums over nonzeros, and its lists take the oracle seconds")
     checks.top_items_with_neighbours(backend, case, tolerance, length)
 
 
