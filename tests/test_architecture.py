@@ -47,7 +47,7 @@ ORDER = {
     "data": ("__init__", "frames", "growth", "ids", "seen", "blocks", "triplets", "factors", "counts"),
     "model": (
         "__init__", "neighbours", "priors", "start", "loadings", "posterior", "sides", "biases",
-        "convergence", "settings", "fitted", "ensemble", "likelihood", "snapshot", "acceleration",
+        "convergence", "settings", "fitted", "ensemble", "snapshot", "likelihood", "acceleration",
         "inference", "stochastic",
     ),
     "files": ("__init__", "schema", "whole_file", "tensor_file", "csv_folder", "model_file", "ensemble_file",
