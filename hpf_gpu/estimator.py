@@ -30,7 +30,7 @@ from .files.csv_folder import write_csv_folder
 from .files.model_file import load_model, save_model
 from .fitting.folding import Folded, factors_of_new_users, fold, phi_of_user, step_with_user, with_users
 from .fitting.partial import ITEMS, USERS, Totals, partial_step
-from .fitting.training import Inputs, train
+from .fitting.training import Inputs, Trained, train
 from .messages import warn
 from .model.convergence import Check, ConvergenceWarning
 from .model.fitted import Fitted
@@ -427,6 +427,11 @@ class HPF:
             checkpoint=checkpoint,
             checkpoint_every=whole_number("checkpoint_every", checkpoint_every, 1),
         )
+        self._take(trained, settings)
+        return self
+
+    def _take(self, trained: Trained, settings: Settings) -> None:
+        """Make a fit's result that of this object; then raise or warn of what ended it."""
         fitted = trained.fitted
         self._fitted = fitted if settings.keep_all_objs else replace(fitted, posteriors=None)
         if settings.save_folder is not None:
@@ -442,7 +447,6 @@ class HPF:
             rule = f"maxiter={settings.maxiter}, before its rule stop_crit={settings.stop_crit!r} was met"
             advice = "raise maxiter, or set stop_crit='maxiter' if so many iterations are meant"
             warn(f"the fit ended at {rule}: {advice}", ConvergenceWarning)
-        return self
 
     def partial_fit(
         self,

@@ -44,7 +44,9 @@ ORDER = {
         "openmp_backend", "cuda_backend",
         "__init__",
     ),
-    "data": ("__init__", "frames", "growth", "ids", "seen", "blocks", "triplets", "factors", "counts"),
+    "data": ("__init__", "frames", "growth", "ids", "seen", "blocks", "triplets", "factors", "counts",
+        "parts",
+    ),
     "model": (
         "__init__", "neighbours", "priors", "start", "loadings", "posterior", "sides", "biases",
         "convergence", "settings", "fitted", "ensemble", "snapshot", "likelihood", "acceleration",
@@ -57,10 +59,10 @@ ORDER = {
         "__init__", "summaries", "predictions", "uncertainty", "similarity", "recommendations",
         "explanations", "ensembles",
     ),
-    "fitting": ("__init__", "progress", "training", "partial", "folding"),
+    "fitting": ("__init__", "progress", "training", "partial", "folding", "shards"),
     "top": (
         "__init__", "estimator", "ensemble", "loading", "metrics", "evaluation", "checks", "tuning", "plot",
-        "html_report", "splitting", "datasets", "sklearn", "anndata", "lenskit",
+        "html_report", "splitting", "datasets", "sklearn", "anndata", "lenskit", "dask",
     ),
     "app": ("__init__", "demo", "doctor", "bench", "terminal", "options", "parameters", "tables",
         "application", "cli",

@@ -88,7 +88,7 @@ def in_memory(
             Block(
                 rows,
                 backend.counts(part, k, sources),
-                None if validation is None else _pairs_of(validation, rows),
+                None if validation is None else pairs_of(validation, rows),
             )
             for rows, part in zip(slices, parts, strict=True)
         ),
@@ -100,7 +100,7 @@ def _rows(csr: Any, rows: slice) -> Any:
     return csr[rows] if isinstance(csr, sparse.csr_array) else csr.rows(rows)
 
 
-def _pairs_of(pairs: Pairs, users: slice) -> Pairs | None:
+def pairs_of(pairs: Pairs, users: slice) -> Pairs | None:
     """The pairs of some users, with rows numbered from the first of them; None if there are none."""
     within = slice(*np.searchsorted(pairs.rows, (users.start, users.stop)))
     if within.start == within.stop:
