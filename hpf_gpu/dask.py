@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -344,9 +344,8 @@ def _are_parquet(counts: Any) -> bool:
 
 # -- on the workers ------------------------------------------------------------------------------------
 
-_held: dict[
-    tuple[str, str], Shards
-] = {}  # by worker, of which threads of one process may be several, and fit
+#: By worker, of which threads of one process may be several, and fit; with what lets in one task at a time.
+_held: dict[tuple[str, str], tuple[threading.Lock, Shards]] = {}
 _opening = threading.Lock()
 
 
@@ -356,10 +355,11 @@ def _on_worker(key: str, plan: ShardedFit, method: str, *args: Any) -> Any:
     place = str(worker.id), key
     with _opening:
         if place not in _held:
-            _held[place] = Shards(plan, worker.state.nthreads)
-    shards = _held[place]
+            _held[place] = threading.Lock(), Shards(plan, worker.state.nthreads)
+    one_at_a_time, shards = _held[place]
     try:
-        with shards.backend.in_use():
+        # Dask may repeat a task whose result was lost: it does then what it has done, but not beside another.
+        with one_at_a_time, shards.backend.in_use():
             return getattr(shards, method)(*args)
     except Forgotten as error:
         raise Forgotten(worker.address) from error
@@ -391,18 +391,18 @@ class _Model:
         return self
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Snapshot:
-    """The state after so many updates, each part in the memory of two workers if there are two."""
+    """The state after so many updates; that of each shard's users with two workers, if there are two."""
 
     updates: int
     checked: int | None  # the updates after which the E[θ] was remembered that it has
-    items: list[tuple[str, distributed.Future]] = field(default_factory=list)
-    users: dict[int, list[tuple[str, distributed.Future]]] = field(default_factory=dict)
+    items: Posterior  # in the memory of this process
+    users: dict[int, list[tuple[str, distributed.Future]]]
 
     def is_there(self, workers: Mapping[str, int]) -> bool:
-        """Whether each part is with one of these workers."""
-        return all(_found(copies, workers) for copies in (self.items, *self.users.values()))
+        """Whether the state of each shard's users is with one of these workers."""
+        return all(_found(copies, workers) for copies in self.users.values())
 
 
 def _found(copies: Sequence[tuple[str, distributed.Future]], workers: Mapping[str, int]) -> Any:
@@ -453,7 +453,7 @@ class _Cluster:
         following = _Model(model.updates + 1)
         self._at(model.updates, lambda: self._step(model.updates))
         if (iteration + 1) % SNAPSHOT_EVERY == 0:
-            self._snapshots["last"] = self._at(following.updates, self._copied)
+            self._snapshots["last"] = self._at(following.updates, lambda: self._copied(following.updates))
         return following
 
     def close(self) -> None:
@@ -499,7 +499,7 @@ class _Cluster:
 
     def snapshot(self, model: _Model) -> _Snapshot:
         """A copy of a model."""
-        self._snapshots["best"] = self._at(model.updates, self._copied)
+        self._snapshots["best"] = self._at(model.updates, lambda: self._copied(model.updates))
         return self._snapshots["best"]
 
     def restored(self, snapshot: _Snapshot, later: _Model) -> _Model:
@@ -557,24 +557,26 @@ class _Cluster:
         self._wait([self.call(home, "remember", numbers, updates) for home, numbers in self._by_home()])
         self._checked = updates
 
-    def _copied(self) -> _Snapshot:
-        """A copy of the state, each part with its own worker and with the next one."""
-        updates, ring = max(self._items), [home for home, _ in self._by_home()]
+    def _copied(self, updates: int) -> _Snapshot:
+        """A copy of the state: of the items here, of users with their worker and with the next one."""
+        ring = [home for home, _ in self._by_home()]
         after = dict(zip(ring, [*ring[1:], ring[0]], strict=True))
-        copy = _Snapshot(updates, self._checked)
-
-        def copies(home: str, own: distributed.Future) -> list[tuple[str, distributed.Future]]:
-            other = after[home]
-            if other == home:
-                return [(home, own)]
-            return [(home, own), (other, self.client.submit(_copy, own, workers=[other], pure=False))]
-
-        own_items = self.client.submit(_copy, self._items[updates], workers=[ring[0]], pure=False)
-        copy.items.extend(copies(ring[0], own_items))
+        users = {}
         for number, home in self._homes.items():
-            copy.users[number] = copies(home, self.call(home, "state", number, updates))
-        self._wait([future for part in (copy.items, *copy.users.values()) for _, future in part])
-        return copy
+            own, other = self.call(home, "state", number, updates), after[home]
+            users[number] = [(home, own)]
+            if other != home:
+                copy = self.client.submit(_copy, own, workers=[other], pure=False)
+                users[number].append((other, copy))
+        (items,) = self._gather([self._items[updates]])
+        self._wait([future for copies in users.values() for _, future in copies])
+        # Without what it was computed from, which Dask would keep from the first iteration on.
+        self._items[updates] = self._sent(items)
+        return _Snapshot(updates, self._checked, items, users)
+
+    def _sent(self, items: Posterior) -> distributed.Future:
+        """Items of this process with one worker, from which the others get them."""
+        return self.client.scatter(items, workers=[self._homes[0]], hash=False)
 
     # -- workers that come and go --------------------------------------------------------------------
 
@@ -584,7 +586,9 @@ class _Cluster:
             try:
                 self._bring(updates)
                 return work()
-            except _Lost:
+            except (_Lost, OSError) as error:
+                if not isinstance(error, _Lost) and not self._gone():
+                    raise
                 self._updates = None
         raise RuntimeError(
             f"workers were lost {_TRIES} times in iteration {max(0, updates - self.plan.first) + 1}: see "
@@ -615,7 +619,7 @@ class _Cluster:
                     for number, home in self._homes.items()
                 ]
             )
-            at, self._items = snapshot.updates, {snapshot.updates: _found(snapshot.items, workers)}
+            at, self._items = snapshot.updates, {snapshot.updates: self._sent(snapshot.items)}
         else:
             starts = [self.call(home, "start", numbers) for home, numbers in self._by_home()]
             self._wait(starts)
@@ -732,9 +736,13 @@ class _Cluster:
 
     def _look(self, clean_up: Callable[[], object] = lambda: None) -> None:
         """Raise _Lost if one of the workers that have shards is not there any more."""
-        if set(self._homes.values()) - set(self.client.nthreads()):
+        if self._gone():
             clean_up()
             raise _Lost
+
+    def _gone(self) -> set[str]:
+        """Workers that have shards and are not there any more."""
+        return set(self._homes.values()) - set(self.client.nthreads())
 
 
 def balanced(homes: Mapping[int, str], workers: Mapping[str, int], shards: int) -> dict[int, str]:
