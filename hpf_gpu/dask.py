@@ -27,7 +27,7 @@ from .backends import create
 from .data.blocks import Pairs, pairs_of
 from .data.counts import held_out_pairs, training_data
 from .data.ids import Ids
-from .data.parts import PartIds, csr_of, joined_ids, pieces_of, read_part, shard_rows
+from .data.parts import Part, PartIds, csr_of, joined_ids, pieces_of, read_part, shard_rows
 from .data.seen import UserItems
 from .data.triplets import read
 from .fitting.progress import ProgressBar
@@ -250,6 +250,7 @@ class _InParts:
     sizes: Any  # (N,)
     parts: list[Delayed]  # of hpf_gpu.data.parts.Part
     places: list[tuple[Any, Any]]  # rows of the users and of the items of each part
+    first: list[distributed.Future]  # the parts that have been read already, until they are sent
 
     def send(self, cluster: _Cluster, homes: Mapping[int, str]) -> list[distributed.Future]:
         """Have workers take over shards, by number."""
@@ -257,6 +258,7 @@ class _InParts:
         numbers = list(homes)
         rows = [plan.rows[number] for number in numbers]
         parts = client.compute(self.parts)
+        self.first.clear()
         pieces = [
             client.submit(pieces_of, part, *client.scatter(list(places), hash=False), rows, pure=False)
             for part, places in zip(parts, self.places, strict=True)
@@ -268,6 +270,10 @@ class _InParts:
             csr = client.submit(csr_of, own, shape, plan.settings.counts, workers=[homes[number]], pure=False)
             futures.append(cluster.call(homes[number], "add", number, csr, cluster.held_out(number)))
         return futures
+
+
+def _ids(part: Part) -> PartIds:
+    return part.ids
 
 
 def _entry(values: Sequence[_T], place: int) -> _T:
@@ -298,7 +304,8 @@ def _source(settings: Settings, client: distributed.Client, counts: Any) -> _InM
         )
         for table in tables
     ]
-    found: list[PartIds] = client.gather(client.compute([part.ids for part in parts]))
+    first = client.compute(parts)
+    found: list[PartIds] = client.gather([client.submit(_ids, part, pure=False) for part in first])
     if zeros := sum(ids.zeros for ids in found):
         warn_of_zeros(zeros, "dropped")
     total = sum(int(ids.sizes.sum()) for ids in found)
@@ -309,7 +316,7 @@ def _source(settings: Settings, client: distributed.Client, counts: Any) -> _InM
     sizes = np.zeros(users.size, np.int64)
     for ids, rows in zip(found, user_rows, strict=True):
         sizes[rows] += ids.sizes
-    return _InParts((users, items), sizes, parts, list(zip(user_rows, item_rows, strict=True)))
+    return _InParts((users, items), sizes, parts, list(zip(user_rows, item_rows, strict=True)), first)
 
 
 def _tables(settings: Settings, counts: Any) -> list[Any] | None:
@@ -429,7 +436,7 @@ class _Cluster:
         self._key = uuid.uuid4().hex
         self._homes: dict[int, str] = {}  # the worker of each shard
         self._updates: int | None = None  # that all users have had; None if some are lost
-        self._items: dict[int, distributed.Future] = {}  # by the number of updates
+        self._items: dict[int, distributed.Future] = {}  # of ItemSource, by the number of updates
         self._checked: int | None = None  # updates after which E[θ] was remembered
         self._snapshots: dict[str, _Snapshot] = {}  # "last" and "best"
 
@@ -521,7 +528,7 @@ class _Cluster:
                 states: list[ShardState] = self._gather(
                     [self.call(self._homes[n], "state", n, updates) for n in numbers]
                 )
-                (of_items,) = self._gather([items])
+                (of_items,) = self._gather([self.call(home, "items", updates, items)])
                 posteriors = Posterior.joined([state.users for state in states]), of_items
             if settings.keep_data:
                 seen = _stacked(self._gather([self.call(self._homes[n], "seen", n) for n in numbers]))
@@ -538,19 +545,19 @@ class _Cluster:
     # -- updates -------------------------------------------------------------------------------------
 
     def _step(self, updates: int) -> None:
-        """Update users and items once."""
+        """Update the users, and add up what the update of the items needs."""
         items = self._items[updates]
         parts = [
             (home, self.call(home, "advance", numbers, updates, items)) for home, numbers in self._by_home()
         ]
-        while len(parts) > 2:
+        while len(parts) > 1:
             pairs = [parts[place : place + 2] for place in range(0, len(parts), 2)]
             parts = [
                 (pair[0][0], self.call(pair[0][0], "merge", *(share for _, share in pair))) for pair in pairs
             ]
-        following = self.call(parts[0][0], "update_items", updates, items, *(share for _, share in parts))
-        self._wait([following])
-        self._items = {updates: items, updates + 1: following}
+        ((_, share),) = parts
+        self._wait([share])
+        self._items = {updates: items, updates + 1: share}
         self._updates = updates + 1
 
     def _remember(self, updates: int) -> None:
@@ -568,7 +575,7 @@ class _Cluster:
             if other != home:
                 copy = self.client.submit(_copy, own, workers=[other], pure=False)
                 users[number].append((other, copy))
-        (items,) = self._gather([self._items[updates]])
+        (items,) = self._gather([self.call(ring[0], "items", updates, self._items[updates])])
         self._wait([future for copies in users.values() for _, future in copies])
         # Without what it was computed from, which Dask would keep from the first iteration on.
         self._items[updates] = self._sent(items)
@@ -644,6 +651,9 @@ class _Cluster:
             states = {}
             if updates is not None:
                 states = {number: self.call(home, "state", number, updates) for number, home in left.items()}
+                # A worker that has none of the items before cannot update them.
+                old = next(iter(left.values()))
+                self._items[updates] = self.call(old, "items", updates, self._items[updates])
             self._wait(self._source.send(self, moved))
             self._wait(
                 [

@@ -53,7 +53,7 @@ def forked_workers() -> Any:
 
 def cluster_of(workers: int) -> Any:
     return distributed.LocalCluster(
-        n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs="CRITICAL"
+        n_workers=workers, threads_per_worker=1, dashboard_address=":0", silence_logs="CRITICAL"
     )
 
 

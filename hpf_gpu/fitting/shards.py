@@ -1,15 +1,16 @@
 """Shards of users: what each of several processes that carry out one fit together has and computes.
 
 A shard is a range of users with all their counts, and stays in one process.  In each iteration this process
-updates its users, from items that are the same everywhere, and hands back what they add to the update of the
-items.  These shares are added up in a fixed tree over the shards; so the result does not depend on which
-process has which shard.
+updates its users, and hands back what they add to the update of the items.  These shares are added up in a
+fixed tree over the shards, and every process updates the items with the sum.  So all have the same items, and
+the result does not depend on which process has which shard.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 from scipy import sparse
@@ -28,7 +29,7 @@ from hpf_gpu.model.sides import Model, Side, Statistic, posterior_of, side_from_
 from .training import schedule_of, start_sides, working_backend
 
 #: A node of the tree over the shards: its level, from zero, and its number there.  It has two nodes below.
-Node = tuple[int, int]
+Node: TypeAlias = tuple[int, int]
 
 
 class Forgotten(RuntimeError):
@@ -79,6 +80,10 @@ class Share:
         return Share(statistic, backend.asarray(self.user_sums))
 
 
+#: What the items follow from: their state, or the sum of all shares, at the root, after those before.
+ItemSource: TypeAlias = Posterior | Mapping[Node, Share]
+
+
 def added_up(backend: Backend, shares: Mapping[Node, Share], shards: int) -> dict[Node, Share]:
     """The shares, of which those below one node of the tree over ``shards`` have been added up to one."""
     sums, level, width = dict(shares), 0, shards
@@ -121,7 +126,7 @@ class Shards:
         self.backend = working_backend(settings, settings.dtype, settings.width, settings.threads or threads)
         self._fit, self._schedule = fit, schedule_of(settings)
         self._shards: dict[int, _Shard] = {}
-        self._items: tuple[int, Side] | None = None  # the last ones, and the number of updates
+        self._items: dict[int, Side] = {}  # as the users of a shard
 
     # -- counts ------------------------------------------------------------------------------------
 
@@ -158,7 +163,7 @@ class Shards:
         for number, users in zip(numbers, model.users, strict=True):
             shard = self._shard(number)
             shard.users, shard.checked = {0: users}, None
-        self._items = 0, model.items
+        self._items = {0: model.items}
         return posterior_of(self.backend, [model.items])
 
     def state(self, number: int, updates: int) -> ShardState:
@@ -182,17 +187,18 @@ class Shards:
 
     # -- iterations --------------------------------------------------------------------------------
 
-    def advance(self, numbers: Sequence[int], updates: int, items: Posterior) -> dict[Node, Share]:
+    def advance(self, numbers: Sequence[int], updates: int, items: ItemSource) -> dict[Node, Share]:
         """Update the users of these shards; returns what they add to the update of the items."""
         backend, of_items = self.backend, self._side(updates, items)
+        self._items = {updates: of_items}  # the spare matrices, of the items before, are overwritten
         shares: dict[Node, Share] = {}
         for number in numbers:
             shard, users = self._shard(number), self._users(number, updates)
-            shard.users = {updates: users}  # the matrices of others are overwritten
+            shard.users = {updates: users}  # likewise
             columns = self._released_at(updates)
             if columns is None:
                 new, statistic = update_block(
-                    backend, shard.block.counts, users, of_items, self._schedule, into_spare=False
+                    backend, shard.block.counts, users, of_items, self._schedule, into_spare=not shares
                 )
                 share = Share(None if statistic is None else statistic.factors, new.column_sums)
             else:
@@ -204,23 +210,9 @@ class Shards:
 
     def merge(self, *parts: Mapping[Node, Share]) -> dict[Node, Share]:
         """Shares of several processes as those of one."""
-        return {node: share.on_host(self.backend) for node, share in self._merged(parts).items()}
-
-    def update_items(self, updates: int, items: Posterior, *parts: Mapping[Node, Share]) -> Posterior:
-        """The items after one update more, given the shares of all users."""
-        backend, side = self.backend, self._side(updates, items)
-        (share,) = self._merged(parts).values()
-        columns = self._released_at(updates)
-        if columns is not None:
-            side = with_share(backend, side, columns[1], share.user_sums)
-        elif share.statistic is not None:
-            side = update_side(backend, side, Statistic(share.statistic), share.user_sums).without_spare()
-        self._items = updates + 1, side
-        return posterior_of(backend, [side])
-
-    def _merged(self, parts: Sequence[Mapping[Node, Share]]) -> dict[Node, Share]:
         shares = {node: share.on_backend(self.backend) for part in parts for node, share in part.items()}
-        return added_up(self.backend, shares, len(self._fit.rows))
+        sums = added_up(self.backend, shares, len(self._fit.rows))
+        return {node: share.on_host(self.backend) for node, share in sums.items()}
 
     def _released_at(self, updates: int) -> tuple[int, int] | None:
         """The columns of biases, if this is the update that releases them."""
@@ -229,7 +221,7 @@ class Shards:
     # -- figures and results -----------------------------------------------------------------------
 
     def checks(
-        self, numbers: Sequence[int], updates: int, items: Posterior, since: int | None
+        self, numbers: Sequence[int], updates: int, items: ItemSource, since: int | None
     ) -> list[Check]:
         """The terms of a check that each shard adds; with ``since`` the change of E[θ] since those updates.
 
@@ -248,14 +240,14 @@ class Shards:
             shard.checked = updates, theta[0]
         return checks
 
-    def elbo(self, numbers: Sequence[int], updates: int, items: Posterior) -> list[float]:
+    def elbo(self, numbers: Sequence[int], updates: int, items: ItemSource) -> list[float]:
         """The terms of the ELBO that each shard adds."""
         return [
             self._shard(number).objective.elbo_of_users(self._model(number, updates, items))
             for number in numbers
         ]
 
-    def elbo_of_items(self, number: int, updates: int, items: Posterior) -> float:
+    def elbo_of_items(self, number: int, updates: int, items: ItemSource) -> float:
         """The terms of the ELBO that the items add; ``number`` is that of any shard."""
         return self._shard(number).objective.elbo_of_items(self._side(updates, items))
 
@@ -264,7 +256,11 @@ class Shards:
         backend = self.backend
         return backend.asnumpy(backend.mean(self._users(number, updates).factor))
 
-    def beta(self, updates: int, items: Posterior) -> Host:
+    def items(self, updates: int, items: ItemSource) -> Posterior:
+        """The items after these updates, on the host."""
+        return posterior_of(self.backend, [self._side(updates, items)])
+
+    def beta(self, updates: int, items: ItemSource) -> Host:
         """E[β], (M, K)."""
         return self.backend.asnumpy(self.backend.mean(self._side(updates, items).factor))
 
@@ -289,12 +285,28 @@ class Shards:
             raise Forgotten(f"shard {number} has no state after {updates} updates")
         return users[updates]
 
-    def _side(self, updates: int, items: Posterior) -> Side:
-        if self._items is None or self._items[0] != updates:
-            self._items = updates, side_from_posterior(self.backend, items)
-        return self._items[1]
+    def _side(self, updates: int, source: ItemSource) -> Side:
+        """The items after these updates."""
+        if updates not in self._items:
+            if isinstance(source, Posterior):
+                self._items = {updates: side_from_posterior(self.backend, source)}
+            elif updates - 1 in self._items:
+                before = self._items[updates - 1]
+                self._items = {updates - 1: before, updates: self._updated(before, updates, source)}
+            else:
+                raise Forgotten(f"no items of {updates - 1} updates")
+        return self._items[updates]
 
-    def _model(self, number: int, updates: int, items: Posterior) -> Model:
+    def _updated(self, items: Side, updates: int, shares: Mapping[Node, Share]) -> Side:
+        backend, columns = self.backend, self._released_at(updates - 1)
+        (share,) = (one.on_backend(backend) for one in shares.values())
+        if columns is not None:
+            return with_share(backend, items, columns[1], share.user_sums)
+        if share.statistic is None:
+            return items
+        return update_side(backend, items, Statistic(share.statistic), share.user_sums)
+
+    def _model(self, number: int, updates: int, items: ItemSource) -> Model:
         return Model((self._users(number, updates),), self._side(updates, items))
 
 
