@@ -37,7 +37,7 @@ from .messages import warn_of_zeros
 from .model.convergence import Check
 from .model.inference import State, fit
 from .model.posterior import Posterior
-from .model.settings import Settings, seed_or_fresh, whole_number
+from .model.settings import Settings, check_folder, seed_or_fresh, whole_number
 
 try:
     import dask
@@ -136,6 +136,7 @@ class HPF(estimator.HPF):
         if callback is not None and not callable(callback):
             raise TypeError(f"callback must be a function of one argument, not {callback!r}")
         settings = self._settings()
+        check_folder(settings.save_folder)
         _refuse(settings)
         if settings.stop_crit == "val-llk" and val_set is None:
             raise ValueError("stop_crit='val-llk' needs held-out counts: fit(counts_df, val_set=...)")

@@ -323,15 +323,15 @@ def test_shards_are_ranges_of_all_rows(sizes: list[int], shards: int) -> None:
 
 
 def test_sums_do_not_depend_on_who_has_what() -> None:
-    backend, rng = create("numpy", np.float32), np.random.default_rng(3)
+    rng = np.random.default_rng(3)
     shares = [(rng.gamma(1.0, 1.0, (6, 2)).astype(np.float32), rng.gamma(1.0, 1.0, 2)) for _ in range(7)]
     found = []
     for owners in ([0] * 7, [0, 0, 1, 1, 2, 2, 2], [2, 0, 1, 0, 2, 1, 1]):
         parts: list[Any] = []
         for owner in set(owners):
             own = {(0, n): Share(s[0].copy(), s[1]) for n, s in enumerate(shares) if owners[n] == owner}
-            parts.append(added_up(backend, own, 7))
-        merged = added_up(backend, {node: share for part in parts for node, share in part.items()}, 7)
+            parts.append(added_up(own, 7))
+        merged = added_up({node: share for part in parts for node, share in part.items()}, 7)
         assert list(merged) == [(3, 0)]
         found.append(merged[3, 0])
     for one in found[1:]:

@@ -63,7 +63,7 @@ class Share:
     statistic: Array | None  # (M, K) Σ yφ
     user_sums: Array  # (K,) Σ_u E[θ_uk]
 
-    def plus(self, backend: Backend, other: Share) -> Share:
+    def plus(self, other: Share) -> Share:
         """The sum of two, in the memory of the first."""
         if self.statistic is not None and other.statistic is not None:
             Statistic(self.statistic).add(Statistic(other.statistic))
@@ -84,7 +84,7 @@ class Share:
 ItemSource: TypeAlias = Posterior | Mapping[Node, Share]
 
 
-def added_up(backend: Backend, shares: Mapping[Node, Share], shards: int) -> dict[Node, Share]:
+def added_up(shares: Mapping[Node, Share], shards: int) -> dict[Node, Share]:
     """The shares, of which those below one node of the tree over ``shards`` have been added up to one."""
     sums, level, width = dict(shares), 0, shards
     while width > 1:
@@ -93,7 +93,7 @@ def added_up(backend: Backend, shares: Mapping[Node, Share], shards: int) -> dic
             if all(node in sums for node in below):
                 share, *others = (sums.pop(node) for node in below)
                 for other in others:
-                    share = share.plus(backend, other)
+                    share = share.plus(other)
                 sums[level + 1, number // 2] = share
         level, width = level + 1, -(-width // 2)
     return sums
@@ -104,7 +104,7 @@ class ShardState:
     """The state of a shard's users on the host, from which a fit can go on."""
 
     users: Posterior
-    checked: tuple[int, Host] | None  # the update after which E[θ] was remembered, and E[θ]
+    checked: tuple[int, Host] | None  # how many updates E[θ] had had when it was remembered, and E[θ]
 
 
 @dataclass
@@ -156,7 +156,7 @@ class Shards:
     # -- state -------------------------------------------------------------------------------------
 
     def start(self, numbers: Sequence[int]) -> Posterior:
-        """Give the users of these shards their start values; returns those of the items."""
+        """Give the users of these shards their start values, and the items; returns those of the items."""
         fit = self._fit
         rows = tuple(fit.rows[number] for number in numbers)
         model = start_sides(fit.settings, self.backend, fit.shape, fit.seed, rows)
@@ -205,13 +205,13 @@ class Shards:
                 new = with_share(backend, users, columns[0], of_items.column_sums)
                 share = Share(None, users.column_sums)
             shard.users[updates + 1] = new
-            shares = added_up(backend, {**shares, (0, number): share}, len(self._fit.rows))
+            shares = added_up({**shares, (0, number): share}, len(self._fit.rows))
         return {node: share.on_host(backend) for node, share in shares.items()}
 
     def merge(self, *parts: Mapping[Node, Share]) -> dict[Node, Share]:
         """Shares of several processes as those of one."""
         shares = {node: share.on_backend(self.backend) for part in parts for node, share in part.items()}
-        sums = added_up(self.backend, shares, len(self._fit.rows))
+        sums = added_up(shares, len(self._fit.rows))
         return {node: share.on_host(self.backend) for node, share in sums.items()}
 
     def _released_at(self, updates: int) -> tuple[int, int] | None:
