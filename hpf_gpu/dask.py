@@ -70,7 +70,7 @@ class HPF(estimator.HPF):
     ``backend`` is chosen on each worker; ``ncores=-1`` means as many threads as the worker has.
     """
 
-    def fit(  # type: ignore[override]
+    def fit(
         self,
         counts_df: Any,
         val_set: Any = None,
@@ -78,6 +78,7 @@ class HPF(estimator.HPF):
         callback: Callable[[Check], object] | None = None,
         client: distributed.Client | None = None,
         shards: int | None = None,
+        **others: Any,
     ) -> HPF:
         """Fit the model to counts, on the workers of a cluster.
 
@@ -101,6 +102,8 @@ class HPF(estimator.HPF):
             workers.  For the same number of shards results are the same bit by bit, however many workers
             there are and whatever becomes of them, if all have the same backend, kind of processor and number
             of threads.
+        **others
+            ``checkpoint``, ``fixed_users`` and ``fixed_items`` of :meth:`hpf_gpu.HPF.fit` are refused.
 
         Returns
         -------
@@ -137,7 +140,7 @@ class HPF(estimator.HPF):
             raise TypeError(f"callback must be a function of one argument, not {callback!r}")
         settings = self._settings()
         check_folder(settings.save_folder)
-        _refuse(settings)
+        _refuse(settings, others)
         if settings.stop_crit == "val-llk" and val_set is None:
             raise ValueError("stop_crit='val-llk' needs held-out counts: fit(counts_df, val_set=...)")
         wanted = None if shards is None else whole_number("shards", shards, 1)
@@ -146,8 +149,14 @@ class HPF(estimator.HPF):
         return self
 
 
-def _refuse(settings: Settings) -> None:
-    """Raise ValueError for settings that a cluster cannot do."""
+def _refuse(settings: Settings, arguments: Mapping[str, Any]) -> None:
+    """Raise ValueError for settings, and for arguments of HPF.fit, that a cluster cannot do."""
+    for name in arguments:
+        if name not in ("checkpoint", "checkpoint_every", "fixed_users", "fixed_items"):
+            raise TypeError(f"fit has no argument {name!r}")
+        raise ValueError(
+            f"{name}= is not for fits on a cluster: leave it out, or fit in one process with hpf_gpu.HPF"
+        )
     for name, plain in (
         ("neighbours", 0),
         ("users_per_batch", None),

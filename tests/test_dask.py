@@ -247,6 +247,14 @@ def test_what_a_cluster_cannot_do(options: dict[str, Any]) -> None:
         HPF(**parameters(**options)).fit(COUNTS)
 
 
+@pytest.mark.parametrize("name", ["checkpoint", "fixed_users", "fixed_items"])
+def test_arguments_that_a_cluster_does_not_take(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}= is not for fits on a cluster"):
+        HPF(**parameters()).fit(COUNTS, **{name: "here"})
+    with pytest.raises(TypeError, match="no argument 'client_name'"):
+        HPF(**parameters()).fit(COUNTS, client_name="here")
+
+
 def test_no_client(monkeypatch: pytest.MonkeyPatch) -> None:
     def none() -> None:
         raise ValueError("No clients found")
