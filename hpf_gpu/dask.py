@@ -417,6 +417,10 @@ class _Snapshot:
     items: Posterior  # in the memory of this process
     users: dict[int, list[tuple[str, distributed.Future]]]
 
+    def leads_to(self, checked: int | None) -> bool:
+        """Whether it has E[θ] of so many updates, or comes before them."""
+        return self.checked == checked or (checked is not None and self.updates <= checked)
+
     def is_there(self, workers: Mapping[str, int]) -> bool:
         """Whether the state of each shard's users is with one of these workers."""
         return all(_found(copies, workers) for copies in self.users.values())
@@ -624,7 +628,7 @@ class _Cluster:
         usable = [
             one
             for one in self._snapshots.values()
-            if one.updates <= updates and one.checked == self._checked and one.is_there(workers)
+            if one.updates <= updates and one.leads_to(self._checked) and one.is_there(workers)
         ]
         if usable:
             snapshot = max(usable, key=lambda one: one.updates)

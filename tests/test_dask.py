@@ -174,10 +174,21 @@ def test_bits_do_not_depend_on_workers(undisturbed: Any, four: Any) -> None:
 
 
 @pytest.mark.parametrize("iteration", [2, 12], ids=["before a copy of the state", "after one"])
-def test_a_worker_is_killed(undisturbed: Any, four: Any, iteration: int) -> None:
-    """Its users are taken over, with the same bits."""
+def test_a_worker_is_killed(
+    undisturbed: Any, four: Any, iteration: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its users are taken over, with the same bits; the fit returns to its copy, or to its start."""
     four.wait_for_workers(4)
     killed = []
+    called: list[str] = []
+    call = hpf_dask._Cluster.call
+
+    def recorded(self: Any, home: str, method: str, *args: Any) -> Any:
+        if killed:
+            called.append(method)
+        return call(self, home, method, *args)
+
+    monkeypatch.setattr(hpf_dask._Cluster, "call", recorded)
 
     def kill(check: Any) -> None:
         if check.iteration == iteration:
@@ -188,6 +199,7 @@ def test_a_worker_is_killed(undisturbed: Any, four: Any, iteration: int) -> None
     model = disturbed(undisturbed, four, kill)
     assert len(killed) == 1
     assert killed[0] not in four.nthreads()
+    assert ("start" in called) == (iteration < 10)
     assert_equal(model, undisturbed[1])
 
 
