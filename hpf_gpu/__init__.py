@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .tuning import select
 else:
     # Public modules of their own.
-    _MODULES = ("anndata", "checks", "datasets", "lenskit", "metrics", "plot", "sklearn", "splitting")
+    _MODULES = ("anndata", "checks", "dask", "datasets", "lenskit", "metrics", "plot", "sklearn", "splitting")
     # Imported on first access, so that `hpf-gpu doctor` also runs where NumPy or pandas is broken.
     _HOMES = {
         "HPF": ".estimator",

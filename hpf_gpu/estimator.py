@@ -37,7 +37,7 @@ from .files.model_file import load_model, save_model
 from .files.parquet_file import in_parts, write_parquet
 from .fitting.folding import Folded, factors_of_new_users, fold, phi_of_user, step_with_user, with_users
 from .fitting.partial import ITEMS, USERS, Totals, partial_step
-from .fitting.training import Inputs, train
+from .fitting.training import Inputs, Trained, train
 from .messages import did_you_mean, warn
 from .model.convergence import Check, ConvergenceWarning
 from .model.fitted import Fitted
@@ -449,7 +449,12 @@ class HPF:
             checkpoint=checkpoint,
             checkpoint_every=whole_number("checkpoint_every", checkpoint_every, 1),
         )
-        fitted = replace(trained.fitted, library=library_of(counts_df))
+        self._take(trained, settings, library_of(counts_df))
+        return self
+
+    def _take(self, trained: Trained, settings: Settings, library: str | None) -> None:
+        """Make a fit's result that of this object; then raise or warn of what ended it."""
+        fitted = replace(trained.fitted, library=library)
         self._fitted = fitted if settings.keep_all_objs else replace(fitted, posteriors=None)
         if settings.save_folder is not None:
             write_csv_folder(settings.save_folder, fitted, settings)
@@ -464,7 +469,6 @@ class HPF:
             rule = f"maxiter={settings.maxiter}, before its rule stop_crit={settings.stop_crit!r} was met"
             advice = "raise maxiter, or set stop_crit='maxiter' if so many iterations are meant"
             warn(f"the fit ended at {rule}: {advice}", ConvergenceWarning)
-        return self
 
     def partial_fit(
         self,

@@ -45,12 +45,12 @@ ORDER = {
         "__init__",
     ),
     "data": (
-        "__init__", "frames", "growth", "ids", "seen", "blocks", "triplets", "factors", "counts", "numbering",
-        "pieces",
+        "__init__", "frames", "growth", "ids", "seen", "blocks", "triplets", "factors", "counts", "parts",
+        "numbering", "pieces",
     ),
     "model": (
         "__init__", "neighbours", "priors", "start", "loadings", "posterior", "sides", "biases",
-        "convergence", "settings", "fitted", "ensemble", "likelihood", "snapshot", "acceleration",
+        "convergence", "settings", "fitted", "ensemble", "snapshot", "likelihood", "acceleration",
         "inference", "stochastic",
     ),
     "files": ("__init__", "schema", "whole_file", "tensor_file", "csv_folder", "parquet_file",
@@ -60,10 +60,13 @@ ORDER = {
         "__init__", "summaries", "predictions", "uncertainty", "similarity", "recommendations",
         "explanations", "ensembles",
     ),
-    "fitting": ("__init__", "progress", "beyond_memory", "training", "partial", "folding"),
+    "fitting": (
+        "__init__", "progress", "beyond_memory", "training", "partial", "folding", "shards",
+    ),
     "top": (
         "__init__", "estimator", "ensemble", "loading", "metrics", "evaluation", "checks", "tuning", "plot",
-        "html_report", "splitting", "datasets", "sklearn", "anndata", "lenskit", "hardware", "planning",
+        "html_report", "splitting", "datasets", "sklearn", "anndata", "lenskit", "dask", "hardware",
+        "planning",
     ),
     "app": ("__init__", "demo", "doctor", "bench", "terminal", "options", "parameters", "tables",
         "application", "cli",

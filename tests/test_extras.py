@@ -9,7 +9,7 @@ import sys
 def test_missing_libraries():
     code = """
 import importlib, sys
-for name in ("sklearn", "anndata", "lenskit"):
+for name in ("sklearn", "anndata", "lenskit", "dask"):
     sys.modules[name] = sys.modules[f"{name}.base"] = None
     try:
         importlib.import_module(f"hpf_gpu.{name}")

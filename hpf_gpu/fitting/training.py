@@ -19,6 +19,8 @@ from hpf_gpu.backends.protocol import Backend
 from hpf_gpu.data.blocks import CountBlocks, Pairs, in_memory, row_batches
 from hpf_gpu.data.counts import TrainingData, held_out_pairs, training_data
 from hpf_gpu.data.factors import read_factors
+from hpf_gpu.data.ids import Ids
+from hpf_gpu.data.seen import UserItems
 from hpf_gpu.data.triplets import read
 from hpf_gpu.files.checkpoint import Checkpoint, Identity, Saved, fingerprint
 from hpf_gpu.files.count_store import BlocksOnDisk
@@ -30,7 +32,7 @@ from hpf_gpu.model.fitted import Fitted, checked_mean
 from hpf_gpu.model.inference import Fit, Schedule, State, fit, iterate
 from hpf_gpu.model.likelihood import Having, Objective
 from hpf_gpu.model.loadings import Loadings, svd_loadings
-from hpf_gpu.model.neighbours import choose_sources, neighbours_of, start_weights
+from hpf_gpu.model.neighbours import Neighbours, choose_sources, neighbours_of, start_weights
 from hpf_gpu.model.posterior import Posterior
 from hpf_gpu.model.settings import Settings, seed_or_fresh, step_at
 from hpf_gpu.model.sides import Model, Side, fixed_side, posterior_of, start_side
@@ -190,12 +192,6 @@ def _fit(
     done = 0 if saved is None else saved.iteration
 
     with IterationsShown(settings.maxiter, done, enabled=settings.verbose) as progress:
-
-        def report(check: Check) -> bool:
-            progress.report(check)
-            answer = None if callback is None else callback(check)
-            return isinstance(answer, (bool, np.bool_)) and bool(answer)
-
         # No variable refers to the start state, so that its matrices are freed when no longer needed.
         result = fit(
             backend,
@@ -203,11 +199,24 @@ def _fit(
             schedule,
             prepared.objective,
             epochs or full,
-            report,
+            reporting(progress, callback),
             on_state=None if file is None else partial(file.save_if_due, backend, seed, rng, sources),
         )
     del full  # and with it the matrices that the model has no more
     return Trained(_fitted(prepared, result, seed), result.ended_by, result.unmet)
+
+
+def reporting(
+    progress: IterationsShown, callback: Callable[[Check], object] | None
+) -> Callable[[Check], bool]:
+    """What is called after every iteration: shows progress, and asks the callback whether to end the fit."""
+
+    def report(check: Check) -> bool:
+        progress.report(check)
+        answer = None if callback is None else callback(check)
+        return isinstance(answer, (bool, np.bool_)) and bool(answer)
+
+    return report
 
 
 def working_backend(settings: Settings, dtype: np.dtype[Any], k: int, threads: int | None) -> Backend:
@@ -398,20 +407,48 @@ def _fitted(prepared: _Prepared, result: Fit, seed: int) -> Fitted:
     neighbours = None
     if items.weights is not None and having is not None:
         neighbours = neighbours_of(backend, items.weights, having.sources, having.users_with)
-    n_users, n_items = data.csr.shape
+    return fitted_model(
+        settings,
+        result,
+        theta=theta,
+        beta=beta,
+        ids=(data.users, data.items),
+        posteriors=posteriors,
+        seen=data.seen if settings.keep_data else None,
+        seed=seed,
+        backend=backend.name,
+        neighbours=neighbours,
+    )
+
+
+def fitted_model(
+    settings: Settings,
+    result: Fit,
+    *,
+    theta: NDArray[Any],  # (N, K)
+    beta: NDArray[Any],  # (M, K)
+    ids: tuple[Ids, Ids],
+    posteriors: tuple[Posterior, Posterior] | None,
+    seen: UserItems | None,
+    seed: int,
+    backend: str,
+    neighbours: Neighbours | None = None,
+) -> Fitted:
+    """A fitted model from what a fit leaves, all on the host."""
+    users, items = ids
     return Fitted(
         theta=checked_mean("Theta", theta),
         beta=checked_mean("Beta", beta),
-        user_ids=data.users,
-        item_ids=data.items,
-        nusers=n_users,
-        nitems=n_items,
+        user_ids=users,
+        item_ids=items,
+        nusers=users.size,
+        nitems=items.size,
         posteriors=posteriors,
-        seen=data.seen if settings.keep_data else None,
+        seen=seen,
         niter=result.iterations,
         train_llk=result.history[-1].llk,
         history=history_frame(result.history, settings.stop_crit),
         seed=seed,
-        backend=backend.name,
+        backend=backend,
         neighbours=neighbours,
     )

@@ -34,12 +34,13 @@ def with_free_biases(backend: Backend, model: Model, columns: tuple[int, int]) -
     users, items = columns
     item_sums, user_sums = model.items.column_sums, model.user_sums
     return Model(
-        tuple(_with_share(backend, side, users, item_sums) for side in model.users),
-        _with_share(backend, model.items, items, user_sums),
+        tuple(with_share(backend, side, users, item_sums) for side in model.users),
+        with_share(backend, model.items, items, user_sums),
     )
 
 
-def _with_share(backend: Backend, side: Side, column: int, other_sums: Array) -> Side:
+def with_share(backend: Backend, side: Side, column: int, other_sums: Array) -> Side:
+    """The side whose biases, in this column, are released; ``other_sums`` (K,) are of the other side."""
     prior, k = side.prior.with_free_biases(), side.factor.shape.shape[1]
     taken = [pin.column for pin in side.prior.pins]
     shape = backend.select_rows(side.factor.shape, np.arange(len(side.hyper_rate)))

@@ -78,27 +78,44 @@ def iterate(backend: Backend, blocks: CountBlocks, model: Model, schedule: Sched
     items, updated = model.items, []
     statistic: Statistic | None = None
     for block, users in zip(blocks, model.users, strict=True):
-        for side in _sides_to_update(users, items, schedule):
-            # The first block may overwrite the items' spare matrices; the others add to its result.
-            user_part, item_part = allocate(
-                backend,
-                block.counts,
-                users,
-                items,
-                side=side,
-                exact=schedule.exact_phi,
-                into_spare=(True, statistic is None),
-            )
-            if user_part is not None:
-                users = update_side(backend, users, user_part, items.column_sums)
-            if statistic is None:
-                statistic = item_part
-            elif item_part is not None:
-                statistic.add(item_part)
+        # The first block may overwrite the items' spare matrices; the others add to its result.
+        users, part = update_block(
+            backend, block.counts, users, items, schedule, into_spare=statistic is None
+        )
         updated.append(users)
+        if statistic is None:
+            statistic = part
+        elif part is not None:
+            statistic.add(part)
     if statistic is not None:
         items = update_side(backend, items, statistic, column_sums(updated))
     return Model(tuple(updated), items)
+
+
+def update_block(
+    backend: Backend, counts: Counts, users: Side, items: Side, schedule: Schedule, *, into_spare: bool
+) -> tuple[Side, Statistic | None]:
+    """What an iteration does with one block: update its users, and compute its share of Σ yφ of the items.
+
+    The share is None if the items are fixed; it is in the items' spare matrices if these may be overwritten,
+    ``into_spare``.
+    """
+    statistic: Statistic | None = None
+    for side in _sides_to_update(users, items, schedule):
+        user_part, item_part = allocate(
+            backend,
+            counts,
+            users,
+            items,
+            side=side,
+            exact=schedule.exact_phi,
+            into_spare=(True, into_spare),
+        )
+        if user_part is not None:
+            users = update_side(backend, users, user_part, items.column_sums)
+        if item_part is not None:
+            statistic = item_part
+    return users, statistic
 
 
 def _sides_to_update(users: Side, items: Side, schedule: Schedule) -> tuple[SideName, ...]:
@@ -153,7 +170,7 @@ def fit(
     unmet = False
     try:
         if schedule.stop_crit == "diff-norm" and not state.checked_theta:
-            state = replace(state, checked_theta=_user_means(backend, state.model))
+            state = replace(state, checked_theta=objective.means(state.model))
         while True:
             model = advance(state.model, state.iteration)
             # In one assignment: after an interrupt the iteration is either counted or not started.
@@ -163,17 +180,17 @@ def fit(
             last = state.iteration == schedule.maxiter
             due = last or (schedule.check_every is not None and state.iteration % schedule.check_every == 0)
             if due:
-                check, theta = _judge(backend, state, objective)
+                check, theta = _judge(state, objective)
             fell = False
             if schedule.accelerated:
                 state, fell = _safeguarded(backend, state, objective, check.elbo, due=due)
                 if fell and due:
-                    check, theta = _judge(backend, state, objective)
+                    check, theta = _judge(state, objective)
             check = replace(check, seconds=time.perf_counter() - started)
             state = replace(state, seconds=check.seconds)
             if due:
                 state = replace(state, history=(*state.history, check), checked_theta=theta)
-                state = _with_best(backend, state, schedule)
+                state = _with_best(state, schedule, objective)
             # Where the model is that of an earlier iteration, nothing has been gained, but may be.
             met = due and not fell and _is_over(schedule, state)
             try:
@@ -194,7 +211,7 @@ def fit(
             raise
         ended_by = interrupt
         state = _completed(backend, state, schedule, objective, started)
-    return Fit(_without_spares(state.model), state.history, state.iteration, ended_by, unmet)
+    return Fit(state.model.without_spares(), state.history, state.iteration, ended_by, unmet)
 
 
 def _is_over(schedule: Schedule, state: State) -> bool:
@@ -202,14 +219,14 @@ def _is_over(schedule: Schedule, state: State) -> bool:
     return has_converged(schedule.stop_crit, schedule.stop_thr, state.history, schedule.patience)
 
 
-def _with_best(backend: Backend, state: State, schedule: Schedule) -> State:
+def _with_best(state: State, schedule: Schedule, objective: Objective) -> State:
     """The state that remembers its model if that is the best on held-out counts so far."""
     val_llk, best = state.history[-1].val_llk, state.best
     if not keeps_best(schedule.stop_crit, schedule.patience) or (
         best is not None and val_llk <= best.val_llk
     ):
         return state
-    return replace(state, best=Best(state.iteration, val_llk, Snapshot.of(backend, state.model)))
+    return replace(state, best=Best(state.iteration, val_llk, objective.snapshot(state.model)))
 
 
 def _safeguarded(
@@ -248,26 +265,19 @@ def _completed(
     best = state.best
     if best is not None and best.val_llk > history[-1].val_llk:
         history = tuple(check for check in history if check.iteration <= best.iteration)
-        model = best.snapshot.restored(backend, state.model)
+        model = objective.restored(best.snapshot, state.model)
         state = replace(state, model=model, iteration=best.iteration)
     if math.isnan(history[-1].elbo):
         history = (*history[:-1], replace(history[-1], elbo=objective.elbo(state.model)))
     return replace(state, history=history)
 
 
-def _without_spares(model: Model) -> Model:
-    """The model without its spare matrices, so that their memory is freed."""
-    return Model(tuple(side.without_spare() for side in model.users), model.items.without_spare())
-
-
-def _judge(backend: Backend, state: State, objective: Objective) -> tuple[Check, tuple[Array, ...]]:
+def _judge(state: State, objective: Objective) -> tuple[Check, tuple[Array, ...]]:
     """The check of a state, and with the rule diff-norm E[θ] of each block."""
     if not state.checked_theta:
         return objective.check(state.model, state.iteration), ()
-    theta = _user_means(backend, state.model)
-    norms = (backend.distance(a, b) for a, b in zip(theta, state.checked_theta, strict=True))
-    check = objective.check(state.model, state.iteration, theta)
-    return replace(check, diff_norm=math.hypot(*norms)), theta
+    theta = objective.means(state.model)
+    return objective.check(state.model, state.iteration, theta, state.checked_theta), theta
 
 
 def fold_in(
@@ -300,7 +310,3 @@ def fold_in(
         if backend.distance(theta, before) < threshold:
             break
     return new
-
-
-def _user_means(backend: Backend, model: Model) -> tuple[Array, ...]:
-    return tuple(backend.mean(users.factor) for users in model.users)

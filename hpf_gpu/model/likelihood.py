@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,6 +16,7 @@ from .convergence import Check
 from .neighbours import Weights, users_with_sources
 from .priors import Pin, Prior
 from .sides import Model, Side
+from .snapshot import Snapshot
 
 _CHUNK = 1 << 16  # counts whose temporaries exist at once
 
@@ -79,16 +80,31 @@ class Objective:
         total = sum(backend.log_factorial_sum(block.counts) for block in blocks)
         return Objective(backend, blocks, float(total), full_llk, elbo_at_checks, having)
 
-    def check(self, model: Model, iteration: int, thetas: Iterable[Array] | None = None) -> Check:
+    def check(
+        self,
+        model: Model,
+        iteration: int,
+        thetas: Sequence[Array] | None = None,
+        earlier: Sequence[Array] = (),
+    ) -> Check:
         """Training log-likelihood, held-out log-likelihood (NaN without held-out data) and ELBO if asked for.
 
-        ``thetas`` are E[θ] of each block (rows of the block, K), if they have been computed already.
+        ``thetas`` are E[θ] of each block (rows of the block, K), if they have been computed already; with
+        ``earlier``, those of an earlier check, the norm of their change is part of the check.
         """
-        if thetas is None:
-            thetas = (self.backend.mean(users.factor) for users in model.users)
+        check = self.check_of_users(model, thetas, earlier)
+        if self.elbo_at_checks:
+            check = replace(check, elbo=check.elbo + self.elbo_of_items(model.items))
+        return replace(check, iteration=iteration)
+
+    def check_of_users(
+        self, model: Model, thetas: Sequence[Array] | None = None, earlier: Sequence[Array] = ()
+    ) -> Check:
+        """The same but for the terms of q(β) and q(w) in the ELBO: all that is left are sums over users."""
         beta, w = self.backend.mean(model.items.factor), self._mean_weights(model)
         log_rates, held_out = 0.0, []
-        for block, theta in zip(self.blocks, thetas, strict=True):
+        means = (self.backend.mean(users.factor) for users in model.users) if thetas is None else thetas
+        for block, theta in zip(self.blocks, means, strict=True):
             log_rates += self.backend.log_rate_sum(block.counts, theta, beta, w)
             if block.validation is not None:
                 pairs = block.validation
@@ -100,19 +116,42 @@ class Objective:
         llk = log_rates - expected
         if self.full_llk:
             llk -= self.log_factorial_sum
+        norms = [self.backend.distance(a, b) for a, b in zip(thetas or (), earlier, strict=bool(earlier))]
         return Check(
-            iteration,
+            0,
             llk=llk,
-            elbo=self._elbo(model, expected) if self.elbo_at_checks else math.nan,
+            elbo=self._elbo_of_users(model, expected) if self.elbo_at_checks else math.nan,
             val_llk=sum(held_out) if held_out else math.nan,
+            diff_norm=math.hypot(*norms) if norms else math.nan,
         )
 
     def elbo(self, model: Model) -> float:
         """The evidence lower bound with φ at its optimum, all constants included."""
-        return self._elbo(model, self._expected_total(model, self._mean_weights(model)))
+        return self.elbo_of_users(model) + self.elbo_of_items(model.items)
 
-    def _elbo(self, model: Model, expected: float) -> float:
-        """The same, given the sum of the expected rates of all pairs."""
+    def elbo_of_users(self, model: Model) -> float:
+        """The same but for the terms of q(β) and q(w): all that is left are sums over users."""
+        return self._elbo_of_users(model, self._expected_total(model, self._mean_weights(model)))
+
+    def elbo_of_items(self, items: Side) -> float:
+        """What q(β), q(η) and q(w) add to the ELBO."""
+        weights = items.weights
+        return self._elbo_of_side(items) + (0.0 if weights is None else self._elbo_of_weights(weights))
+
+    def means(self, model: Model) -> tuple[Array, ...]:
+        """E[θ] of each block (rows of the block, K)."""
+        return tuple(self.backend.mean(users.factor) for users in model.users)
+
+    def snapshot(self, model: Model) -> Snapshot:
+        """A copy of this model, on the host."""
+        return Snapshot.of(self.backend, model)
+
+    def restored(self, snapshot: Snapshot, later: Model) -> Model:
+        """The model of a snapshot, in the blocks of a later one."""
+        return snapshot.restored(self.backend, later)
+
+    def _elbo_of_users(self, model: Model, expected: float) -> float:
+        """Sums over users in the ELBO, given the sum of the expected rates of all pairs."""
         weights = model.items.weights
         log_normalizers = sum(
             self.backend.log_normalizer_sum(
@@ -120,8 +159,7 @@ class Objective:
             )
             for block, users in zip(self.blocks, model.users, strict=True)
         )
-        total = sum(self._elbo_of_side(side) for side in (model.items, *model.users))
-        total += 0.0 if weights is None else self._elbo_of_weights(weights)
+        total = sum(self._elbo_of_side(users) for users in model.users)
         return total + log_normalizers - expected - self.log_factorial_sum
 
     def _elbo_of_side(self, side: Side) -> float:

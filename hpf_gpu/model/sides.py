@@ -86,6 +86,10 @@ class Model:
         """Σ_u E[θ_uk] over the users of all blocks, (K,)."""
         return column_sums(self.users)
 
+    def without_spares(self) -> Model:
+        """The model without momentum and without its spare matrices, so that their memory is freed."""
+        return Model(tuple(side.without_spare() for side in self.users), self.items.without_spare())
+
 
 def column_sums(sides: Sequence[Side]) -> Array:
     """Σ_n E[θ_nk] over the rows of several sides, (K,)."""
