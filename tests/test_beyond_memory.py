@@ -123,6 +123,14 @@ def test_ids_of_one_type() -> None:
         numbering.numbers(pd.Series([5, np.nan]))
 
 
+def test_ids_that_32_bits_do_not_number() -> None:
+    numbering = Numbering("user", reindex=False)
+    numbering._size = 2**31 - 1
+    assert numbering.numbers(pd.Series([2**31 - 2])).tolist() == [2**31 - 2]
+    with pytest.raises(ValueError, match=r"there are 2,147,483,648 users, and 32 bits number no more"):
+        numbering.numbers(pd.Series([2**31 - 1]))
+
+
 def test_row_numbers_stay_what_they_are() -> None:
     numbering = Numbering("user", reindex=False)
     assert numbering.numbers(pd.Series([5, 7])).tolist() == [5, 7]

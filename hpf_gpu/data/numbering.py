@@ -55,8 +55,17 @@ class Numbering:
         Raises
         ------
         ValueError, TypeError
-            If an id is missing or not hashable, or is not of the type of those before.
+            If an id is missing or not hashable, is not of the type of those before, or there are more than
+            numbers of 32 bits.
         """
+        numbers = self._numbers_of(column)
+        if self._size > np.iinfo(np.int32).max:
+            raise ValueError(
+                f"there are {self._size:,} {self._kind}s, and 32 bits number no more than 2^31 - 1"
+            )
+        return numbers
+
+    def _numbers_of(self, column: pd.Series | Numbered) -> NDArray[Any]:
         if isinstance(column, Numbered):
             self._given, self._size = column.ids, column.ids.size
             return np.asarray(column.numbers)
