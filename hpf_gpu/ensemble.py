@@ -438,7 +438,7 @@ class HPFEnsemble:
         models = self._for_new_users()
         loaded = load(counts_df, self._columns, "counts_df")
         frames = {
-            number: model._fold(USERS, loaded, maxiter, stop_thr, None).frame("UserId")
+            number: model._fold(USERS, model._read(loaded, "counts_df"), maxiter, stop_thr).frame("UserId")
             for number, model in models.items()
         }
         return self._like(pd.concat(frames, axis=1, names=["member", "factor"]), counts_df)

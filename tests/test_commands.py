@@ -147,7 +147,7 @@ def test_what_an_option_is_for(help_of_fit):
         ),
         (["plays.parquet"], "on the command line --user, --item and --count; count=None if every row is one"),
         (["missing.csv"], "counts_df is 'missing.csv', and there is no such file"),
-        (["m.hpf"], "counts_df is 'm.hpf': pass a file .parquet, .pq, .csv"),
+        (["m.hpf"], "counts_df is 'm.hpf': pass a file .parquet, .pq, .arrow"),
         (["empty.csv"], "'empty.csv' cannot be read"),
         (["numbers.csv", "-o", "nowhere/x.hpf"], "nowhere is not an existing folder"),
         (["numbers.csv", "--stop-crit", "val-llk"], "stop_crit='val-llk' needs held-out counts"),

@@ -136,17 +136,17 @@ def test_the_compiled_ranking_trusts_no_caller():
     theta, beta = np.ones((2, 3)), np.ones((4, 3))
     columns, scores = np.empty((2, 5), np.int64), np.empty((2, 5))
     good, added = (np.array([0, 1, 2]), np.array([0, 3])), (None,) * 5
-    openmp.top_items(theta, beta, *good, *added, columns, scores, 1)
+    openmp.top_items(theta, beta, None, None, *good, *added, columns, scores, 1)
     for indptr, indices in (
         ([0, 1, 2], [0, 4]), ([0, 1, 2], [0, -1]), ([0, 3, 2], [0, 1]), ([0, 2], [0, 1]), ([1, 1, 2], [0, 1]),
         ([0, 1, 3], [0, 1]), ([0, 0, 2], [1, 0]), ([0, 0, 2], [1, 1]), ([0, -1, 2], [0, 1]), ([], []),
     ):  # fmt: skip
         bad = np.array(indptr, dtype=np.int64), np.array(indices, dtype=np.int64)
         with pytest.raises(ValueError, match="excluded items"):
-            openmp.top_items(theta, beta, *bad, *added, columns, scores, 1)
+            openmp.top_items(theta, beta, None, None, *bad, *added, columns, scores, 1)
     for one in ((good[0], None), (None, good[1])):
         with pytest.raises(ValueError, match="excluded items"):
-            openmp.top_items(theta, beta, *one, *added, columns, scores, 1)
+            openmp.top_items(theta, beta, None, None, *one, *added, columns, scores, 1)
     for arrays in (
         (theta, beta[:, :2].copy(), columns, scores),
         (np.asfortranarray(theta), beta, columns, scores),
@@ -158,16 +158,16 @@ def test_the_compiled_ranking_trusts_no_caller():
         (theta[:, :0].copy(), beta[:, :0].copy(), columns, scores),
     ):
         with pytest.raises(ValueError, match=r"length|rows|factors"):
-            openmp.top_items(*arrays[:2], None, None, *added, *arrays[2:], 1)
+            openmp.top_items(*arrays[:2], None, None, None, None, *added, *arrays[2:], 1)
     with pytest.raises(ValueError, match="threads"):
-        openmp.top_items(theta, beta, None, None, *added, columns, scores, 0)
+        openmp.top_items(theta, beta, None, None, None, None, *added, columns, scores, 0)
     for wrong in (
         (theta, beta, columns.astype(np.int32), scores),
         (theta, beta, columns, scores.astype(np.float32)),
         (theta, beta, columns, np.asfortranarray(scores)),
     ):
         with pytest.raises(TypeError, match="incompatible function arguments"):  # never a silent copy
-            openmp.top_items(*wrong[:2], None, None, *added, *wrong[2:], 1)
+            openmp.top_items(*wrong[:2], None, None, None, None, *added, *wrong[2:], 1)
 
 
 def test_items_to_leave_out_that_do_not_exist():
