@@ -1,13 +1,13 @@
 """Fits to counts on disk, beside the same fit in memory.
 
     python bench/out_of_core.py make counts.parquet --users 1e7 --items 1e6 --counts 1e9
-    python bench/out_of_core.py fit counts.parquet --limit 6GB --k 16 --iterations 5 --part 1e8
+    python bench/out_of_core.py fit counts.parquet --limit 6GB --k 16 --iterations 6
     python bench/out_of_core.py fit counts.parquet --limit 1.5GB --k 30 --iterations 10 --all
     python bench/out_of_core.py fit ... --record     the same, added to bench/results/out_of_core.jsonl
 
-Each fit is a process of its own, whose peak memory the system tells.  ``--all`` fits the same blocks from
-memory, too, and compares the bits; ``--part`` fits that many of the rows in memory, for the time that a count
-takes there.  The last iteration also computes the log-likelihoods and is not timed.
+Each fit is a process of its own, whose peak memory the system tells.  Without ``--limit`` the counts are in
+memory; ``--all`` fits the same blocks from memory, too, and compares the bits.  The last iteration also
+computes the log-likelihoods and is not timed.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def fit(arguments: argparse.Namespace) -> dict[str, Any]:
         keep_data=False, verbose=arguments.verbose, backend="openmp",
     )  # fmt: skip
     limit = {} if arguments.limit is None else {"memory_limit": arguments.limit, "scratch": arguments.scratch}
-    model.fit(_given(arguments), callback=lambda _: ends.append(time.perf_counter()), **limit)
+    model.fit(arguments.file, callback=lambda _: ends.append(time.perf_counter()), **limit)
     blocks = seen["blocks"]
     nnz = blocks.nnz if limit else sum(block.counts.nnz for block in blocks)
     seconds = float(np.median(np.diff(ends)[:-1])) if len(ends) > 2 else float("nan")
@@ -90,19 +90,11 @@ def _in_blocks(backend: Any, csr: Any, k: int, slices: list[slice]) -> Any:
     return BlocksInMemory(csr.shape, tuple(Block(rows, backend.counts(csr[rows], k)) for rows in slices))
 
 
-def _given(arguments: argparse.Namespace) -> Any:
-    if arguments.part is None:
-        return arguments.file
-    from pyarrow import dataset
-
-    return dataset.dataset(arguments.file).head(int(float(arguments.part)))
-
-
 def in_a_process(arguments: argparse.Namespace, **changed: Any) -> dict[str, Any]:
     """The facts of a fit in a fresh process."""
     values = vars(arguments) | changed
     command = [sys.executable, __file__, "fit", arguments.file, "--child"]
-    for name in ("k", "iterations", "limit", "scratch", "part", "slices"):
+    for name in ("k", "iterations", "limit", "scratch", "slices"):
         if values.get(name) is not None:
             command += [f"--{name}", str(values[name])]
     if arguments.verbose:
@@ -124,7 +116,6 @@ def main() -> None:
     parser.add_argument("--scratch")
     parser.add_argument("--k", type=int, default=16)
     parser.add_argument("--iterations", type=int, default=5)
-    parser.add_argument("--part", help="fit so many rows in memory")
     parser.add_argument("--slices", help=argparse.SUPPRESS)
     for flag in ("--all", "--record", "--verbose"):
         parser.add_argument(flag, action="store_true")
@@ -138,13 +129,14 @@ def main() -> None:
         say(json.dumps(fit(arguments)))
         return
     result: dict[str, Any] = {"limit": arguments.limit, "k": arguments.k, "iterations": arguments.iterations}
-    result["on disk"] = in_a_process(arguments, part=None)
-    slices = result["on disk"].pop("slices")
-    if arguments.all:
+    if arguments.limit is not None:
+        result["on disk"] = in_a_process(arguments)
+        slices = result["on disk"].pop("slices")
+    if arguments.limit is None:
+        result["in memory"] = in_a_process(arguments)
+    elif arguments.all:
         result["in memory"] = in_a_process(arguments, limit=None, slices=slices)
         result["same bits"] = result["in memory"]["checksum"] == result["on disk"]["checksum"]
-    elif arguments.part is not None:
-        result["part in memory"] = in_a_process(arguments, limit=None)
     facts = machine("hpf_gpu", "numpy", "pyarrow") | result
     for name, value in facts.items():
         say(f"{name:16} {value}")
