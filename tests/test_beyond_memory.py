@@ -242,7 +242,7 @@ def stored(folder: Path, rows: pd.DataFrame, most: int, run: int, dtype: Any = n
         runs.add(part.UserId.to_numpy(), part.ItemId.to_numpy(), part.Count.to_numpy(dtype))
     shape = (int(rows.UserId.max()) + 3, 40)
     slices = runs.slices(shape[0], most)
-    return BlocksOnDisk.of(backend, folder, runs, shape, 5, slices, "raw", done=lambda _: None)
+    return BlocksOnDisk.of(backend, folder, runs, shape, 5, slices, "raw", done=lambda *_: None)
 
 
 def blocks_of(rows: pd.DataFrame, on_disk: BlocksOnDisk) -> BlocksInMemory:
@@ -365,6 +365,15 @@ def test_a_checkpoint_is_gone_on_from(tmp_path: Path) -> None:
     same(fit(ROWS, maxiter=6, checkpoint=tmp_path / "fit"), whole)
     with pytest.raises(ValueError, match="checkpoint of a fit to another counts_df"):
         fit(ROWS.iloc[1:], checkpoint=tmp_path / "fit")
+
+
+@pytest.mark.usefixtures("small")
+def test_progress_of_reading_and_sorting(capsys: Any) -> None:
+    fit(ROWS, verbose=True)
+    shown = capsys.readouterr().err
+    for what in ("reading: 3.00k/3.00k", "sorting: ", "HPF: 4/4"):
+        assert what in shown
+    assert "0.0 GB written" in shown
 
 
 @pytest.mark.usefixtures("small")

@@ -38,6 +38,7 @@ class RunsOfCounts:
         self._folder = folder
         self._runs: list[tuple[Path, _Places]] = []
         self._degrees = np.zeros(0, np.int64)  # number of counts of each row, duplicates included
+        self.bytes = 0  # of the files
 
     @property
     def total(self) -> int:
@@ -55,6 +56,7 @@ class RunsOfCounts:
         path = self._folder / f"run-{len(self._runs)}"
         arrays = {"degrees": _narrowest(degrees), "columns": csr.indices, "counts": _narrowest(csr.data)}
         self._runs.append((path, _write(path, arrays)))
+        self.bytes += path.stat().st_size
 
     def slices(self, n: int, most: int) -> tuple[slice, ...]:
         """Rows in consecutive blocks of at most ``most`` counts, unless a single row has more; N in all."""
@@ -140,23 +142,25 @@ class BlocksOnDisk:
         k: int,
         slices: tuple[slice, ...],
         taken: str,
-        done: Callable[[int], object],
+        done: Callable[[int, int], object],
     ) -> BlocksOnDisk:
         """Lay the counts of sorted runs out for ``k`` factors, block by block.
 
-        ``done`` is called with the number of counts after each block.
+        ``done`` is called after each block with its number of counts, and with the bytes of all so far.
         """
-        files, nnz, checksums = [], 0, [0, 0, 0]
+        files, nnz, size, checksums = [], 0, 0, [0, 0, 0]
         for number, csr in enumerate(runs.blocks(slices, shape[1], backend.dtype, taken)):
             arrays_of: list[NDArray[Any]] = [np.diff(csr.indptr).astype(np.int64), csr.indices, csr.data]
             checksums = [zlib.crc32(a.data, crc) for a, crc in zip(arrays_of, checksums, strict=True)]
             del arrays_of
             nnz += csr.nnz
-            done(csr.nnz)
+            own = csr.nnz
             arrays = backend.packed(backend.counts(csr, k))
             del csr
             path = folder / f"block-{number}"
             files.append((path, _write(path, arrays)))
+            size += path.stat().st_size
+            done(own, size)
         return BlocksOnDisk(backend, shape, k, slices, tuple(files), nnz, tuple(checksums))
 
     @property

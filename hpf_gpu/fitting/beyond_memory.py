@@ -133,7 +133,14 @@ def counts_on_disk(
     slices = runs.slices(shape[0], limit.counts_of_a_block(state, what))
     with Progress("sorting", runs.total, " counts", enabled=settings.verbose, scale=True) as progress:
         blocks = BlocksOnDisk.of(
-            backend, folder, runs, shape, k, slices, settings.counts, done=progress.advance
+            backend,
+            folder,
+            runs,
+            shape,
+            k,
+            slices,
+            settings.counts,
+            done=lambda counts, size: progress.advance(counts, _written(size)),
         )
     return training, blocks
 
@@ -162,9 +169,13 @@ def _write_runs(
             if used == size:
                 runs.add(*buffers)
                 used = 0
-        progress.advance(len(triplets.counts))
+        progress.advance(len(triplets.counts), _written(runs.bytes))
     if used:
         runs.add(*(buffer[:used] for buffer in buffers))
+
+
+def _written(size: int) -> str:
+    return f"{size / 1e9:.1f} GB written"
 
 
 def _give_back() -> None:
