@@ -114,6 +114,16 @@ def test_the_same_numbers(two: Any, way: str) -> None:
     assert_close(model, one)
 
 
+@pytest.mark.parametrize("name", ["numpy", "openmp"])
+def test_with_a_backend_by_name(two: Any, name: str) -> None:
+    if name in MISSING:
+        pytest.skip(MISSING[name])
+    options = parameters(use_float=False, maxiter=3, backend=name)
+    model = HPF(**options).fit(COUNTS, client=two)
+    assert model.backend_ == name
+    assert_close(model, hpf_gpu.HPF(**options).fit(COUNTS))
+
+
 def forms(folder: Any) -> dict[str, Any]:
     third = len(COUNTS) // 3
     parts = [COUNTS[:third], COUNTS[third:third], COUNTS[third : 2 * third], COUNTS[2 * third :]]
