@@ -564,7 +564,8 @@ model.save(f"{folder}/model")
 def killed_and_run_again(folder: Path, kills: int, rng: random.Random) -> HPF:
     """The model of a fit that was killed so many times before it could end."""
     ROWS.to_parquet(folder / "rows.parquet")
-    command = [sys.executable, "-c", KILLED, os.fspath(folder)]
+    # -P: the package that is installed, not the sources here, which are not compiled.
+    command = [sys.executable, "-P", "-c", KILLED, os.fspath(folder)]
     while kills:
         with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None

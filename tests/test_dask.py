@@ -45,10 +45,13 @@ def forked_workers() -> Any:
     if sys.platform == "win32":
         yield
         return
+    # The package that is installed, not the sources here, which are not compiled.
+    os.environ["PYTHONSAFEPATH"] = "1"
     forkserver.set_forkserver_preload(["hpf_gpu.dask", "dask.dataframe", "distributed.nanny"])
     forkserver.ensure_running()
     with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
         yield
+    del os.environ["PYTHONSAFEPATH"]
 
 
 def cluster_of(workers: int) -> Any:
