@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -221,12 +222,18 @@ def test_an_interrupted_fit_writes_its_model(folder):
     try:
         while not (folder / "interrupted").exists() and process.poll() is None:
             time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=600)
+        # One that comes while Python runs a finalizer is lost with what that raises: a user presses again.
+        while process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=60)
+        errors = process.stderr.read()
     finally:
         process.kill()
     niter = load(folder / "interrupted.hpf").niter
-    assert errors == f"hpf-gpu: interrupted: interrupted.hpf has the model after iteration {niter}\n"
+    *lost, last = errors.splitlines()
+    assert last == f"hpf-gpu: interrupted: interrupted.hpf has the model after iteration {niter}"
+    assert not lost or lost[0].startswith("Exception ignored in")
     assert process.returncode == 130
 
 
