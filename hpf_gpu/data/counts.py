@@ -103,11 +103,11 @@ def training_data(
     if sparse.issparse(data):
         return _of_matrix(read_matrix(data, dtype), taken, ids)
     triplets = read(data, dtype=dtype, name="counts_df", taken=taken, columns=columns)
-    users, items, positive = triplets.users, triplets.items, triplets.counts > 0
+    positive = triplets.counts > 0
     if not positive.all():
         warn_of_zeros(len(positive) - int(positive.sum()), "dropped")
-        users, items = users[positive], items[positive]
-        triplets = replace(triplets, users=users, items=items, counts=triplets.counts[positive])
+        triplets = triplets.where(positive)
+    users, items = triplets.users, triplets.items
     if len(triplets.counts) == 0:
         raise ValueError("counts_df has no count above zero: there is nothing to fit")
     user_codes, user_ids = encode(users, "user", reindex)

@@ -57,16 +57,16 @@ def read_part(data: Any, *, dtype: type, name: str, reindex: bool, columns: Colu
     if isinstance(data, (pd.DataFrame, np.ndarray)) and len(data) == 0:
         return _empty(0, dtype)
     triplets = read(data, dtype=dtype, name=name, taken="raw", columns=columns)
-    users, items, counts, kept = triplets.users, triplets.items, triplets.counts, triplets.counts > 0
+    kept = triplets.counts > 0
     zeros = len(kept) - int(kept.sum())
     if zeros == len(kept):
         return _empty(zeros, dtype)
     if zeros:
-        users, items, counts = users[kept], items[kept], counts[kept]
-    user_codes, user_ids = encode(users, "user", reindex, _ANY_NUMBER)
-    item_codes, item_ids = encode(items, "item", reindex, _ANY_NUMBER)
+        triplets = triplets.where(kept)
+    user_codes, user_ids = encode(triplets.users, "user", reindex, _ANY_NUMBER)
+    item_codes, item_ids = encode(triplets.items, "item", reindex, _ANY_NUMBER)
     sizes = np.bincount(user_codes, minlength=user_ids.size)
-    return Part(PartIds(user_ids, item_ids, sizes, zeros), user_codes, item_codes, counts)
+    return Part(PartIds(user_ids, item_ids, sizes, zeros), user_codes, item_codes, triplets.counts)
 
 
 def _empty(zeros: int, dtype: type) -> Part:

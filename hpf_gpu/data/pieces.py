@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -45,8 +45,7 @@ class Source:
                 if kept == len(positive):
                     yield triplets
                 elif kept:
-                    users, items = triplets.users[positive], triplets.items[positive]
-                    yield replace(triplets, users=users, items=items, counts=triplets.counts[positive])
+                    yield triplets.where(positive)
         if zeros:
             warn_of_zeros(zeros, "dropped")
         if not others:

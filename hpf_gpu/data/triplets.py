@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -117,6 +117,10 @@ class Triplets:
     items: Any  # (Z,)
     counts: NDArray[Any]  # (Z,)
     taken: str  # what a model takes for a count, see TRANSFORMS
+
+    def where(self, kept: NDArray[np.bool_]) -> Triplets:
+        """Those counts that are ``kept`` (Z,)."""
+        return replace(self, users=self.users[kept], items=self.items[kept], counts=self.counts[kept])
 
     def csr(
         self, rows: NDArray[Any], columns: NDArray[Any], kept: NDArray[Any] | slice, shape: tuple[int, int]

@@ -153,13 +153,12 @@ class BlocksOnDisk:
             arrays_of: list[NDArray[Any]] = [np.diff(csr.indptr).astype(np.int64), csr.indices, csr.data]
             checksums = [zlib.crc32(a.data, crc) for a, crc in zip(arrays_of, checksums, strict=True)]
             del arrays_of
-            nnz += csr.nnz
             own = csr.nnz
             arrays = backend.packed(backend.counts(csr, k))
             del csr
             path = folder / f"block-{number}"
             files.append((path, _write(path, arrays)))
-            size += path.stat().st_size
+            nnz, size = nnz + own, size + path.stat().st_size
             done(own, size)
         return BlocksOnDisk(backend, shape, k, slices, tuple(files), nnz, tuple(checksums))
 
