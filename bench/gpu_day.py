@@ -75,7 +75,7 @@ def tests(name: str, files: Iterable[str], select: Iterable[str], **variables: s
     paths = (str(ROOT / "tests" / file) for file in files)
     options = ["-q", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT)]
     if find_spec("xdist"):  # most of the time goes into compiling and into Python
-        options += ["-n", "4"]
+        options += ["-p", "xdist", "-n", "4"]  # by name: PYTEST_DISABLE_PLUGIN_AUTOLOAD may be set
     command = (PYTHON, "-m", "pytest", *paths, *options, "-k", " and ".join(("cuda", *select)))
     return Step(name, command, 180, least=20, variables={"HPF_GPU_REQUIRE": "cuda", **variables})
 
