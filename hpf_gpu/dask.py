@@ -389,10 +389,6 @@ def _forget(key: str, dask_worker: Any) -> None:
     _held.pop((str(dask_worker.id), key), None)
 
 
-def _copy(value: _T) -> _T:
-    return value
-
-
 # -- from here -----------------------------------------------------------------------------------------
 
 
@@ -413,25 +409,15 @@ class _Model:
 
 @dataclass(frozen=True)
 class _Snapshot:
-    """The state after so many updates; that of each shard's users with two workers, if there are two."""
+    """The state after so many updates: items here, users with two of the workers, if there are two."""
 
     updates: int
     checked: int | None  # the updates after which the E[θ] was remembered that it has
-    items: Posterior  # in the memory of this process
-    users: dict[int, list[tuple[str, distributed.Future]]]
+    items: Posterior
 
     def leads_to(self, checked: int | None) -> bool:
         """Whether it has E[θ] of so many updates, or comes before them."""
         return self.checked == checked or (checked is not None and self.updates <= checked)
-
-    def is_there(self, workers: Mapping[str, int]) -> bool:
-        """Whether the state of each shard's users is with one of these workers."""
-        return all(_found(copies, workers) for copies in self.users.values())
-
-
-def _found(copies: Sequence[tuple[str, distributed.Future]], workers: Mapping[str, int]) -> Any:
-    """The first copy that one of these workers has, or None."""
-    return next((future for home, future in copies if home in workers and future.status == "finished"), None)
 
 
 class _Cluster:
@@ -477,7 +463,7 @@ class _Cluster:
         following = _Model(model.updates + 1)
         self._at(model.updates, lambda: self._step(model.updates))
         if (iteration + 1) % SNAPSHOT_EVERY == 0:
-            self._snapshots["last"] = self._at(following.updates, lambda: self._copied(following.updates))
+            self._copy("last", following.updates)
         return following
 
     def close(self) -> None:
@@ -523,8 +509,7 @@ class _Cluster:
 
     def snapshot(self, model: _Model) -> _Snapshot:
         """A copy of a model."""
-        self._snapshots["best"] = self._at(model.updates, lambda: self._copied(model.updates))
-        return self._snapshots["best"]
+        return self._copy("best", model.updates)
 
     def restored(self, snapshot: _Snapshot, later: _Model) -> _Model:
         """The model of a copy."""
@@ -581,22 +566,41 @@ class _Cluster:
         self._wait([self.call(home, "remember", numbers, updates) for home, numbers in self._by_home()])
         self._checked = updates
 
+    def _copy(self, name: str, updates: int) -> _Snapshot:
+        """Take a copy of the state, in the place of the one of this name."""
+        snapshot = self._snapshots[name] = self._at(updates, lambda: self._copied(updates))
+        needed = [one.updates for one in self._snapshots.values()]
+        self._at(
+            updates,
+            lambda: self._wait([self.call(home, "keep_only", needed) for home, _ in self._by_home()]),
+        )
+        return snapshot
+
     def _copied(self, updates: int) -> _Snapshot:
-        """A copy of the state: of the items here, of users with their worker and with the next one."""
+        # Workers keep the copies themselves: of a result that two have, Dask frees one, and one that is lost
+        # it computes again, from a state that has been overwritten.
         ring = [home for home, _ in self._by_home()]
         after = dict(zip(ring, [*ring[1:], ring[0]], strict=True))
-        users = {}
+        kept = []
         for number, home in self._homes.items():
-            own, other = self.call(home, "state", number, updates), after[home]
-            users[number] = [(home, own)]
-            if other != home:
-                copy = self.client.submit(_copy, own, workers=[other], pure=False)
-                users[number].append((other, copy))
+            state = self.call(home, "state", number, updates)
+            kept += [self.call(one, "keep", number, updates, state) for one in {home, after[home]}]
         (items,) = self._gather([self.call(ring[0], "items", updates, self._items[updates])])
-        self._wait([future for copies in users.values() for _, future in copies])
+        self._wait(kept)
         # Without what it was computed from, which Dask would keep from the first iteration on.
         self._items[updates] = self._sent(items)
-        return _Snapshot(updates, self._checked, items, users)
+        return _Snapshot(updates, self._checked, items)
+
+    def _copies(self) -> dict[int, dict[int, str]]:
+        """By updates and shard, the worker that has a copy of the state of its users."""
+        homes = [home for home, _ in self._by_home()]
+        found: dict[int, dict[int, str]] = {}
+        for home, kept in zip(
+            homes, self._gather([self.call(home, "copies") for home in homes]), strict=True
+        ):
+            for updates, number in kept:
+                found.setdefault(updates, {})[number] = home
+        return found
 
     def _sent(self, items: Posterior) -> distributed.Future:
         """Items of this process with one worker, from which the others get them."""
@@ -628,22 +632,22 @@ class _Cluster:
         if self._updates is not None and updates in (self._updates, self._updates - 1):
             return  # workers have the users before the last update, too
         self._updates = None
+        copies = self._copies()
         usable = [
             one
             for one in self._snapshots.values()
-            if one.updates <= updates and one.leads_to(self._checked) and one.is_there(workers)
+            if one.updates <= updates
+            and one.leads_to(self._checked)
+            and copies.get(one.updates, {}).keys() == homes.keys()
         ]
         if usable:
             snapshot = max(usable, key=lambda one: one.updates)
+            at, keepers = snapshot.updates, copies[snapshot.updates]
+            states = {number: self.call(keepers[number], "copy", number, at) for number in homes}
             self._wait(
-                [
-                    self.call(
-                        home, "restore", number, snapshot.updates, _found(snapshot.users[number], workers)
-                    )
-                    for number, home in self._homes.items()
-                ]
+                [self.call(home, "restore", number, at, states[number]) for number, home in homes.items()]
             )
-            at, self._items = snapshot.updates, {snapshot.updates: self._sent(snapshot.items)}
+            self._items = {at: self._sent(snapshot.items)}
         else:
             starts = [self.call(home, "start", numbers) for home, numbers in self._by_home()]
             self._wait(starts)

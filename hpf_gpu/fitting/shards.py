@@ -127,6 +127,7 @@ class Shards:
         self._fit, self._schedule = fit, schedule_of(settings)
         self._shards: dict[int, _Shard] = {}
         self._items: dict[int, Side] = {}  # as the users of a shard
+        self._copies: dict[tuple[int, int], ShardState] = {}  # by updates and shard, which may be another's
 
     # -- counts ------------------------------------------------------------------------------------
 
@@ -179,6 +180,24 @@ class Shards:
         shard, checked = self._shard(number), state.checked
         shard.users = {updates: side_from_posterior(self.backend, state.users)}
         shard.checked = None if checked is None else (checked[0], self.backend.asarray(checked[1]))
+
+    def keep(self, number: int, updates: int, state: ShardState) -> None:
+        """Keep a copy of the state of a shard, of this process or of another, until keep_only frees it."""
+        self._copies[updates, number] = state
+
+    def keep_only(self, needed: Sequence[int]) -> None:
+        """Free the copies of all states but those after so many updates."""
+        self._copies = {place: state for place, state in self._copies.items() if place[0] in needed}
+
+    def copies(self) -> list[tuple[int, int]]:
+        """The updates and the shards of the copies that are kept."""
+        return list(self._copies)
+
+    def copy(self, number: int, updates: int) -> ShardState:
+        """A copy that is kept."""
+        if (updates, number) not in self._copies:
+            raise Forgotten(f"no copy of shard {number} after {updates} updates")
+        return self._copies[updates, number]
 
     def remember(self, numbers: Sequence[int], updates: int) -> None:
         """Keep E[θ] after these updates, with which a later check compares."""
