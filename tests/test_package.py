@@ -1,6 +1,6 @@
 """Wheel, sdist and editable install, each in a fresh environment and away from the source tree.
 
-Slow (it compiles twice), so it runs by ``pytest -m package``.
+Slow (it compiles twice, without optimization), so it runs by ``pytest -m package``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import pytest
 
 pytestmark = pytest.mark.package
 SOURCE = Path(__file__).resolve().parents[1]
+#: Where something is compiled; what packages contain does not depend on how well.
+QUICKLY = os.environ | {"SKBUILD_CMAKE_BUILD_TYPE": "Debug"}
 
 CHECK = """
 import sys
@@ -72,7 +74,7 @@ def tree(tmp_path_factory):
 def distributions(tree, tmp_path_factory):
     """An sdist built from the tree, and a wheel built from that sdist."""
     target = tmp_path_factory.mktemp("dist")
-    run(sys.executable, "-m", "build", "--outdir", target, tree)
+    run(sys.executable, "-m", "build", "--outdir", target, tree, env=QUICKLY)
     return {path.suffix: path for path in target.iterdir()}
 
 
@@ -105,7 +107,7 @@ def test_wheel_of_the_sdist(wheel, environment, tmp_path):
 
 def test_editable(tree, environment, tmp_path):
     python = environment()
-    run(python, "-m", "pip", "install", "-e", tree, cwd=tmp_path)
+    run(python, "-m", "pip", "install", "-e", tree, cwd=tmp_path, env=QUICKLY)
     check(python, tmp_path)
     moved = tree / "hpf_gpu" / "__init__.py"
     text = moved.read_text()
