@@ -3,7 +3,7 @@
     python bench/compile_cuda.py            all of it: writes bench/results/cuda_kernels.tsv
     python bench/compile_cuda.py gamma.cu   the kernels of these files: replaces their rows in that table
     python bench/compile_cuda.py --check    all of it, compared with that table
-    python bench/compile_cuda.py --quick    a seventh of it, compared with that table
+    python bench/compile_cuda.py --quick    each architecture and precision, few K; compared with that table
 
 The exit status is 1 where the compiler has something to say, where a kernel needs more shared memory
 than every GPU has or, up to K = 128, spills out of its registers; and where the comparison finds more
@@ -34,7 +34,7 @@ TABLE = Path(__file__).resolve().parent / "results" / "cuda_kernels.tsv"
 PRECISIONS = {"float32": ("f4", False), "float64": ("f8", False), "mixed": ("f4", True)}
 NEIGHBOURS = 200  # for which kernels that depend on it are compiled
 FACTORS = (1, 8, 30, 32, 50, 64, 100, 128, 256)
-QUICK = {"sm": (75, 90, 120), "k": (8, 32, 128)}
+QUICK = (8, 32, 128)  # of these
 
 MAX_SHARED = 48 * 1024  # bytes that a block gets on every architecture without asking
 MAX_FACTORS_WITHOUT_SPILLS = 128
@@ -236,8 +236,13 @@ def main() -> None:
         parser.error(f"{', '.join(sorted(unknown))}: not among {', '.join(FILES)}")
     if files != FILES and (arguments.check or arguments.quick):
         parser.error("--check and --quick compile all files")
-    sms, factors = (QUICK["sm"], QUICK["k"]) if arguments.quick else (tuple(MULTIPROCESSORS), FACTORS)
-    cases = [Case(*values, files) for values in itertools.product(PRECISIONS, sms, factors)]
+    if arguments.quick:  # the architectures in turn
+        pairs = itertools.product(PRECISIONS, QUICK)
+        cases = [
+            Case(precision, sm, k) for (precision, k), sm in zip(pairs, itertools.cycle(MULTIPROCESSORS))
+        ]
+    else:
+        cases = [Case(*values, files) for values in itertools.product(PRECISIONS, MULTIPROCESSORS, FACTORS)]
 
     outcomes = compile_all(cases)
     compiled = all(outcome.figures for outcome in outcomes.values())

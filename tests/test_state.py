@@ -252,7 +252,7 @@ def test_readers_beside_refits():
 
 @pytest.mark.slow
 def test_many_readers_beside_many_refits():
-    read_beside_refits(readers=16, refits=200)
+    read_beside_refits(readers=16, refits=50)
 
 
 # -- what a folder that cannot be written leaves -----------------------------------------------
