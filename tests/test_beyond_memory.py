@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import random
 import signal
@@ -540,6 +541,32 @@ with scratch_folder({os.fspath(tmp_path)!r}) as folder:
         assert (theirs / "block-0").exists()
         with scratch_folder(tmp_path):
             assert not theirs.exists()
+    assert not any(tmp_path.iterdir())
+
+
+def test_folders_of_processes_killed_while_they_made_or_removed_them(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    unlink = Path.unlink
+
+    def killed(path: Path, *args: Any) -> None:
+        unlink(path, *args)
+        raise KeyboardInterrupt
+
+    scratch = scratch_folder(tmp_path)
+    folder = scratch.__enter__()
+    for number in range(3):
+        (folder / f"block-{number}").write_bytes(b"counts")
+    with monkeypatch.context() as changed:
+        changed.setattr(Path, "unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            scratch.__exit__(None, None, None)
+    assert len(list(folder.iterdir())) == 3  # one block is gone, the file with the lock is not
+    (tmp_path / f"{folder.name}-empty").mkdir()
+    del scratch
+    gc.collect()  # closes that file
+    with scratch_folder(tmp_path) as own:
+        assert list(tmp_path.iterdir()) == [own]
     assert not any(tmp_path.iterdir())
 
 

@@ -41,7 +41,7 @@ def scratch_folder(parent: Any = None) -> Iterator[Path]:
             raise _full(folder) from error
         raise
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
         file.close()
 
 
@@ -62,7 +62,19 @@ def _remove_leftovers(where: Path) -> None:
         # What cannot be opened belongs to somebody else.
         with contextlib.suppress(OSError), open(folder / _LOCKED, "r+b") as file:
             if lock(file):
-                shutil.rmtree(folder, ignore_errors=True)
+                _remove(folder)
+        # Its process was killed before it made the file, or after it removed it; or is just making it.
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def _remove(folder: Path) -> None:
+    """Delete a folder, the file with the lock last: if this is killed, the next process removes the rest."""
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            if path.name != _LOCKED:
+                path.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _full(folder: Path) -> OSError:
