@@ -570,21 +570,31 @@ def test_folders_of_processes_killed_while_they_made_or_removed_them(
     assert not any(tmp_path.iterdir())
 
 
-KILLED = """
-import sys
+#: Fits in a new process for each line it reads; writes its id and, after another line, its exit code.
+FITS = """
+import os, sys
+import pyarrow.parquet
 from hpf_gpu import HPF
 from hpf_gpu.fitting import beyond_memory
 from hpf_gpu.fitting.beyond_memory import Limit
 
+def fit(folder):
+    model = HPF(k=5, maxiter=40, stop_crit="maxiter", random_seed=2, verbose=False, ncores=2)
+    counts, checkpoint = f"{folder}/rows.parquet", f"{folder}/fit"
+    model.fit(counts, memory_limit="2GB", scratch=folder, checkpoint=checkpoint, checkpoint_every=3)
+    model.save(f"{folder}/model")
+
 beyond_memory._READ_AT_ONCE = 450
 Limit.counts_of_a_run = lambda self: 700
 Limit.counts_of_a_block = lambda self, *_: 512
-folder = sys.argv[1]
-print("ready", flush=True)
-model = HPF(k=5, maxiter=40, stop_crit="maxiter", random_seed=2, verbose=False, ncores=2)
-counts, checkpoint = f"{folder}/rows.parquet", f"{folder}/fit"
-model.fit(counts, memory_limit="2GB", scratch=folder, checkpoint=checkpoint, checkpoint_every=3)
-model.save(f"{folder}/model")
+while sys.stdin.readline():
+    child = os.fork()
+    if not child:
+        fit(sys.argv[1])
+        os._exit(0)
+    print(child, flush=True)
+    sys.stdin.readline()
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
@@ -592,22 +602,30 @@ def killed_and_run_again(folder: Path, kills: int, rng: random.Random) -> HPF:
     """The model of a fit that was killed so many times before it could end."""
     ROWS.to_parquet(folder / "rows.parquet")
     # -P: the package that is installed, not the sources here, which are not compiled.
-    command = [sys.executable, "-P", "-c", KILLED, os.fspath(folder)]
-    while kills:
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-            assert process.stdout is not None
-            process.stdout.readline()
+    command = [sys.executable, "-P", "-c", FITS, os.fspath(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        ask, answers = process.stdin, process.stdout
+        assert ask is not None
+        assert answers is not None
+
+        def told() -> int:
+            ask.write("\n")
+            ask.flush()
+            return int(answers.readline())
+
+        while kills:
+            fit = told()
             time.sleep(rng.uniform(0, 0.25))
-            if process.poll() is None:
-                process.send_signal(signal.SIGKILL)
-                kills -= 1
-            process.wait()
-    subprocess.run(command, check=True)
+            os.kill(fit, signal.SIGKILL)
+            kills -= told() == -signal.SIGKILL  # it may have ended before
+        told()
+        assert told() == 0
+        ask.close()
     assert sorted(path.name for path in folder.iterdir()) == ["fit", "model", "rows.parquet"]
     return HPF.load(folder / "model")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has neither fork nor SIGKILL")
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("kills", [2, pytest.param(100, marks=pytest.mark.slow)])
 def test_a_fit_that_is_killed_is_run_again(kills: int, tmp_path: Path) -> None:
