@@ -114,7 +114,7 @@ def _make_case(name: str) -> Case:
         case "no nonzero":  # a block whose users have no counts
             return case(7, 9, 5, 0)
         case "power law":  # long rows and columns
-            return case(300, 2000, 32, 6_000 if conftest.SIMULATED else 20_000)
+            return case(100, 600, 32, 1_500) if conftest.SIMULATED else case(300, 2000, 32, 20_000)
         case "wide":  # more columns than a tile has whose factors fit in cache; rows of thousands
             return case(20, 80_000, 3, 40_000)
         case "tall":  # the same with the sides exchanged
