@@ -197,7 +197,7 @@ CASES = {
 }[conftest.SIMULATED]
 
 
-#: Those that a simulator runs in float32 alone, as it takes ten seconds to compile the kernels of one K: in
+#: Those that a simulator runs in float32 alone, as it takes seconds to compile the kernels of one K: in
 #: float64, K = 1, 5, 30, 64 and 200 stand for all.
 IN_FLOAT32_ALONE = ("K=3", "K=32", "K=50", "K=100") if conftest.SIMULATED else ()
 
