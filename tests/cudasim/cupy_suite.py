@@ -112,8 +112,9 @@ def test_a_kernel_is_compiled_once(cp, monkeypatch):
     libraries, cached = set(), compilation.cached
 
     def noted(*arguments):
-        libraries.add(cached(*arguments))
-        return cached(*arguments)
+        library = cached(*arguments)
+        libraries.add(library)
+        return library
 
     module = cp.RawModule(code=f"{SCALE}// of this test alone, or CuPy would have it in memory")
     with monkeypatch.context() as patch:
