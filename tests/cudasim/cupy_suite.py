@@ -15,6 +15,7 @@ import pytest
 import scipy.sparse
 
 import cudasim
+from cudasim import compilation
 
 FEATURES = Path(__file__).with_name("features.cu").read_text(encoding="utf-8")
 ORDERS = [("eager", 0), ("lazy", 0), *(("random", seed) for seed in range(4))]
@@ -104,6 +105,22 @@ def test_a_fault_names_kernel_line_and_thread(cp):
     with pytest.raises(cudasim.SimulationError, match=r"^scale: kernel\.cu:4: .* thread \(4, 0, 0\)"):
         kernel((1,), (8,), (cp.ones(4, np.float32), np.float32(2), np.int64(8), cp.zeros(8, np.float32)))
     assert cp.ones(3).sum().get() == 3  # and the device is as good as new
+
+
+def test_a_kernel_is_compiled_once(cp, monkeypatch):
+    """What tells its signature is the library that runs it."""
+    libraries, cached = set(), compilation.cached
+
+    def noted(*arguments):
+        library = cached(*arguments)
+        libraries.add(library)
+        return library
+
+    module = cp.RawModule(code=f"{SCALE}// of this test alone, or CuPy would have it in memory")
+    with monkeypatch.context() as patch:
+        patch.setattr(compilation, "cached", noted)
+        module.get_function("scale")
+    assert sum(library.name.startswith("kernel-") for library in libraries) == 1
 
 
 def test_an_unknown_kernel_is_an_error(cp):

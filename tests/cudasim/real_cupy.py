@@ -11,11 +11,11 @@ import importlib.metadata
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType, FunctionType
 from typing import Any
 
-from . import arguments, compilation, cusparse_stand_in, device, driver, stubs, toolchain
+from . import arguments, compilation, cusparse_stand_in, device, driver, module, stubs, toolchain
 from .errors import SimulationError, Unsupported
 
 #: Versions of cupy-cuda13x and cupy-cuda12x that the simulator was tried with.
@@ -150,24 +150,37 @@ def _adapt_cupy(simulated: device.Device, flavour: str) -> None:
     # CuPy asks for the toolkit's headers before it compiles; the simulator has its own.
     cuda.pathfinder.find_nvidia_header_directory = lambda _name: str(compilation.INCLUDE)
     simulated.current_stream = lambda: cupy.cuda.get_current_stream().ptr
-    compiler._compile_module_with_cache = _compiler(simulated, flavour)
+    build = _builder(flavour)
+    compiler._compile_module_with_cache = _compiler(simulated, build)
     cusparse_stand_in.install()
-    cupy.RawModule = _checked_raw_module(cupy, simulated)
+    cupy.RawModule = _checked_raw_module(cupy, build)
     # No pools: every array ends at a guard page or redzone, and freed memory is gone.
     cupy.cuda.set_allocator(None)
     cupy.cuda.set_pinned_memory_allocator(None)
 
 
-def _compiler(simulated: device.Device, flavour: str) -> Any:
-    """Return what takes the place of NVRTC: options other than -D and -I make no difference here."""
-    from cupy.cuda import function
+def _builder(flavour: str) -> Callable[[str, Sequence[str]], module.Module]:
+    """Return what compiles a source to the same library, whether CuPy asks or who wants its signatures.
 
+    CuPy passes folders of headers beside the options that it was given: of these its own is enough here.
+    """
     include = f"-I{os.path.dirname(sys.modules['cupy'].__file__)}/_core/include"
+
+    def build(source, options):
+        others = [option for option in options if not option.startswith("-I")]
+        return compilation.build(source, [*others, include], flavour)
+
+    return build
+
+
+def _compiler(simulated: device.Device, build: Callable[[str, Sequence[str]], module.Module]) -> Any:
+    """Return what takes the place of NVRTC: options other than -D make no difference here."""
+    from cupy.cuda import function
 
     def compile_module(source, options=(), *, name_expressions=None, **_ignored):
         if name_expressions:
             raise SimulationError('the CUDA simulator knows extern "C" kernels only, no name_expressions')
-        compiled = compilation.build(source, [*options, include], flavour)
+        compiled = build(source, options)
         image = str(compiled.library).encode()
         simulated.modules[image] = compiled
         loaded = function.Module()
@@ -177,13 +190,13 @@ def _compiler(simulated: device.Device, flavour: str) -> Any:
     return compile_module
 
 
-def _checked_raw_module(cupy: Any, simulated: device.Device) -> type:
+def _checked_raw_module(cupy: Any, build: Callable[[str, Sequence[str]], module.Module]) -> type:
     """Return a RawModule whose kernels take nothing but what their C++ parameters are."""
 
     class RawModule(cupy.RawModule):
         def get_function(self, name):
             kernel = super().get_function(name)
-            signature = compilation.build(self.code, self.options).signature(name)
+            signature = build(self.code, self.options).signature(name)
             return CheckedKernel(kernel, name, signature)
 
     class CheckedKernel:

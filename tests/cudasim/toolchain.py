@@ -27,14 +27,17 @@ class Flavour:
     options: tuple[tuple[str, str], ...] = ()  # environment variables
 
 
+#: For source lines in reports: in DWARF 5, addr2line of binutils 2.40 takes one file for another.
+_LINES = ("-gdwarf-4", "-g1")
+
 FLAVOURS = {
     # Contracted to fused multiply-adds, as NVRTC does by default.  A kernel runs for less time than g++
     # takes to optimize it further.
-    "fast": Flavour(kernel_flags=("-O1", "-g1", "-ffp-contract=fast")),
+    "fast": Flavour(kernel_flags=("-O1", *_LINES, "-ffp-contract=fast")),
     "asan": Flavour(
         kernel_flags=(
             # With -O1 and -g, g++ takes four times as long, which is most of the time of a test.
-            *("-O0", "-g1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"),
+            *("-O0", *_LINES, "-fno-omit-frame-pointer", "-fsanitize=address,undefined"),
             *("-fno-sanitize-recover=undefined", "-fsanitize-sections=cudasim_shared"),
         ),
         runtime_flags=("-DCUDASIM_ASAN",),
@@ -43,7 +46,7 @@ FLAVOURS = {
         options=(("ASAN_OPTIONS", "detect_leaks=0:detect_stack_use_after_return=0"),),
     ),
     "tsan": Flavour(
-        kernel_flags=("-O1", "-g1", "-fno-omit-frame-pointer", "-fsanitize=thread"),
+        kernel_flags=("-O1", *_LINES, "-fno-omit-frame-pointer", "-fsanitize=thread"),
         runtime_flags=("-DCUDASIM_TSAN",),
         preload=("libtsan.so",),
         # OpenBLAS's threads are not compiled with TSan, which would misunderstand them.  At a fork Arrow's

@@ -3,7 +3,7 @@
 #pragma once
 
 #include <cstddef>
-#include <string>
+#include <cstdio>
 #include <type_traits>
 #include <utility>
 
@@ -13,19 +13,21 @@
 
 namespace cudasim {
 
-// numpy's name of a parameter's type, such as f4 or i8; V and the size for structures, V0 for void.
+// numpy's letter and size of a parameter's type, such as f4 or i8; V and the size for structures, V0 for void.
 template <class T>
-std::string type_name() {
+constexpr char letter() {
+  return std::is_same_v<T, bool>                                    ? 'b'
+         : std::is_same_v<T, __half> || std::is_floating_point_v<T> ? 'f'
+         : !std::is_integral_v<T>                                   ? 'V'
+         : std::is_signed_v<T>                                      ? 'i'
+                                                                    : 'u';
+}
+template <class T>
+constexpr size_t size() {
   if constexpr (std::is_void_v<T>) {
-    return "V0";
+    return 0;
   } else {
-    const char kind = std::is_same_v<T, bool>       ? 'b'
-                      : std::is_same_v<T, __half>   ? 'f'
-                      : std::is_floating_point_v<T> ? 'f'
-                      : !std::is_integral_v<T>      ? 'V'
-                      : std::is_signed_v<T>         ? 'i'
-                                                    : 'u';
-    return kind + std::to_string(sizeof(T));
+    return sizeof(T);
   }
 }
 
@@ -47,13 +49,15 @@ CUDASIM_ELEMENT(double2, double) CUDASIM_ELEMENT(double4, double)
 CUDASIM_ELEMENT(__half2, __half)
     // clang-format on
 
+    // Writes "f4" for a scalar, "*f4" for a pointer, and a space; returns how many characters.  Not by
+    // std::string, which takes longer to compile than a small kernel.
     template <class T>
-    std::string parameter_name() {  // "f4" for a scalar, "*f4" for a pointer
+    int write_parameter(char* text) {
   if constexpr (std::is_pointer_v<T>) {
-    using Target = std::remove_cv_t<std::remove_pointer_t<T>>;
-    return "*" + type_name<typename Element<Target>::type>();
+    using Target = typename Element<std::remove_cv_t<std::remove_pointer_t<T>>>::type;
+    return std::sprintf(text, "*%c%zu ", letter<Target>(), size<Target>());
   } else {
-    return type_name<std::remove_cv_t<T>>();
+    return std::sprintf(text, "%c%zu ", letter<std::remove_cv_t<T>>(), size<T>());
   }
 }
 
@@ -65,8 +69,10 @@ struct Kernel<function> {
   static void call(void** arguments) { call(arguments, std::index_sequence_for<Parameters...>{}); }
 
   static const char* signature() {
-    static const std::string text = ((parameter_name<Parameters>() + " ") + ... + "");
-    return text.c_str();
+    static char text[24 * sizeof...(Parameters) + 1];  // a size has at most twenty digits
+    char* end = text;
+    ((end += write_parameter<Parameters>(end)), ...);
+    return text;
   }
 
  private:
