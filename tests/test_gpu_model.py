@@ -28,7 +28,7 @@ else:
     why_not = ""
 
 TINY = Case("tiny", 32, "float32", "h100")
-GAMMA = ("gamma.cu",)  # alone, it is compiled in a tenth of the time of all kernels
+GAMMA = ("gamma.cu",)
 
 # -- caches and warps ------------------------------------------------------------------------------
 

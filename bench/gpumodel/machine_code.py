@@ -12,7 +12,7 @@ from cubin import Kernel, compile_source
 from occupancy import resident_warps
 
 from gpumodel.sass import Counts, Flow, Loop, Way
-from hpf_gpu.backends.cuda_source import FILES, Variant, source
+from hpf_gpu.backends.cuda_source import FILES_OF_A_FIT, Variant, source
 
 #: As PROBE, for rows of the gamma posteriors.
 _MORE_PROBES = """
@@ -46,7 +46,7 @@ class MachineCode:
 
 
 @cache
-def machine_code(precision: str, k: int, sm: int, files: tuple[str, ...] = FILES) -> MachineCode:
+def machine_code(precision: str, k: int, sm: int, files: tuple[str, ...] = FILES_OF_A_FIT) -> MachineCode:
     """What NVRTC makes of the kernels in these files."""
     kind, half = PRECISIONS[precision]
     variant = Variant(k, np.dtype(kind), half=half, neighbours=NEIGHBOURS)
