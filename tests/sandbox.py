@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import json
 import os
 import shutil
@@ -55,6 +56,28 @@ def _compiled() -> bytes:
         return library.read_bytes()
 
 
+@cache
+def _shared() -> TemporaryDirectory[str]:
+    """What all sandboxes have: the packages that hpf_gpu needs, linked, and a compiled copy of hpf_gpu.
+
+    The links of packages are what is installed here, without the records of others, which take long to read.
+    """
+    folder = TemporaryDirectory()
+    packages, copy = Path(folder.name, "packages"), Path(folder.name, "hpf_gpu")
+    packages.mkdir()
+    needed = (numpy, scipy, pandas, tqdm, dateutil, typer, rich)
+    records = tuple(f"{module.__name__}-" for module in needed)
+    for site in {Path(module.__file__).parents[1] for module in needed}:
+        for entry in site.iterdir():
+            other = entry.suffix == ".dist-info" and not entry.name.startswith(records)
+            if not other and not entry.name.startswith(("cupy", "hpf_gpu", "__pycache__")):
+                (packages / entry.name).symlink_to(entry)
+    leave_out = shutil.ignore_patterns("__pycache__", "data_files", "kernels", "_openmp*")
+    shutil.copytree(Path(hpf_gpu.__file__).parent, copy, ignore=leave_out)
+    compileall.compile_dir(copy, quiet=1)
+    return folder
+
+
 class Sandbox:
     """Holds NumPy, SciPy, pandas and hpf_gpu, but no CuPy and no compiled module until a test adds them."""
 
@@ -63,14 +86,9 @@ class Sandbox:
         self.environment = {"PATH": str(folder / "bin"), "LD_LIBRARY_PATH": str(self.library)}
         for path in (self.site, self.library, folder / "bin"):
             path.mkdir()
-        needed = (numpy, scipy, pandas, tqdm, dateutil, typer, rich)
-        for site in {Path(module.__file__).parents[1] for module in needed}:
-            for entry in site.iterdir():
-                if not entry.name.startswith(("cupy", "hpf_gpu", "__pycache__")):
-                    (self.site / entry.name).symlink_to(entry)
-        package = Path(hpf_gpu.__file__).parent
-        leave_out = shutil.ignore_patterns("__pycache__", "data_files", "kernels", "_openmp*")
-        shutil.copytree(package, self.site / "hpf_gpu", ignore=leave_out)
+        shared = Path(_shared().name)
+        self.packages = shared / "packages"
+        shutil.copytree(shared / "hpf_gpu", self.site / "hpf_gpu")
         # A file that is no library stops the search for one, wherever a real driver may lie.
         (self.library / "libcuda.so.1").write_text("not a library\n" * 100)
 
@@ -85,8 +103,6 @@ class Sandbox:
     def module(self, name: str, text: str) -> None:
         """Put a package of that name first on the path, in place of a real one."""
         path = self.site / name
-        if path.is_symlink():
-            path.unlink()
         path.mkdir()
         (path / "__init__.py").write_text(text)
 
@@ -108,7 +124,8 @@ class Sandbox:
 
     def run(self, code: str) -> subprocess.CompletedProcess[str]:
         """Run Python code in here; of this process's environment it sees nothing."""
-        environment = {"PYTHONPATH": str(self.site), "HOME": str(self.site), **self.environment}
+        path = os.pathsep.join((str(self.site), str(self.packages)))
+        environment = {"PYTHONPATH": path, "HOME": str(self.site), **self.environment}
         if "SYSTEMROOT" in os.environ:  # Python does not start without it on Windows
             environment["SYSTEMROOT"] = os.environ["SYSTEMROOT"]
         return subprocess.run(

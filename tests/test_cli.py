@@ -7,7 +7,20 @@ import sys
 
 import pytest
 
-RUN = "import sys; from hpf_gpu.app.cli import main; sys.exit(main(sys.argv[1:]))"
+#: Runs the command, on the purchases of every twentieth customer.
+RUN = """
+import sys
+from hpf_gpu import datasets
+from hpf_gpu.app.cli import main
+
+def of_some(load=datasets.load_online_retail):
+    retail = load()
+    purchases = retail.purchases[retail.purchases.UserId % 20 == 0]
+    return datasets.OnlineRetail(purchases, retail.product_names)
+
+datasets.load_online_retail = of_some
+sys.exit(main(sys.argv[1:]))
+"""
 COMMANDS = (["doctor"], ["demo", "--k", "2"])
 
 

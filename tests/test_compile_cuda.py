@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import shutil
 import subprocess
+from functools import cache
 from importlib import metadata
 
 import pytest
@@ -19,9 +20,8 @@ SM = 90
 
 #: Sums rows of four numbers, `rows` at a time.
 GATHER = """
-extern "C" __device__ int answer = 42;
 extern "C" __global__ void __launch_bounds__(64)
-    gather(const int* column, const float4* matrix, int n, float4* out) {{
+    gather_{rows}(const int* column, const float4* matrix, int n, float4* out) {{
   __shared__ float4 sum_of_thread[64];
   float4 sum = {{}};
   #pragma unroll 1
@@ -40,6 +40,7 @@ extern "C" __global__ void __launch_bounds__(64)
   out[threadIdx.x] = sum_of_thread[63 - threadIdx.x];
 }}
 """
+GATHERS = 'extern "C" __device__ int answer = 42;' + "".join(GATHER.format(rows=rows) for rows in (1, 4))
 
 #: Two blocks of 1024 threads leave 32 registers for 48 numbers that are all needed to the end.
 SPILLING = """
@@ -63,8 +64,11 @@ extern "C" __global__ void __launch_bounds__(32) indexed(const int* at, float* o
 """
 
 
-def compile_one(source, sm=SM):
-    compiled = cubin.compile_source(source, sm)
+compiled_once = cache(cubin.compile_source)
+
+
+def compile_one(source):
+    compiled = compiled_once(source, SM)
     (kernel,) = compiled.kernels.values()
     return compiled, kernel
 
@@ -74,14 +78,15 @@ def compile_one(source, sm=SM):
 
 @pytest.mark.parametrize("sm", list(occupancy.MULTIPROCESSORS))
 def test_report(sm):
-    compiled, kernel = compile_one(GATHER.format(rows=2), sm)
+    compiled = compiled_once(GATHERS, sm)
     assert compiled.messages == ""
     assert compiled.compiler == metadata.version("nvidia-cuda-nvrtc")
     assert compiled.constants == {"answer": 42}
-    assert list(compiled.kernels) == ["gather"]
-    assert (kernel.threads, kernel.shared, kernel.spilled) == (64, 64 * 16, 0)
-    assert 8 <= kernel.registers <= 64
-    assert [one.opcode for one in kernel.code].count("EXIT") >= 1
+    assert sorted(compiled.kernels) == ["gather_1", "gather_4"]
+    for kernel in compiled.kernels.values():
+        assert (kernel.threads, kernel.shared, kernel.spilled) == (64, 64 * 16, 0)
+        assert 8 <= kernel.registers <= 64
+        assert [one.opcode for one in kernel.code].count("EXIT") >= 1
 
 
 @pytest.mark.parametrize("source", [SPILLING, INDEXED])
@@ -115,7 +120,7 @@ def test_a_kernel_without_launch_bounds_is_an_error():
 @pytest.mark.parametrize("sm", list(occupancy.MULTIPROCESSORS))
 @pytest.mark.parametrize("rows", [1, 4])
 def test_tightest_loop(rows, sm):
-    _, kernel = compile_one(GATHER.format(rows=rows), sm)
+    kernel = compiled_once(GATHERS, sm).kernels[f"gather_{rows}"]
     instructions, loads = cubin.tightest_loop(kernel.code)
     assert loads == rows
     # Of each row two loads, an address and four additions; of the loop a counter, a test and a jump.

@@ -17,7 +17,7 @@ from scipy.special import gammaln
 from hpf_gpu import __version__, plot
 from hpf_gpu.app import demo
 from hpf_gpu.app.cli import main
-from hpf_gpu.datasets import load_online_retail, split_by_user
+from hpf_gpu.datasets import OnlineRetail, load_online_retail, split_by_user
 
 # Runs the command and writes to standard error each path that was opened for writing.
 AUDITED = """
@@ -50,12 +50,20 @@ def default_run(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def small_run(tmp_path_factory):
+def some_retail():
+    """The purchases of every fifth customer."""
+    retail = load_online_retail()
+    return OnlineRetail(retail.purchases[retail.purchases.UserId % 5 == 0], retail.product_names)
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory, some_retail):
     """Three factors, an odd number, on the reference backend, which is slow with neighbours."""
     output, text = tmp_path_factory.mktemp("small") / "picture.png", []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "_ITERATIONS", 2)
         patch.setattr(demo, "_NEIGHBOURS", 20)
+        patch.setattr(demo, "load_online_retail", lambda: some_retail)
         result = demo.run(output, backend="numpy", seed=3, k=3, write=text.append)
     return output, "".join(text), result
 
@@ -107,20 +115,20 @@ def test_the_text_names_products(default_run):
     assert all(len(line) <= 110 for line in text.splitlines())
 
 
-def test_recommendations_leave_out_what_was_bought(small_run):
+def test_recommendations_leave_out_what_was_bought(small_run, some_retail):
     _, _, result = small_run
-    train, _ = split_by_user(load_online_retail().purchases, seed=3)
+    train, _ = split_by_user(some_retail.purchases, seed=3)
     bought = set(train.loc[train["UserId"] == result.customer, "ItemId"])
     assert len(bought) >= 40
     assert len(set(result.recommended)) == 10
     assert not bought & set(result.recommended)
 
 
-def test_without_matplotlib_the_demo_writes_a_page(small_run, tmp_path, monkeypatch):
+def test_without_matplotlib_the_demo_writes_a_page(small_run, some_retail, tmp_path, monkeypatch):
     _, _, result = small_run
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     text, page = [], tmp_path / "picture.html"
-    names = load_online_retail().product_names
+    names = some_retail.product_names
     demo._draw(text.append, tmp_path / "picture.png", result.model, result.qualities, names)
     assert text == [f"Page: {page} (figures need matplotlib: pip install 'hpf_gpu[plot]')\n"]
     assert list(tmp_path.iterdir()) == [page]
@@ -135,15 +143,14 @@ def test_an_odd_number_of_factors_is_printed_and_drawn(small_run):
     assert result.qualities["HPF"].n_users == result.qualities["most popular"].n_users
 
 
-def test_the_text_is_of_this_run(small_run):
+def test_the_text_is_of_this_run(small_run, some_retail):
     """Every figure and every name is that of the model, the seed and the split."""
     output, text, result = small_run
     model = result.model
     assert (model.k, model.random_seed_, model.backend_, model.full_llk) == (3, 3, "numpy", True)
-    retail = load_online_retail()
-    orders = retail.purchases.assign(Count=retail.purchases.Orders)
+    orders = some_retail.purchases.assign(Count=some_retail.purchases.Orders)
     train, held_out = split_by_user(orders, seed=3)
-    name_of = retail.product_names.str.split().str.join(" ").str.capitalize()
+    name_of = some_retail.product_names.str.split().str.join(" ").str.capitalize()
     last = model.history_.iloc[-1]
     told = (
         f"{orders.UserId.nunique():,} customers, {orders.ItemId.nunique():,} products, {len(orders):,} pairs",
@@ -191,13 +198,12 @@ def test_the_text_is_of_this_run(small_run):
             assert name_of[item] in factors
 
 
-def test_reasons_are_the_largest_weights_of_what_the_customer_has(small_run):
+def test_reasons_are_the_largest_weights_of_what_the_customer_has(small_run, some_retail):
     _, text, result = small_run
     model, customer = result.with_neighbours, result.customer
     assert (model.k, model.neighbours, model.random_seed_, model.backend_) == (3, 20, 3, "numpy")
-    retail = load_online_retail()
-    name_of = retail.product_names.str.split().str.join(" ").str.capitalize()
-    train, held_out = split_by_user(retail.purchases, seed=3)
+    name_of = some_retail.product_names.str.split().str.join(" ").str.capitalize()
+    train, held_out = split_by_user(some_retail.purchases, seed=3)
     bought = train.ItemId[train.UserId == customer]
     later = set(held_out.ItemId[held_out.UserId == customer])
     weights = model.related_items(bought, n=model.nitems)

@@ -28,6 +28,7 @@ else:
     why_not = ""
 
 TINY = Case("tiny", 32, "float32", "h100")
+GAMMA = ("gamma.cu",)
 
 # -- caches and warps ------------------------------------------------------------------------------
 
@@ -253,7 +254,7 @@ def test_what_lanes_vote_for_is_rare() -> None:
 
 @needs_nvrtc
 def test_every_factor_of_gamma_update_is_counted_once() -> None:
-    one, four = (machine_code("float64", k, 90).executed["gamma_update"] for k in (32, 128))
+    one, four = (machine_code("float64", k, 90, GAMMA).executed["gamma_update"] for k in (32, 128))
     assert (one.things, four.things) == (1, 1)  # rows of a warp
     # The shuffles and comparisons of a row, and the logarithm of its largest entry, do not depend on K.
     assert 3 < four.each_time.float64 / one.each_time.float64 < 4
@@ -262,7 +263,7 @@ def test_every_factor_of_gamma_update_is_counted_once() -> None:
 @needs_nvrtc
 def test_moments_of_float32_models_take_no_float64() -> None:
     """Of a row, the logarithm of its largest entry alone, whatever K."""
-    one, four = (machine_code("float32", k, 90).executed["gamma_update"].each_time for k in (32, 128))
+    one, four = (machine_code("float32", k, 90, GAMMA).executed["gamma_update"].each_time for k in (32, 128))
     assert one.float64 == pytest.approx(four.float64, abs=8)
     assert one.float64 < 60
     assert four.float32 > 2.5 * one.float32
@@ -276,7 +277,8 @@ def test_nonzeros_of_the_loops_that_gather() -> None:
     assert found["log_rate_sums"].things == 32
     assert found["allocate"].each_time.float64 == 0
     assert found["log_rate_sums"].each_time.float64 == 0
-    assert machine_code("float64", 32, 90).executed["log_rate_sums"].each_time.float64 > 0
+    likelihood = machine_code("float64", 32, 90, (*GAMMA, "likelihood.cu")).executed
+    assert likelihood["log_rate_sums"].each_time.float64 > 0
 
 
 # -- costs and tables ------------------------------------------------------------------------------

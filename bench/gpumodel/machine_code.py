@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 from compile_cuda import NEIGHBOURS, PRECISIONS, PROBE
@@ -12,7 +12,7 @@ from cubin import Kernel, compile_source
 from occupancy import resident_warps
 
 from gpumodel.sass import Counts, Flow, Loop, Way
-from hpf_gpu.backends.cuda_source import Variant, source
+from hpf_gpu.backends.cuda_source import FILES_OF_A_FIT, Variant, source
 
 #: As PROBE, for rows of the gamma posteriors.
 _MORE_PROBES = """
@@ -46,24 +46,29 @@ class MachineCode:
 
 
 @cache
-def machine_code(precision: str, k: int, sm: int) -> MachineCode:
-    """What NVRTC makes of the kernels."""
+def machine_code(precision: str, k: int, sm: int, files: tuple[str, ...] = FILES_OF_A_FIT) -> MachineCode:
+    """What NVRTC makes of the kernels in these files."""
     kind, half = PRECISIONS[precision]
     variant = Variant(k, np.dtype(kind), half=half, neighbours=NEIGHBOURS)
-    compiled = compile_source(source() + PROBE + _MORE_PROBES, sm, variant.options)
+    compiled = compile_source(source(files) + PROBE + _MORE_PROBES, sm, variant.options)
     probes = compiled.constants
     flows = {name: Flow(kernel.code) for name, kernel in compiled.kernels.items()}
-    stored, means = ((probes[f"rows_of_{name}"], probes[f"loads_of_{name}"]) for name in ("Store", "Real"))
-    executed = {
-        "allocate": _for_nonzeros(flows["allocate"], *stored),
-        "log_rate_sums": _for_nonzeros(flows["log_rate_sums"], *means),
-        "log_normalizer_sums": _for_nonzeros(flows["log_normalizer_sums"], *stored),
-        "gamma_update": _for_rows(flows["gamma_update"], variant, probes["lanes_of_posterior"]),
-        "gamma_entropy": _for_rows(flows["gamma_entropy"], variant, probes["lanes_of_posterior"]),
-        "join_segments": _for_sums(flows["join_segments"]),
-        "sum_columns": _for_sums(flows["sum_columns"]),
-        "mean": Executed(32, flows["mean"].way(None).counts, Counts()),
+    nonzeros_of_store, nonzeros_of_real = (
+        partial(_for_nonzeros, at_once=probes[f"rows_of_{name}"], loads=probes[f"loads_of_{name}"])
+        for name in ("Store", "Real")
+    )
+    rows = partial(_for_rows, variant=variant, lanes=probes["lanes_of_posterior"])
+    ways = {
+        "allocate": nonzeros_of_store,
+        "log_rate_sums": nonzeros_of_real,
+        "log_normalizer_sums": nonzeros_of_store,
+        "gamma_update": rows,
+        "gamma_entropy": rows,
+        "join_segments": _for_sums,
+        "sum_columns": _for_sums,
+        "mean": lambda flow: Executed(32, flow.way(None).counts, Counts()),
     }
+    executed = {name: way(flows[name]) for name, way in ways.items() if name in flows}
     blocks = {
         name: resident_warps(sm, kernel.threads, kernel.registers, kernel.shared) * 32 // kernel.threads
         for name, kernel in compiled.kernels.items()
