@@ -105,6 +105,14 @@ def assert_close(got: Host, want: Host, limit: float) -> None:
     assert worst <= limit, f"relative error {worst:.2e} > {limit:.0e}"
 
 
+def assert_alike(got: Host, want: Host, limit: float) -> None:
+    """Relative Frobenius error."""
+    assert got.shape == want.shape
+    assert np.isfinite(got).all()
+    error = float(np.linalg.norm(got.astype(np.float64) - want) / max(float(np.linalg.norm(want)), 1e-300))
+    assert error <= limit, f"relative error {error:.2e} > {limit:.0e}"
+
+
 def assert_near(got: float, want: float, limit: float, scale: float) -> None:
     """Error of one number in proportion to the size of the terms that it sums."""
     assert math.isfinite(got)
