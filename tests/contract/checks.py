@@ -148,12 +148,7 @@ def log_of_entries(backend: Backend, factor: protocol.Factor) -> tuple[Host, Hos
 
 
 def ascend(
-    backend: Backend,
-    case: Case,
-    tolerance: Tolerance,
-    *,
-    exact: bool = False,
-    temperature: float | None = None,
+    backend: Backend, case: Case, tolerance: Tolerance, *, exact: bool, temperature: float | None
 ) -> None:
     """Up to three iterations with a pinned column and without one, with ξ and without; with neighbours at a
     temperature.
@@ -182,11 +177,11 @@ def ascend(
             shape, *_, exp_log, log_scale = factor_on_host(backend, factor)
             assert factor.temperature == t
             assert shape.dtype == exp_log.dtype == backend.dtype
-            assert_alike(shape, theta.shape, tolerance.parameters)
-            assert_alike(rate_on_host(backend, factor.rates), theta.rate, tolerance.parameters)
-            assert_alike(backend.asnumpy(backend.mean(factor)), theta.mean, tolerance.parameters)
-            assert_alike(backend.asnumpy(rates), xi, tolerance.parameters)
-            assert_alike(backend.asnumpy(sums), theta.column_sums, tolerance.parameters)
+            assert_alike(shape, theta.shape, tolerance.ascend)
+            assert_alike(rate_on_host(backend, factor.rates), theta.rate, tolerance.ascend)
+            assert_alike(backend.asnumpy(backend.mean(factor)), theta.mean, tolerance.ascend)
+            assert_alike(backend.asnumpy(rates), xi, tolerance.ascend)
+            assert_alike(backend.asnumpy(sums), theta.column_sums, tolerance.ascend)
             again, *_ = backend.gamma_update(backend.asarray(shape), 0.0, factor.rates, temperature=t)
             assert_same(exp_log, backend.asnumpy(again.exp_log))
             assert_same(log_scale, backend.asnumpy(again.log_scale))

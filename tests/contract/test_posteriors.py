@@ -69,10 +69,12 @@ def test_extrapolate_what_has_underflowed(backend: Backend) -> None:
 @pytest.mark.parametrize(
     ("name", "temperature"),
     [
-        *(
-            (name, None)
-            for name in ("K=1", "K=30", "one user", "no nonzero", "small shapes", "nearly disjoint")
-        ),
+        ("K=1", None),
+        ("K=30", None),
+        ("one user", None),
+        ("no nonzero", None),
+        ("small shapes", None),
+        ("nearly disjoint", None),
         ("K=5", 1.0),
         ("K=30", 1.25),
         ("nearly disjoint", 1.25),
