@@ -677,6 +677,39 @@ def fold_in_with_neighbours(
     return theta
 
 
+def ascend(
+    y: Matrix,  # (N, M)
+    theta: Gamma,  # (N, K) at the start
+    beta: Gamma,  # (M, K)
+    xi_rate: Vector,  # (N,) at the start
+    weights: Weights | None,
+    a: float,
+    column_rate: Vector,  # (K,)
+    xi_shape: float,
+    xi_line: tuple[float, float],
+    pins: dict[int, float],  # shapes by column
+    iterations: int,
+) -> list[tuple[Gamma, Vector]]:
+    """θ and the rates of ξ at the start and after each iteration in which nothing else is updated.
+
+    The rates of ξ are a linear function of the sums of rows of E[θ], with a slope and an offset.
+    """
+    states = [(theta, xi_rate)]
+    for _ in range(iterations):
+        if weights is None:
+            z, _ = allocate(y, theta.expected_log, beta.expected_log)
+        else:
+            logs = theta.expected_log, beta.expected_log, weights.w.expected_log
+            z, *_ = allocate_with_neighbours(y, *logs, weights.sources, weights.temperature)
+        shape = a + z
+        for column, pinned in pins.items():
+            shape[:, column] = pinned
+        theta = Gamma(shape, (xi_shape / xi_rate)[:, None] + column_rate)
+        xi_rate = xi_line[0] * theta.row_sums + xi_line[1]
+        states.append((theta, xi_rate))
+    return states
+
+
 # -- stochastic updates ------------------------------------------------------------------------
 
 

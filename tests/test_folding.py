@@ -17,6 +17,7 @@ from scipy import sparse
 from small_data import COUNTS, IDS, of_user, quick
 
 from hpf_gpu import HPF
+from hpf_gpu.backends import create
 from hpf_gpu.backends.protocol import RankOne
 from hpf_gpu.data.counts import NewRows
 from hpf_gpu.data.ids import Ids, shown
@@ -99,6 +100,20 @@ def test_fold_in_stops_when_rows_move_less_than_the_threshold(backend, dtype):
         assert (
             relative_error(means[iterations], means[iterations + 1]) > 1e-4
         )  # so the one told from the next
+
+
+def test_fold_in_of_many_rows_can_be_interrupted(dtype, monkeypatch):
+    """Beyond so many numbers openmp takes one iteration after the other, between which Python sees Ctrl-C."""
+    pytest.importorskip("hpf_gpu._openmp", reason="the compiled module is missing")
+    backend, (y, beta) = create("openmp", dtype), folding_case()
+    want_theta, _ = oracle.fold_in(y, beta, A, A_PRIME, B_PRIME, 6)[-1]
+    monkeypatch.setattr("hpf_gpu.backends.openmp_backend._ASCENT", 6 * (7 + np.count_nonzero(y)) * 4 - 1)
+    theta, _ = folded(backend, y, beta, maxiter=6, stop_thr=1e-30)
+    assert relative_error(theta, want_theta.mean) < AGAINST_ORACLE[dtype.name]
+    monkeypatch.setattr("hpf_gpu.model.inference.update_side", lambda *_: 1 / 0)
+    folded(backend, y, beta, maxiter=5, stop_thr=1e-30)
+    with pytest.raises(ZeroDivisionError):
+        folded(backend, y, beta, maxiter=6, stop_thr=1e-30)
 
 
 # -- what the model gives ----------------------------------------------------------------------

@@ -56,6 +56,26 @@ def make_calls(dtype: type, n: int, m: int, k: int, threads: int, density: float
         arrays = (matrix(size), np.ones(size), None, np.ones(k), matrix(size), np.zeros(size))
         return dict(zip(names, arrays, strict=True)) | {"temperature": 1.0}
 
+    def folded() -> dict[str, Any]:
+        return {
+            "columns": np.ones(k),
+            "prior_shape": 0.3,
+            "hyper_shape": 0.3 * (1 + k),
+            "slope": 1.0,
+            "offset": 0.3,
+            "pinned_columns": np.array([k - 1]),
+            "pinned_shapes": np.array([2.0]),
+            "most": 3,
+            "threshold": 0.0,
+            "exact": False,
+            "shape": matrix(n),
+            "rate_rows": np.empty(n),
+            "exp_log": matrix(n),
+            "log_scale": np.empty(n),
+            "hyper_rate": np.ones(n),
+            "column_sums": np.empty(k),
+        }
+
     # In matrices of their own, and in vectors: what gamma_update writes to, the sides read.
     counts = counts_of(m, *csr.values(), k, threads)
     users, items = side_of(**side(n)), side_of(**side(m))
@@ -131,6 +151,8 @@ def make_calls(dtype: type, n: int, m: int, k: int, threads: int, density: float
             openmp.allocate_with_neighbours,
             shared | sums | {"exact": True},
         ),
+        "fold_in": (openmp.fold_in, sides | {"had": None, "weights": None} | folded()),
+        "fold_in with neighbours": (openmp.fold_in, shared | folded()),
         "log_rate_sum_with_neighbours": (
             openmp.log_rate_sum_with_neighbours,
             {
@@ -220,6 +242,7 @@ NUMBERS = {
     "j": (-(2**63), -1, 0, 1, 2**31, 2**62, 2**63 - 1, None),
     "begin": (-(2**63), -1, 1, 2**31, 2**62, 2**63 - 1, None),
     "end": (-(2**63), -1, 0, 1, 2**31, 2**62, 2**63 - 1, None),
+    "most": (-(2**63), -1, 0, 2**63, None),
     "temperature": (-1.0, 0.0, float("nan"), float("inf"), None),
 }
 #: Rows of the caller's own, of which there may be more, at any distance.
@@ -312,6 +335,11 @@ def spoiled(operation: str, calls: dict[str, Call], others: tuple[dict[str, Call
         moved[: good["indptr"][1]] = np.arange(good["indptr"][1])
         if (moved != good["indices"]).any():
             yield function, "indices", good | {"indices": moved}
+    if operation.startswith("fold_in"):
+        for wrong_column in (-1, len(good["columns"])):
+            yield function, "pinned_columns", good | {"pinned_columns": np.array([wrong_column])}
+    if operation == "fold_in with neighbours":
+        yield function, "no weights", good | {"had": None, "weights": None}
     if operation == "allocate_with_neighbours":
         yield function, "no sums", good | {"user_sums": None, "item_sums": None, "weight_sums": None}
         yield function, "half of the items", good | {"weight_sums": None}

@@ -46,6 +46,7 @@ from .cuda_stream import Narrow, Streamer
 from .packing import packed_csr, unpacked_csr
 from .protocol import (
     Array,
+    Ascent,
     BackendUnavailable,
     DeviceData,
     DeviceError,
@@ -529,6 +530,17 @@ class CudaBackend:
         )
         kernels["sum_columns"](-(-k // 32), 1024, parts, blocks, column_sums)
         return factor, row_sums, column_sums
+
+    def ascend(
+        self,
+        counts: DeviceCounts,
+        rows: Factor,
+        others: Factor,
+        hyper_rate: Array,
+        ascent: Ascent,
+        weights: Factor | None = None,
+    ) -> None:
+        return None
 
     def mean(self, factor: Factor, out: Array | None = None) -> Array:
         n, k = factor.shape.shape

@@ -19,7 +19,7 @@ from hpf_gpu.ranking import top_columns
 
 from . import numpy_neighbours
 from .packing import packed_csr, unpacked_csr
-from .protocol import Array, Factor, Host, ItemScores, ModelState, RankOne, Rates, SideName
+from .protocol import Array, Ascent, Factor, Host, ItemScores, ModelState, RankOne, Rates, SideName
 
 _BLOCK_BYTES = 1 << 23  # temporaries of one block
 
@@ -146,6 +146,17 @@ class NumpyBackend:
             log_scale[block] = log_mean.max(axis=1)
             exp_log[block] = np.exp(log_mean - log_scale[block, None])
         return Factor(shape, rates, exp_log, log_scale, temperature), row_sums, column_sums
+
+    def ascend(
+        self,
+        counts: NumpyCounts,
+        rows: Factor,
+        others: Factor,
+        hyper_rate: Array,
+        ascent: Ascent,
+        weights: Factor | None = None,
+    ) -> None:
+        return None
 
     def mean(self, factor: Factor, out: Array | None = None) -> Array:
         mean = np.empty_like(factor.shape) if out is None else out

@@ -15,7 +15,7 @@ from scipy import sparse
 
 from .openmp_diagnosis import find_fault, install_openmp, unknown_level, usable_cores
 from .packing import UNSIGNED, checked, narrowest, value_type, value_types
-from .protocol import Array, Factor, Host, ItemScores, ModelState, RankOne, Rates, SideName
+from .protocol import Array, Ascent, Factor, Host, ItemScores, ModelState, RankOne, Rates, SideName
 
 # GNU OpenMP reads this when it is loaded.  By default its threads spin while they wait, and on shared cores
 # they slow down the thread that they wait for.  Online Retail, k=30, two threads on two cores, ms per
@@ -37,6 +37,7 @@ if _level := os.environ.get("HPF_GPU_LEVEL"):
     _openmp.use_level(_level)
 
 _PRODUCTS = 1 << 35  # of one call, which cannot be interrupted: about a second on one core
+_ASCENT = 1 << 28  # numbers of rows and nonzeros that one fold-in goes through, likewise
 _PAIRS = 1 << 29  # of items that a user has, in one call
 _LINE = 64  # bytes of a cache line, and of the widest vector
 _BLOCK, _FOUR = 16, 4  # items and factors whose bounds lie together
@@ -316,6 +317,45 @@ class OpenMPBackend:
             tiles, counts.had, *sides, of_items, of_weights, of_users, exact, self.threads
         )
         return of_users, of_items, of_weights
+
+    def ascend(
+        self,
+        counts: TiledCounts,
+        rows: Factor,
+        others: Factor,
+        hyper_rate: Array,
+        ascent: Ascent,
+        weights: Factor | None = None,
+    ) -> tuple[Factor, Array, Array] | None:
+        tiles, (n, k) = counts.laid_out(neighbours=weights is not None), rows.shape.shape
+        width = k if weights is None else k + weights.shape.shape[1]
+        if ascent.maxiter * (n + counts.nnz) * width > _ASCENT:
+            return None
+        shape, exp_log, log_scale = self._empty(n, k), self._empty(n, k), np.empty(n)
+        rates = RankOne(np.empty(n), ascent.columns)
+        hyper_rate, column_sums = hyper_rate.copy(), np.empty(k)
+        _openmp.fold_in(
+            tiles,
+            counts.had,
+            *(None if side is None else self._side(side) for side in (rows, others, weights)),
+            ascent.columns,
+            ascent.prior_shape,
+            ascent.hyper_shape,
+            *ascent.hyper_rate,
+            np.array([column for column, _ in ascent.pins], np.int64),
+            np.array([shape for _, shape in ascent.pins], np.float64),
+            ascent.maxiter,
+            ascent.threshold,
+            ascent.exact,
+            shape,
+            rates.rows,
+            exp_log,
+            log_scale,
+            hyper_rate,
+            column_sums,
+            self.threads,
+        )
+        return Factor(shape, rates, exp_log, log_scale, rows.temperature), hyper_rate, column_sums
 
     def log_rate_sum(
         self, counts: TiledCounts, theta: Array, beta: Array, weights: Array | None = None

@@ -100,6 +100,24 @@ class Factor:
 
 
 @dataclass(frozen=True)
+class Ascent:
+    """What the updates of some rows have in common while the other side does not change.
+
+    An update gives shapes ``prior_shape + statistic``, rates E[ξ] + ``columns`` and, of q(ξ), the rates
+    ``slope · Σ_k E[θ_nk] + offset``.
+    """
+
+    prior_shape: float  # a
+    columns: Array  # (K,) float64, column part of the rates of q(θ)
+    hyper_shape: float  # of q(ξ)
+    hyper_rate: tuple[float, float]  # slope and offset
+    pins: tuple[tuple[int, float], ...]  # columns that no update changes, and their shapes
+    maxiter: int
+    threshold: float  # of the norm of the change of E[θ] in an iteration, below which no other follows
+    exact: bool = False  # as in :meth:`Backend.allocate`
+
+
+@dataclass(frozen=True)
 class ItemScores:
     """What the items that users have add to the rates of other items, for :meth:`Backend.top_items`."""
 
@@ -289,6 +307,21 @@ class Backend(Protocol):
         Returns Σ_i y φ (N, K) of the users, Σ_u y φ (M, K) of the items and Σ_u y φ (M, L) of the weights.
         ``side`` "users" asks for the first, "items" for the other two; what is not asked for is None.
         ``exact`` and ``out`` are as in :meth:`allocate`.
+        """
+
+    def ascend(
+        self,
+        counts: Counts,
+        rows: Factor,  # (N, K) at their start values
+        others: Factor,  # (M, K)
+        hyper_rate: Array,  # (N,) rates of q(ξ) at the start
+        ascent: Ascent,
+        weights: Factor | None = None,  # q(w), (M, L)
+    ) -> tuple[Factor, Array, Array] | None:
+        """All iterations of a fold-in at once: the rows (N, K), rates of q(ξ) (N,) and Σ_n E[θ_nk] (K,).
+
+        They are those of :func:`hpf_gpu.model.inference.fold_in`, which makes them of the other operations
+        where the result is None: where a backend has nothing faster, or none for so many rows.
         """
 
     def mean(self, factor: Factor, out: Array | None = None) -> Array:

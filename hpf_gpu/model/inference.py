@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from hpf_gpu.backends.protocol import Array, Backend, Counts, SideName
+from hpf_gpu.backends.protocol import Array, Ascent, Backend, Counts, SideName
 from hpf_gpu.data.blocks import CountBlocks
 
 from .acceleration import SAFEGUARD_EVERY, Kept, with_momentum
@@ -296,10 +296,26 @@ def fold_in(
     the root mean square over rows of the norm of the change of E[θ_n] in one iteration is below ``stop_thr``;
     for a single row this is hpfrec's rule.
     """
-    if len(new.prior.pins) == new.factor.shape.shape[1]:
+    prior, k = new.prior, new.factor.shape.shape[1]
+    if len(prior.pins) == k:
         return new  # there is nothing to fit
-    theta, before = backend.mean(new.factor), None
     threshold = stop_thr * math.sqrt(counts.shape[0])
+    ascent = Ascent(
+        prior_shape=prior.shape,
+        columns=prior.column_rates(frozen.column_sums),
+        hyper_shape=prior.posterior_hyper_shape(k),
+        hyper_rate=prior.hyper_rate_line(k),
+        pins=tuple((pin.column, pin.shape) for pin in prior.pins),
+        maxiter=maxiter,
+        threshold=threshold,
+        exact=exact_phi,
+    )
+    weights = None if frozen.weights is None else frozen.weights.factor
+    at_once = backend.ascend(counts, new.factor, frozen.factor, new.hyper_rate, ascent, weights)
+    if at_once is not None:
+        factor, hyper_rate, sums = at_once
+        return replace(new, factor=factor, hyper_rate=hyper_rate, column_sums=sums)
+    theta, before = backend.mean(new.factor), None
     for _ in range(maxiter):
         statistic, _ = allocate(
             backend, counts, new, frozen, side="users", exact=exact_phi, into_spare=(True, False)

@@ -74,11 +74,19 @@ class Prior:
         """Rate of q(ξ) before the first update: hpfrec's, or without hierarchy the one with E[ξ] = b'."""
         return self.hyper_mean if self.hierarchical else self.posterior_hyper_shape(k) / self.hyper_mean
 
+    def hyper_rate_line(self, k: int) -> tuple[float, float]:
+        """Slope and offset of the optimal rate of q(ξ_n), a linear function of Σ_k E[θ_nk].
+
+        The sums include pinned columns.
+        """
+        if not self.hierarchical:
+            return 0.0, self.start_hyper_rate(k)
+        return 1.0, self.hyper_rate - sum(pin.value for pin in self.pins)
+
     def next_hyper_rate(self, row_sums: Array, k: int) -> Array:
         """Optimal rates (N,) of q(ξ) for the sums Σ_k E[θ_nk] (N,), which include pinned columns."""
-        if not self.hierarchical:
-            return row_sums * 0.0 + self.start_hyper_rate(k)
-        return row_sums + -sum(pin.value for pin in self.pins) + self.hyper_rate
+        slope, offset = self.hyper_rate_line(k)
+        return row_sums * slope + offset
 
     def column_rates(self, rates: Array) -> Array:
         """Column part (K,) of the rates of q(θ), with the rates of pinned columns put in.

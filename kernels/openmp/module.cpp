@@ -23,6 +23,7 @@
 #include <unistd.h>
 #endif
 
+#include "fold.h"
 #include "kernels.h"
 
 namespace nb = nanobind;
@@ -644,6 +645,67 @@ void define(nb::module_& m, const char* counts_name, const char* side_name) {
       },
       "counts"_a, "had"_a, "items"_a, "users"_a, "weights"_a, "item_sums"_a.noconvert().none(),
       "weight_sums"_a.noconvert().none(), "user_sums"_a.noconvert().none(), "exact"_a, "threads"_a, release);
+
+  m.def(
+      "fold_in",
+      [](const Counts& counts,  // (N, M); with weights (M, N)
+         const Had* had, const Side<T>& users, const Side<T>& items, const Side<T>* weights,
+         const Vector& columns,  // (K,)
+         double prior_shape, double hyper_shape, double slope, double offset,
+         const Line<const int64_t>& pinned_columns,  // (P,)
+         const Line<const double>& pinned_shapes,    // (P,)
+         int64_t most, double threshold, bool exact,
+         const Padded<T>& shape,     // (N, K)
+         const Vector& rate_rows,    // (N,)
+         const Padded<T>& exp_log,   // (N, K)
+         const Vector& log_scale,    // (N,)
+         const Vector& hyper_rate,   // (N,)
+         const Vector& column_sums,  // (K,)
+         int64_t threads) {
+        const TilesView<T> tiles = counts.view();
+        const int64_t n = users.n(), k = users.k(), pins = pinned_columns.shape(0);
+        if ((had != nullptr) != (weights != nullptr)) refuse("had and weights need one another");
+        if (weights) {
+          check_sides(tiles, items.n(), n, items.k(), k);
+          check_neighbours(tiles, *had, counts.nonzeros(), weights->n(), weights->k());
+          check_temperatures(items, users, *weights);
+        } else {
+          check_sides(tiles, n, items.n(), k, items.k());
+        }
+        check_length("columns", columns.shape(0), k);
+        check_length("pinned_shapes", pinned_shapes.shape(0), pins);
+        check_length("rate_rows", rate_rows.shape(0), n);
+        check_length("log_scale", log_scale.shape(0), n);
+        check_length("hyper_rate", hyper_rate.shape(0), n);
+        check_length("column_sums", column_sums.shape(0), k);
+        if (most < 1) refuse("fold-in takes one iteration or more, not ", most);
+        const int64_t* column = numbers_of(pinned_columns);
+        const double* pinned_shape = numbers_of(pinned_shapes);
+        Numbers<Pinned> pinned(pins);
+        for (int64_t p = 0; p < pins; ++p) {
+          if (column[p] < 0 || column[p] >= k) throw nb::index_error("a pinned column lies outside the matrix");
+          pinned[p] = {column[p], pinned_shape[p]};
+        }
+        const Ascent<T> ascent{tiles,
+                               weights ? had->view() : HadView{},
+                               items.factor(),
+                               weights ? &weights->factor() : nullptr,
+                               numbers_of(columns),
+                               prior_shape,
+                               hyper_shape,
+                               slope,
+                               offset,
+                               pinned,
+                               exact,
+                               checked_threads(threads)};
+        fold_in(kernels<T>(), ascent, users.factor(), most, threshold, aligned<T>("shape", shape, n, k),
+                numbers_of(rate_rows), aligned<T>("exp_log", exp_log, n, k), numbers_of(log_scale),
+                numbers_of(hyper_rate), numbers_of(column_sums));
+      },
+      "counts"_a, "had"_a.none(), "users"_a, "items"_a, "weights"_a.none(), "columns"_a.noconvert(), "prior_shape"_a,
+      "hyper_shape"_a, "slope"_a, "offset"_a, "pinned_columns"_a.noconvert(), "pinned_shapes"_a.noconvert(), "most"_a,
+      "threshold"_a, "exact"_a, "shape"_a.noconvert(), "rate_rows"_a.noconvert(), "exp_log"_a.noconvert(),
+      "log_scale"_a.noconvert(), "hyper_rate"_a.noconvert(), "column_sums"_a.noconvert(), "threads"_a, release);
 
   m.def(
       "log_rate_sum_with_neighbours",

@@ -29,9 +29,10 @@ from contract.cases import (
     make_factors,
     make_neighbours,
     on_host,
+    rate_on_host,
     rates_of,
 )
-from contract.tolerances import Tolerance, assert_close, assert_near, assert_same
+from contract.tolerances import Tolerance, assert_alike, assert_close, assert_near, assert_same
 from hpf_gpu.backends import protocol
 from hpf_gpu.backends.protocol import Backend, Host
 
@@ -144,6 +145,46 @@ def log_of_entries(backend: Backend, factor: protocol.Factor) -> tuple[Host, Hos
     normal = exp_log >= np.finfo(backend.dtype).tiny
     logs = np.log(exp_log, where=normal, out=np.full_like(exp_log, -np.inf))
     return logs, backend.asnumpy(factor.log_scale)[:, None]
+
+
+def ascend(
+    backend: Backend, case: Case, tolerance: Tolerance, *, exact: bool, temperature: float | None
+) -> None:
+    """Up to three iterations with a pinned column and without one, with ξ and without; with neighbours at a
+    temperature.
+    """
+    more = None if temperature is None else make_neighbours(case.name)
+    t, factors = temperature or 1.0, case.k
+    users, items = (make_factor(backend, side, t) for side in (case.users, case.items))
+    weights = None if more is None else make_factor(backend, more.weights, t)
+    counts = backend.counts(case.csr(backend.dtype), case.k, None if more is None else more.sources)
+    hyper_rate, columns = np.linspace(0.1, 3.0, len(case.y)), np.linspace(1.0, 9.0, factors)
+    for pins, line in ((), (1.0, 0.25)), (((factors // 2, 0.75),), (1.0, 0.25)), ((), (0.0, 2.0)):
+        states = oracle.ascend(
+            case.y,
+            *(case.users.gamma, case.items.gamma, hyper_rate),
+            None if more is None else oracle.Weights(more.weights.gamma, more.sources, 0.0, 0.0, t),
+            *(0.3, columns, 1.5, line, dict(pins)),
+            iterations=3,
+        )
+        for iterations, most, threshold in ((1, 3, np.inf), (3, 3, 0.0)):
+            start, given = backend.asarray(hyper_rate), backend.asarray(columns)
+            ascent = protocol.Ascent(0.3, given, 1.5, line, pins, most, threshold, exact)
+            got = backend.ascend(counts, users, items, start, ascent, weights)
+            assert got is not None
+            factor, rates, sums = got
+            theta, xi = states[iterations]
+            shape, *_, exp_log, log_scale = factor_on_host(backend, factor)
+            assert factor.temperature == t
+            assert shape.dtype == exp_log.dtype == backend.dtype
+            assert_alike(shape, theta.shape, tolerance.ascend)
+            assert_alike(rate_on_host(backend, factor.rates), theta.rate, tolerance.ascend)
+            assert_alike(backend.asnumpy(backend.mean(factor)), theta.mean, tolerance.ascend)
+            assert_alike(backend.asnumpy(rates), xi, tolerance.ascend)
+            assert_alike(backend.asnumpy(sums), theta.column_sums, tolerance.ascend)
+            again, *_ = backend.gamma_update(backend.asarray(shape), 0.0, factor.rates, temperature=t)
+            assert_same(exp_log, backend.asnumpy(again.exp_log))
+            assert_same(log_scale, backend.asnumpy(again.log_scale))
 
 
 def allocate_with_neighbours(

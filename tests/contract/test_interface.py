@@ -88,6 +88,12 @@ def test_operations_repeat_and_leave_inputs_alone(backend: Backend, case: Case) 
     earlier, steps = (then.exp_log, then.log_scale), backend.asarray(np.array([2.0]))
     exclude = (np.arange(len(case.y) + 1), np.zeros(len(case.y), np.int64))  # the first item, to everybody
 
+    ascent = protocol.Ascent(0.3, backend.asarray(np.ones(case.k)), 1.5, (1.0, 0.25), ((0, 0.5),), 2, 0.0)
+
+    def ascended() -> tuple[Host | None, ...]:
+        found = backend.ascend(counts, users, items, hyper_rate, ascent)
+        return () if found is None else (*factor_on_host(backend, found[0]), *on_host(backend, found[1:]))
+
     def refreshed() -> tuple[Host | None, ...]:
         factor, *sums = backend.gamma_update(backend.asarray(case.users.shape), 0.3, users.rates)
         return (*factor_on_host(backend, factor), *on_host(backend, tuple(sums)))
@@ -99,6 +105,7 @@ def test_operations_repeat_and_leave_inputs_alone(backend: Backend, case: Case) 
         "allocate exact": lambda: on_host(backend, backend.allocate(counts, users, items, exact=True)),
         "gamma_update": refreshed,
         "extrapolate": lambda: factor_on_host(backend, backend.extrapolate(users, earlier, steps)),
+        "ascend": ascended,
         "mean": lambda: on_host(backend, (backend.mean(users),)),
         "log_rate_sum": lambda: (backend.log_rate_sum(counts, theta, beta),),
         "log_normalizer_sum": lambda: (backend.log_normalizer_sum(counts, users, items),),
@@ -119,7 +126,7 @@ def test_operations_repeat_and_leave_inputs_alone(backend: Backend, case: Case) 
         factors = (*factor_on_host(backend, users), *factor_on_host(backend, items))
         return [
             *factors,
-            *on_host(backend, (theta, beta, hyper_rate, *earlier, steps)),
+            *on_host(backend, (theta, beta, hyper_rate, ascent.columns, *earlier, steps)),
             rows.copy(),
             columns.copy(),
             *map(np.copy, exclude),

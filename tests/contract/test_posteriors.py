@@ -7,7 +7,7 @@ import oracle
 import pytest
 
 from contract import checks
-from contract.cases import Case, both_sides, factor_of, float32_exact, rate_on_host, rates_of
+from contract.cases import Case, both_sides, factor_of, float32_exact, make_case, rate_on_host, rates_of
 from contract.tolerances import Tolerance, assert_same
 from hpf_gpu.backends.protocol import Backend, Full, RankOne
 
@@ -64,6 +64,30 @@ def test_extrapolate_what_has_underflowed(backend: Backend) -> None:
     got = backend.extrapolate(factor, earlier, backend.asarray(np.ones(1)))
     np.testing.assert_allclose(backend.asnumpy(got.exp_log), [[1.0, 0.0, 0.5, 0.0, 0.0]], rtol=1e-6)
     np.testing.assert_allclose(backend.asnumpy(got.log_scale), [-1.5], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "temperature"),
+    [
+        ("K=1", None),
+        ("K=30", None),
+        ("one user", None),
+        ("no nonzero", None),
+        ("small shapes", None),
+        ("nearly disjoint", None),
+        ("K=5", 1.0),
+        ("K=30", 1.25),
+        ("nearly disjoint", 1.25),
+    ],
+)
+@pytest.mark.parametrize("exact", [False, True], ids=["plain", "exact"])
+def test_ascend(
+    backend: Backend, tolerance: Tolerance, name: str, temperature: float | None, exact: bool
+) -> None:
+    """All iterations of a fold-in at once; tests/test_folding.py has what all backends do."""
+    if backend.name != "openmp":
+        pytest.skip(f"{backend.name} leaves fold-in to a loop over its other operations")
+    checks.ascend(backend, make_case(name), tolerance, exact=exact, temperature=temperature)
 
 
 def test_mean(backend: Backend, case: Case, tolerance: Tolerance) -> None:
