@@ -312,7 +312,8 @@ class HPFEnsemble:
         ValueError, TypeError
             If an id is unknown, or the ensemble is not fitted.
         """
-        return ensembles.top_n(self._ensemble, user, Wanted.checked(n, exclude_seen, items_pool))
+        wanted = Wanted.checked(n, exclude_seen, items_pool)
+        return ensembles.top_n(self._ensemble, self._threads, user, wanted)
 
     def recommend(
         self,
@@ -323,6 +324,8 @@ class HPFEnsemble:
         exclude_seen: bool = True,
         items: Any = None,
         discount: float = 0.0,
+        rank_by: str = "mean",
+        level: float = 0.9,
         as_frame: bool = True,
         path: str | os.PathLike[str] | None = None,
     ) -> Any:
@@ -336,6 +339,11 @@ class HPFEnsemble:
             Scores are combined expected counts divided by n_i to this power, where n_i users have the item.
             Popular items have larger expected counts for everyone; held-out items of lists of ten to twenty
             are found best with 0.1 to 0.3.
+        rank_by : {'mean', 'lower', 'upper'}
+            Whether scores are combined expected counts, or the lower or upper bounds of intervals of the
+            rates, as :meth:`predict_interval` has them: those of the mixture of the members.
+        level : float
+            Probability of the intervals.
 
         Returns
         -------
@@ -347,15 +355,21 @@ class HPFEnsemble:
         ValueError, TypeError
             If both ``users`` and ``counts`` are given, no user is known, ``discount`` is negative, or the
             ensemble is not fitted; with ``counts``, if all members are transposed or were fitted with
-            keep_all_objs=False.
+            keep_all_objs=False; if bounds are asked for and a member was fitted with that, or members differ
+            in ``counts``.
         """
         if users is not None and counts is not None:
             raise ValueError("recommend takes users, ids of the model, or counts of new users, and not both")
-        wanted, ensemble = Wanted.checked(n, exclude_seen, items, discount), self._ensemble
+        wanted = Wanted.checked(n, exclude_seen, items, discount, rank_by, level)
+        ensemble = self._ensemble
+        if wanted.quantile is not None:
+            self._taken("bounds of")
         if counts is None:
             rows = known_rows(ensemble.user_ids, users)
             parts = [rows] if path is None else in_parts(rows, wanted.n)
-            lists: Iterable[Lists] = (ensembles.recommend(ensemble, part, wanted) for part in parts)
+            lists: Iterable[Lists] = (
+                ensembles.recommend(ensemble, self._threads, part, wanted) for part in parts
+            )
         else:
             lists = [self._recommend_for(ensemble, counts, wanted)]
         if path is not None:
@@ -374,7 +388,8 @@ class HPFEnsemble:
             folded.append(factors_of_new_users(settings, fitted, triplets, maxiter=10, stop_thr=1e-3))
         new, *_ = folded[0]
         had = new.csr.indptr, new.csr.indices
-        return ensembles.recommend_for(ensemble, new.ids, [theta for _, theta, _ in folded], had, wanted)
+        factors = [(theta, shape) for _, theta, shape in folded]
+        return ensembles.recommend_for(ensemble, new.ids, factors, had, wanted)
 
     def similar_items(self, items: Any = None, n: int = 10) -> Any:
         """The items most like some items, by the mean similarity of the members that have factors.

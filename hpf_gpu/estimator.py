@@ -395,9 +395,8 @@ class HPF:
             Memory that the process may take, in bytes or as "4GB": the counts are read in pieces, sorted on
             disk, and kept there in blocks of users of which two are in memory.  ``counts_df`` may then also
             be a list of files, a dataset of pyarrow, a memory-mapped CSR matrix, or a list or generator of
-            any of these forms; ids are of one type in all of them.  Files are Parquet or Arrow: a CSV file is
-            read as a whole.  The items of the users are not kept, as with ``keep_data=False``.
-            docs/out-of-core.md says more.
+            any of these forms; ids are of one type in all of them.  The items of the users are not kept, as
+            with ``keep_data=False``.  docs/out-of-core.md says more.
         scratch : str or path-like, optional
             Folder for the counts on disk, by default that of temporary files.  They take 3 to 5 bytes
             a count, and 10 more while they are sorted, and are removed when the fit ends.

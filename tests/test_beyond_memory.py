@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ from scipy import sparse
 
 from hpf_gpu import HPF, Counts, NotEnoughMemory
 from hpf_gpu.backends.openmp_backend import OpenMPBackend
+from hpf_gpu.data import frames, pieces
 from hpf_gpu.data.blocks import Block, BlocksInMemory, pairs_of
 from hpf_gpu.data.ids import encode
 from hpf_gpu.data.numbering import Numbering
+from hpf_gpu.data.triplets import Columns, load
 from hpf_gpu.files import count_store
 from hpf_gpu.files.count_store import BlocksOnDisk, RunsOfCounts
 from hpf_gpu.files.scratch import scratch_folder
@@ -55,6 +58,7 @@ HOW: dict[str, Any] = {
 def small(monkeypatch: Any) -> None:
     """Runs and blocks of a few hundred counts, so that there are several."""
     monkeypatch.setattr(beyond_memory, "_READ_AT_ONCE", 450)
+    monkeypatch.setattr(frames, "_CSV_AT_ONCE", 1024)
     monkeypatch.setattr(Limit, "counts_of_a_run", lambda self: 700)
     monkeypatch.setattr(Limit, "counts_of_a_block", lambda self, *_: 512)
 
@@ -175,6 +179,156 @@ def test_every_form(tmp_path: Path) -> None:
     for name, data in forms.items():
         same(fit(data), want)
         assert not [*Path(tmp_path).glob("hpf_gpu-*")], name
+
+
+# -- CSV files -------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(
+    ("name", "separator"),
+    [
+        ("plays.csv", ","),
+        ("plays.csv", ";"),
+        ("plays.tsv", "\t"),
+        ("plays.tsv", "|"),
+        ("plays.csv.gz", ";"),
+        ("plays.csv.bz2", ","),
+    ],
+)
+def test_csv_files_in_pieces(name: str, separator: str, tmp_path: Path) -> None:
+    rows = ROWS.assign(ItemId="item; " + ROWS.ItemId.astype(str), Note="a,b;c|d")
+    path = tmp_path / name
+    rows.to_csv(path, sep=separator, index=False, quoting=2, encoding="utf-8-sig")
+    same(fit(path, maxiter=1), fit(load(path, Columns(), "counts_df"), maxiter=1))
+
+
+@pytest.mark.usefixtures("small")
+def test_csv_files_without_a_column_of_counts(tmp_path: Path) -> None:
+    path = tmp_path / "plays.csv"
+    ROWS.drop(columns="Count").to_csv(path, index=False)
+    same(fit(os.fspath(path), count=None, maxiter=1), fit(ROWS, count=None, maxiter=1))
+
+
+#: Ids by the number of their row.
+WRITTEN = {
+    "integers": lambda row: f"{row % 70}",
+    "strings": lambda row: f"id {row % 70}",
+    "one string, late": lambda row: "85123A" if row == 2000 else f"{row % 70}",
+    "a string at the end": lambda row: "x" if row == 2999 else f"{row % 70}",
+    "a zero in front, late": lambda row: f"{row % 70:0{1 + (row > 1500)}}",
+    "large integers": lambda row: f"{10**18 + row % 70}",
+    "larger than 64 bits, late": lambda row: f"{row % 70 + (row > 2500) * 2**64}",
+    "negative": lambda row: f"{row % 70 - 35}",
+    "words for what is missing": lambda row: ("NA", "nan", "null")[row % 3] if row > 900 else f"{row % 70}",
+}
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("ids", WRITTEN.values(), ids=WRITTEN)
+def test_ids_of_csv_files_are_those_in_memory(ids: Any, tmp_path: Path) -> None:
+    path = tmp_path / "plays.csv"
+    lines = [f"{ids(row)},{row % 7},{row % 3 + 1}\n" for row in range(3000)]
+    path.write_text("UserId,ItemId,Count\n" + "".join(lines))
+    in_memory, model = HPF(**HOW | {"maxiter": 1}).fit(path), fit(path, maxiter=1)
+    for name in ("user_mapping_", "item_mapping_"):
+        got, want = getattr(model, name), getattr(in_memory, name)
+        assert got.tolist() == want.tolist()
+        assert got.dtype == want.dtype
+    np.testing.assert_allclose(model.Theta, in_memory.Theta, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("small")
+def test_ids_of_csv_files_that_are_strings_by_rows_without_a_count(tmp_path: Path) -> None:
+    path = tmp_path / "plays.csv"
+    lines = [f"{row % 70},3,1\n" for row in range(2000)] + ["x1,3,0\n"] * 1000
+    path.write_text("UserId,ItemId,Count\n" + "".join(lines))
+    with pytest.warns(UserWarning, match="1000 counts of zero"):
+        model = fit(path)
+    assert model.user_mapping_.tolist() == [str(user) for user in range(70)]
+
+
+@pytest.mark.usefixtures("small")
+def test_row_numbers_in_csv_files(tmp_path: Path) -> None:
+    path = tmp_path / "plays.csv"
+    ROWS.to_csv(path, index=False)
+    same(fit(path, reindex=False), fit(ROWS, reindex=False))
+    with path.open("a") as file:
+        file.write("x7,3,1\n")
+    with pytest.raises(ValueError, match="is not a number; with reindex=False"):
+        fit(path, reindex=False)
+
+
+def test_few_rows_of_a_csv_file_are_held(small: None, tmp_path: Path, monkeypatch: Any) -> None:
+    path = tmp_path / "plays.csv"
+    pd.concat([ROWS] * 4).to_csv(path, index=False)
+    alive: list[Any] = []  # references to tables with pieces of the file
+    held = []  # rows of those that are alive whenever another is read
+
+    def watched(*given: Any) -> Any:
+        loaded = load(*given)
+        alive.append(weakref.ref(loaded))
+        frames = {id(frame): len(frame) for one in alive if (frame := one()) is not None}
+        held.append(sum(frames.values()))
+        return loaded
+
+    monkeypatch.setattr(pieces, "load", watched)
+    fit(path)
+    # 450 at once, and the rest of 1024 bytes of the file, with 6 or more for each row.
+    most = 450 + 1024 // 6
+    assert len(held) >= len(ROWS) * 4 / most
+    assert max(held) <= 2 * most
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("name", ["plays.csv", "plays.csv.gz", "plays.parquet"])
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ("Count", "count nan in row 2345 cannot be used"),
+        ("UserId", "1 user ids are missing, the first in row 2345"),
+    ],
+)
+def test_what_is_missing_is_named_by_its_row_in_the_file(
+    name: str, column: str, message: str, tmp_path: Path
+) -> None:
+    rows = ROWS.astype({column: "Int64"})
+    rows.loc[2345, column] = None
+    if name.endswith(".parquet"):
+        rows.to_parquet(tmp_path / name)
+    else:
+        rows.to_csv(tmp_path / name, index=False)
+    with pytest.raises(ValueError, match=message):
+        fit(tmp_path / name)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("1,2,two\n", "plays.csv' cannot be read: .*Row #3002: .*invalid value 'two'"),
+        ("1,2\n", "plays.csv' cannot be read: .* Expected 3 columns, got 2: 1,2"),
+    ],
+)
+def test_a_line_of_a_csv_file_that_cannot_be_read(line: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "plays.csv"
+    path.write_text(ROWS.to_csv(index=False) + line)
+    with pytest.raises(ValueError, match=message):
+        fit(path)
+
+
+def test_a_file_that_is_no_table(tmp_path: Path) -> None:
+    (tmp_path / "plays.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"pass a file .parquet, .pq, .arrow"):
+        fit(tmp_path / "plays.json")
+    with pytest.raises(FileNotFoundError, match="there is no such file"):
+        fit(tmp_path / "plays.csv")
+    (tmp_path / "plays.csv").write_text("UserId,Item,Count\n1,2,3\n")
+    with pytest.raises(ValueError, match=r"plays\.csv, has no column 'ItemId'"):
+        fit(tmp_path / "plays.csv")
+
+
+# -- matrices and several files --------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("small")

@@ -12,6 +12,7 @@ from scipy import sparse, stats
 from small_data import COUNTS, quick
 
 from hpf_gpu import HPF, HPFEnsemble, ModelFileError
+from hpf_gpu.answers.uncertainty import Mixture
 from hpf_gpu.files.ensemble_file import ENSEMBLE
 from hpf_gpu.fitting import training
 from hpf_gpu.metrics import model_scores
@@ -316,9 +317,94 @@ def test_draws_are_each_of_one_member(raw: HPFEnsemble) -> None:
     np.testing.assert_array_equal(draws, again)
 
 
+# -- lists by bounds -------------------------------------------------------------------------------
+
+
+def best_by_bounds(
+    ensemble: HPFEnsemble, users: np.ndarray, n: int, bound: str, level: float, exclude: bool, discount: float
+) -> pd.DataFrame:
+    """Lists from the intervals of all pairs."""
+    n_users = COUNTS.groupby("ItemId").UserId.nunique()
+    had = COUNTS.groupby("UserId").ItemId.agg(set)
+    lists = []
+    for user in users:
+        frame = ensemble.predict_interval(user, ITEMS, level)
+        frame["Score"] = frame[bound.title()] / frame.ItemId.map(n_users) ** discount
+        if exclude:
+            frame = frame[~frame.ItemId.isin(had[user])]
+        lists.append(frame.sort_values("Score", ascending=False, kind="stable").head(n))
+    return pd.concat(lists)[["UserId", "ItemId", "Score"]]
+
+
+def same_lists(got: pd.DataFrame, want: pd.DataFrame) -> None:
+    """The same but for the order of equal scores."""
+    assert list(got.UserId) == list(want.UserId)
+    np.testing.assert_allclose(got.Score, want.Score, rtol=1e-6)
+    apart = np.abs(np.diff(want.Score, prepend=np.inf, append=-np.inf)) > 1e-6 * want.Score.max()
+    sure = apart[:-1] & apart[1:]
+    assert (got.ItemId.to_numpy() == want.ItemId.to_numpy())[sure].all()
+    assert sure.sum() > len(sure) // 2
+
+
+@pytest.mark.parametrize("bound", ["lower", "upper"])
+@pytest.mark.parametrize(("exclude", "discount"), [(True, 0.0), (False, 0.5)])
+def test_lists_by_bounds(raw: HPFEnsemble, bound: str, exclude: bool, discount: float) -> None:
+    users = USERS[[7, 0, 21]]
+    want = best_by_bounds(raw, users, 6, bound, 0.8, exclude, discount)
+    got = raw.recommend(users, n=6, exclude_seen=exclude, discount=discount, rank_by=bound, level=0.8)
+    same_lists(got, want)
+    alone = raw.with_weights([0, 1, 0, 0, 0])
+    given = {"n": 6, "exclude_seen": exclude, "discount": discount, "rank_by": bound}
+    same_lists(alone.recommend(users, **given), raw.members_[1].recommend(users, **given))
+
+
+def test_lists_by_bounds_of_all_users_and_of_some_items(
+    raw: HPFEnsemble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In blocks of few users, and however few items are left."""
+    whole = raw.recommend(n=len(ITEMS), rank_by="lower")
+    same_lists(whole, best_by_bounds(raw, USERS, len(ITEMS), "lower", 0.9, True, 0.0))
+    monkeypatch.setattr("hpf_gpu.answers.uncertainty._BLOCK", 150)
+    best = whole.groupby("UserId", sort=False)
+    same_lists(raw.recommend(n=4, rank_by="lower"), best.head(4))
+    pool = ITEMS[::-3]
+    got = raw.recommend(n=4, items=pool, rank_by="lower")
+    same_lists(got, whole[whole.ItemId.isin(pool)].groupby("UserId", sort=False).head(4))
+
+
+def test_lists_by_bounds_of_new_users() -> None:
+    """As of users who were added; transposed members have no part in them."""
+    ensemble = HPFEnsemble([{}, {"a": 0.5}, {"k": 0, "neighbours": 6}], weights=[1, 2, 3], **GIVEN).fit(
+        COUNTS
+    )
+    new = COUNTS[COUNTS.UserId.isin(USERS[:4])].assign(UserId=lambda frame: frame.UserId + 1_000_000)
+    given = {"n": 5, "rank_by": "upper", "level": 0.5}
+    lists = ensemble.recommend(counts=new, **given)
+    longer = copy.deepcopy(ensemble)
+    longer.add_users(new)
+    same_lists(lists, longer.recommend(new.UserId.unique(), **given))
+    more = HPFEnsemble([*ensemble.members, MIXED[4]], weights=[1, 2, 3, 4], **GIVEN).fit(COUNTS)
+    same_lists(more.recommend(counts=new, **given), lists)
+
+
+def test_quantiles_of_a_mixture_are_searched_for_where_a_list_may_have_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ensemble, searched = HPFEnsemble(4, **GIVEN).fit(COUNTS), []
+    original = Mixture.quantiles
+
+    def watched(self: Mixture, p: float) -> np.ndarray:
+        searched.append(self.mean.size)
+        return original(self, p)
+
+    monkeypatch.setattr(Mixture, "quantiles", watched)
+    ensemble.recommend(n=2, rank_by="lower")
+    assert len(USERS) * 2 <= sum(searched) < 0.75 * len(USERS) * len(ITEMS)  # 0.48 measured
+
+
 def test_what_has_no_interval(mixed: HPFEnsemble) -> None:
     pair = USERS[0], ITEMS[0]
-    for ask in (mixed.predict_interval, mixed.sample_rates):
+    for ask in (mixed.predict_interval, mixed.sample_rates, lambda *_: mixed.recommend(rank_by="upper")):
         with pytest.raises(ValueError, match="members with counts='log1p' and 'raw' has no meaning"):
             ask(*pair)
     ones = HPFEnsemble(2, counts="binary", **GIVEN).fit(COUNTS)
@@ -328,6 +414,10 @@ def test_what_has_no_interval(mixed: HPFEnsemble) -> None:
     lean = HPFEnsemble(2, keep_all_objs=False, **GIVEN).fit(COUNTS)
     with pytest.raises(ValueError, match="keep_all_objs=True"):
         lean.predict_interval(*pair)
+    with pytest.raises(ValueError, match="keep_all_objs=True"):
+        lean.recommend(USERS[0], rank_by="lower")
+    with pytest.raises(ValueError, match="rank_by='median' is unknown"):
+        lean.recommend(USERS[0], rank_by="median")
 
 
 def test_what_members_answer_alone(mixed: HPFEnsemble) -> None:

@@ -22,7 +22,16 @@ from hpf_gpu.ranking import best_columns
 from . import uncertainty
 from .predictions import backend_for, of_pairs, rates_of_pairs
 from .recommendations import Lists, Wanted, discounts
-from .uncertainty import Mixture, moments_of
+from .uncertainty import (
+    Gammas,
+    Mixture,
+    Moments,
+    OfUsers,
+    factors_of_users,
+    moments_of,
+    of_all_items,
+    rank_by_quantile,
+)
 
 _BLOCK = 1 << 22  # scores that exist at once
 
@@ -51,7 +60,7 @@ def spread(ensemble: Ensemble, threads: int | None, user: Any, item: Any) -> Any
 
 def mixture(ensemble: Ensemble, threads: int | None, rows: NDArray[Any], columns: NDArray[Any]) -> Mixture:
     """The rates of pairs of row and column numbers (Z,), each that of one member, drawn by weight."""
-    members, weights = _drawn(ensemble)
+    members, weights = _drawn(ensemble.members)
     parts = [moments_of(member.fitted, threads, *_swapped(member, rows, columns)) for member in members]
     return Mixture(parts, weights)
 
@@ -65,7 +74,7 @@ def draws_of_rates(
     columns: NDArray[Any],  # (Z,)
 ) -> NDArray[np.float64]:
     """Draws of the rates of pairs of row and column numbers, (n, Z), each of one member."""
-    members, weights = _drawn(ensemble)
+    members, weights = _drawn(ensemble.members)
     rates, drawn = np.empty((n, len(rows))), rng.choice(len(members), n, p=weights)
     for number, member in enumerate(members):
         own = np.flatnonzero(drawn == number)
@@ -74,11 +83,11 @@ def draws_of_rates(
     return rates
 
 
-def _drawn(ensemble: Ensemble) -> tuple[list[Member], list[float]]:
-    """The members with a weight, and their probabilities."""
-    members = [member for member in ensemble.members if member.weight]
-    total = sum(member.weight for member in members)
-    return members, [member.weight / total for member in members]
+def _drawn(members: Sequence[Member]) -> tuple[list[Member], list[float]]:
+    """Those members that have a weight, and their probabilities."""
+    drawn = [member for member in members if member.weight]
+    total = sum(member.weight for member in drawn)
+    return drawn, [member.weight / total for member in drawn]
 
 
 def _of_pairs(
@@ -154,6 +163,26 @@ def _rates_of_transposed(member: Member, users: NDArray[Any], part: slice) -> ND
     return block
 
 
+def _moments(member: Member, threads: int | None, users: NDArray[Any], items: NDArray[Any]) -> OfUsers:
+    """Moments of the rates of some items (M',) for users of the model, by row number (B,)."""
+    if member.transposed:
+        return partial(_moments_of_transposed, member, threads, users, items)
+    fitted, had = member.fitted, None
+    if fitted.neighbours is not None:
+        csr = member.items_of_users
+        had = items_of(users, (csr.indptr, csr.indices))
+    return of_all_items(fitted, factors_of_users(fitted, users), had, items)
+
+
+def _moments_of_transposed(
+    member: Member, threads: int | None, users: NDArray[Any], items: NDArray[Any], part: slice
+) -> Moments:
+    """The same of a transposed member, pair by pair."""
+    rows, columns = np.broadcast_arrays(users[part, None], items)
+    moments = moments_of(member.fitted, threads, *_swapped(member, rows.ravel(), columns.ravel()))
+    return Moments(moments.mean.reshape(rows.shape), moments.variance.reshape(rows.shape))
+
+
 # -- sums over all items ---------------------------------------------------------------------------
 
 
@@ -188,41 +217,56 @@ def _totals(member: Member, users: NDArray[Any]) -> NDArray[np.float64]:
 # -- lists ---------------------------------------------------------------------------------------
 
 
-def recommend(ensemble: Ensemble, rows: NDArray[Any], wanted: Wanted) -> Lists:
+def recommend(ensemble: Ensemble, threads: int | None, rows: NDArray[Any], wanted: Wanted) -> Lists:
     """The best items of known users, by row number (B,); see :meth:`hpf_gpu.HPFEnsemble.recommend`."""
-    rates = [_rates(member, rows) for member in ensemble.members]
     had = None
     if wanted.exclude_seen:
         csr = ensemble.items_of_users
         had = items_of(rows, (csr.indptr, csr.indices))
-    best, scores = _best(ensemble, ensemble.members, rates, len(rows), had, wanted)
+    members = ensemble.members
+    if wanted.quantile is None:
+        rates = [_rates(member, rows) for member in members]
+        best, scores = _best(ensemble, members, rates, len(rows), had, wanted)
+    else:
+        moments = [partial(_moments, member, threads, rows) for member in members]
+        best, scores = _best_by_quantile(ensemble, members, moments, wanted.quantile, len(rows), had, wanted)
     return Lists(ensemble.user_ids, rows, ensemble.item_ids, best, scores)
 
 
-def top_n(ensemble: Ensemble, user: Any, wanted: Wanted) -> NDArray[Any]:
+def top_n(ensemble: Ensemble, threads: int | None, user: Any, wanted: Wanted) -> NDArray[Any]:
     """Ids of the items with the highest expected counts; see :meth:`hpf_gpu.HPFEnsemble.topN`."""
     users = ensemble.user_ids
-    best = recommend(ensemble, users.require(user), wanted).best
+    best = recommend(ensemble, threads, users.require(user), wanted).best
     return ensemble.item_ids.labels(best[best >= 0] if users.is_single(user) else best)
 
 
 def recommend_for(
     ensemble: Ensemble,
     users: Ids,
-    thetas: Sequence[NDArray[Any]],  # (B, K) of each member that is not transposed
+    factors: Sequence[tuple[NDArray[Any], NDArray[Any]]],  # E[θ] and shapes (B, K) of each such member
     had: UserItems,  # of the B users
     wanted: Wanted,
 ) -> Lists:
     """The same for users who are not in the model, by the members that are not transposed."""
     members = [member for member in ensemble.members if not member.transposed]
-    indptr, indices = had
-    ones = np.ones(len(indices), ensemble.dtype)
-    items = sparse.csr_array((ones, indices, indptr), shape=(users.size, ensemble.item_ids.size))
-    rates = [
-        _rates_of_factors(member.fitted, theta, items) for member, theta in zip(members, thetas, strict=True)
-    ]
     excluded = had if wanted.exclude_seen else None
-    best, scores = _best(ensemble, members, rates, users.size, excluded, wanted)
+    if wanted.quantile is None:
+        indptr, indices = had
+        ones = np.ones(len(indices), ensemble.dtype)
+        items = sparse.csr_array((ones, indices, indptr), shape=(users.size, ensemble.item_ids.size))
+        rates = [
+            _rates_of_factors(member.fitted, theta, items)
+            for member, (theta, _) in zip(members, factors, strict=True)
+        ]
+        best, scores = _best(ensemble, members, rates, users.size, excluded, wanted)
+    else:
+        moments = [
+            partial(of_all_items, member.fitted, Gammas.of(*own), had)
+            for member, own in zip(members, factors, strict=True)
+        ]
+        best, scores = _best_by_quantile(
+            ensemble, members, moments, wanted.quantile, users.size, excluded, wanted
+        )
     return Lists(users, np.arange(users.size), ensemble.item_ids, best, scores)
 
 
@@ -275,6 +319,31 @@ def _best(
         found.append((best if pool is None else np.where(best < 0, -1, pool[best]), scores))
     best, scores = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
     return best, scores
+
+
+def _best_by_quantile(
+    ensemble: Ensemble,
+    members: Sequence[Member],
+    moments: Sequence[Callable[[NDArray[Any]], OfUsers]],  # of each member, from the items to choose from
+    p: float,
+    size: int,
+    had: UserItems | None,  # that are excluded
+    wanted: Wanted,
+) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """The same by quantiles of the mixture of the members' rates."""
+    pool, n_items = wanted.pool(ensemble.item_ids), ensemble.item_ids.size
+    items = np.arange(n_items) if pool is None else pool
+    _, weights = _drawn(members)
+    parts = [of_items(items) for of_items, member in zip(moments, members, strict=True) if member.weight]
+    return rank_by_quantile(
+        lambda users: Mixture([of_users(users) for of_users in parts], weights),
+        (size, n_items),
+        wanted.n,
+        p,
+        excluded=had,
+        pool=pool,
+        factors=_factors(ensemble, wanted.discount) if wanted.discount else None,
+    )
 
 
 def _parts(size: int, n_items: int) -> Iterator[slice]:

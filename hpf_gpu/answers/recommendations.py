@@ -19,7 +19,7 @@ from hpf_gpu.model.fitted import Fitted
 from hpf_gpu.model.settings import Choice, fraction, from_zero, whole_number
 
 from .predictions import backend_for
-from .uncertainty import Gammas, rank_by_quantile, tails
+from .uncertainty import Gammas, of_all_items, rank_by_quantile, tails
 
 _MIN_USERS_FOR_GPU = 1000  # below this many, copying the model to the GPU does not pay
 # To so many users bounds of the scores are looked at by top_items, and from so many numbers in β on they are
@@ -133,12 +133,12 @@ def _lists(
             backend, fitted, theta, wanted.n, had=had, exclude=exclude, pool=pool, discount=wanted.discount
         )
     else:
+        items = np.arange(fitted.item_ids.size) if pool is None else pool
         best, scores = rank_by_quantile(
-            fitted,
-            Gammas.of(theta, shape),
+            of_all_items(fitted, Gammas.of(theta, shape), had, items),
+            (len(theta), fitted.item_ids.size),
             wanted.n,
             wanted.quantile,
-            had=had,
             excluded=exclude,
             pool=pool,
             factors=_factors(fitted, wanted.discount),

@@ -13,7 +13,7 @@ docs/uncertainty.md says how far that is from draws of the rate.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -35,6 +35,7 @@ from .predictions import backend_for, of_neighbours, of_pairs, paired
 
 _BLOCK = 1 << 20  # rates of all items that exist at once
 _KNOTS = 4096  # between which quantiles are interpolated; so many and fewer are computed one by one
+_CLOSE = 1e-6  # relative, far above the error of interpolated quantiles, 8e-8
 
 
 class PosteriorSample(NamedTuple):
@@ -88,6 +89,10 @@ class Moments:
     mean: NDArray[np.float64]
     variance: NDArray[np.float64]
 
+    def __getitem__(self, places: Any) -> Moments:
+        """Those of some of the rates."""
+        return Moments(self.mean[places], self.variance[places])
+
     @property
     def gamma_shape(self) -> NDArray[np.float64]:
         """Shape of the gamma distribution with these moments; 1 where the rate is zero."""
@@ -112,6 +117,11 @@ class Moments:
         knots = np.exp(start + step * np.arange(_KNOTS))
         smooth = _interpolated(_log_ratio(knots, p) * _scale(knots), (logs - start) / step)
         return np.asarray(self.mean * np.exp(smooth / _scale(shape)))
+
+    def bounds_of_quantiles(self, p: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """What quantiles lie between; here they themselves."""
+        quantiles = self.quantiles(p)
+        return quantiles, quantiles
 
     def below(self, rates: NDArray[np.float64]) -> NDArray[np.float64]:
         """Probability that the gamma variables are at most ``rates``."""
@@ -162,6 +172,10 @@ class Mixture:
     parts: Sequence[Moments]
     weights: Sequence[float]  # of the parts, above zero; their sum is 1
 
+    def __getitem__(self, places: Any) -> Mixture:
+        """Some of the rates."""
+        return Mixture([part[places] for part in self.parts], self.weights)
+
     def _mean_of(self, arrays: Iterable[NDArray[np.float64]]) -> NDArray[np.float64]:
         return np.asarray(sum(w * array for w, array in zip(self.weights, arrays, strict=True)))
 
@@ -176,10 +190,15 @@ class Mixture:
         mean = self.mean
         return self._mean_of(part.variance + (part.mean - mean) ** 2 for part in self.parts)
 
+    def bounds_of_quantiles(self, p: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The smallest and the largest quantiles of the parts, between which those of the mixture lie."""
+        of_parts = [part.quantiles(p) for part in self.parts]
+        return np.minimum.reduce(of_parts), np.maximum.reduce(of_parts)
+
     def quantiles(self, p: float) -> NDArray[np.float64]:
-        """Quantiles of the mixture of gamma distributions, to 1e-12; they lie between those of the parts."""
-        of_parts = np.maximum([part.quantiles(p) for part in self.parts], np.finfo(np.float64).tiny)
-        low, high = np.log(of_parts.min(axis=0)), np.log(of_parts.max(axis=0))
+        """Quantiles of the mixture of gamma distributions, to 1e-12."""
+        tiny = np.finfo(np.float64).tiny
+        low, high = (np.log(np.maximum(bound, tiny)) for bound in self.bounds_of_quantiles(p))
         while (high - low > 1e-12).any():
             middle = (low + high) / 2
             if np.array_equal(middle, low) or np.array_equal(middle, high):
@@ -257,6 +276,8 @@ def _interpolated(values: NDArray[np.float64], places: NDArray[np.float64]) -> N
 
 #: Moments of the rates of pairs of row and column numbers, (Z,) each.
 OfPairs: TypeAlias = Callable[[NDArray[Any], NDArray[Any]], Moments | Mixture]
+#: Those of some items (b, M') for each of a slice of the users.
+OfUsers: TypeAlias = Callable[[slice], Moments]
 
 
 def tails(level: float) -> tuple[float, float]:
@@ -337,7 +358,7 @@ def draws_of_rates(
     """Draws of the rates of pairs of row and column numbers, (n, Z)."""
     users, row = np.unique(rows, return_inverse=True)
     items, column = np.unique(columns, return_inverse=True)
-    backend, theta, beta = _backend(fitted, threads), _users(fitted, users), _items(fitted, items)
+    backend, theta, beta = _backend(fitted, threads), factors_of_users(fitted, users), _items(fitted, items)
     weights = None if fitted.neighbours is None else _weights(fitted.neighbours, items)
     rates = np.empty((n, len(rows)))
     step = max(1, _BLOCK // (theta.mean.size + beta.mean.size + len(row)))
@@ -374,7 +395,7 @@ def moments_of(fitted: Fitted, threads: int | None, rows: NDArray[Any], columns:
         return Moments(np.zeros(0), np.zeros(0))
     users, row = np.unique(rows, return_inverse=True)
     items, column = np.unique(columns, return_inverse=True)
-    backend, theta, beta = _backend(fitted, threads), _users(fitted, users), _items(fitted, items)
+    backend, theta, beta = _backend(fitted, threads), factors_of_users(fitted, users), _items(fitted, items)
     mean = backend.predict_pairs(theta.mean, beta.mean, row, column)
     variance = backend.predict_pairs(theta.left, beta.right, row, column)
     if fitted.neighbours is not None:
@@ -389,7 +410,7 @@ def _backend(fitted: Fitted, threads: int | None) -> Backend:
     return backend_for(fitted, threads, dtype=np.dtype(np.float64))
 
 
-def _users(fitted: Fitted, rows: NDArray[Any] | slice) -> Gammas:
+def factors_of_users(fitted: Fitted, rows: NDArray[Any] | slice) -> Gammas:
     """q(θ) of some users, (B, K)."""
     return Gammas.of(fitted.theta[rows], fitted.require_posteriors("uncertainty")[0].shape[rows])
 
@@ -410,7 +431,7 @@ def _weights(neighbours: Neighbours, columns: NDArray[Any] | slice) -> Gammas:
 def sample_posterior(fitted: Fitted, n: int, rng: np.random.Generator) -> PosteriorSample:
     """Draws of all factors; see :meth:`hpf_gpu.HPF.sample_posterior`."""
     everything = slice(None)
-    drawn = [_users(fitted, everything), _items(fitted, everything)]
+    drawn = [factors_of_users(fitted, everything), _items(fitted, everything)]
     if fitted.neighbours is not None:
         drawn.append(_weights(fitted.neighbours, everything))
     draws = [np.empty((n, *gammas.mean.shape), fitted.dtype) for gammas in drawn]
@@ -425,50 +446,58 @@ def sample_posterior(fitted: Fitted, n: int, rng: np.random.Generator) -> Poster
 
 
 def rank_by_quantile(
-    fitted: Fitted,
-    theta: Gammas,  # (B, K)
+    rates: Callable[[slice], Moments | Mixture],  # of the items to choose from, for a slice of the users
+    size: tuple[int, int],  # B users, and M items
     n: int,
     p: float,
     *,
-    had: UserItems | None,  # of the B users, if the model has neighbours
     excluded: UserItems | None,  # of the B users
     pool: NDArray[Any] | None,  # item numbers, ascending
     factors: NDArray[Any] | None,  # (M,) what the quantiles are multiplied by
 ) -> tuple[NDArray[np.int64], NDArray[Any]]:
-    """As :func:`hpf_gpu.answers.recommendations.rank`, by quantiles of rates in place of expected counts."""
-    size = len(fitted.beta)
-    items = np.arange(size) if pool is None else pool
+    """As :func:`hpf_gpu.answers.recommendations.rank`, by quantiles of rates in place of expected counts.
+
+    Those of a mixture have to be searched for, which takes long.  So it is done for the items that may be
+    among the best alone: whose upper bound is not below the n-th largest of the lower bounds.
+    """
+    items = np.arange(size[1]) if pool is None else pool
     if pool is not None and excluded is not None:
-        excluded = places_in(pool, size, excluded)
+        excluded = places_in(pool, size[1], excluded)
+    scale = np.ones(len(items)) if factors is None else factors[items].astype(np.float64)
     n, found = min(n, len(items)), []
-    for part, moments in _of_all_items(fitted, theta, items, had):
-        scores = moments.quantiles(p)
-        if factors is not None:
-            scores *= factors[items]
+    step = max(1, _BLOCK // len(items))
+    for start in range(0, max(size[0], 1), step):
+        part = slice(start, min(start + step, size[0]))
+        of_part = rates(part)
+        low, high = (scale * bound for bound in of_part.bounds_of_quantiles(p))
         if excluded is not None:
-            exclude(scores, np.arange(part.start, part.stop), excluded)
+            for bound in (low, high):
+                exclude(bound, np.arange(part.start, part.stop), excluded)
+        least = np.partition(low, -n, axis=1)[:, -n, None] * (1 - _CLOSE)
+        places = np.nonzero((high >= least) & (high > -np.inf))
+        scores = np.full(high.shape, -np.inf)
+        scores[places] = scale[places[1]] * of_part[places].quantiles(p)
         best, scores = best_columns(scores, n)
         found.append((np.where(best < 0, -1, items[best]), scores))
     best, scores = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
     return best, scores
 
 
-def _of_all_items(
+def of_all_items(
     fitted: Fitted,
     theta: Gammas,  # (B, K)
-    items: NDArray[Any],  # (M',)
-    had: UserItems | None,
-) -> Iterator[tuple[slice, Moments]]:
-    """Moments of the rates of some items, (b, M'), for b users at a time."""
+    had: UserItems | None,  # of the B users, if the model has neighbours
+    items: NDArray[Any],  # (M',) to choose from
+) -> OfUsers:
+    """Function from a slice of the users to the moments of the rates of these items."""
     beta, left = _items(fitted, items), theta.left
-    right, size = beta.right, len(left)
+    right = beta.right
     added: list[Any] = []  # (M, M') each
     if fitted.neighbours is not None:
         weights = _weights(fitted.neighbours, items)
         added = [fitted.neighbours.matrix(values, items).T for values in (weights.mean, weights.variance)]
-    step = max(1, _BLOCK // len(items))
-    for start in range(0, max(size, 1), step):
-        part = slice(start, min(start + step, size))
+
+    def rates(part: slice) -> Moments:
         moments = theta.mean[part] @ beta.mean.T, left[part] @ right.T
         if added and had is not None:
             indptr, indices = items_of(np.arange(part.start, part.stop), had)
@@ -476,4 +505,6 @@ def _of_all_items(
             ones = sparse.csr_array((np.ones(len(indices)), indices, indptr), shape=shape)
             for moment, weight in zip(moments, added, strict=True):
                 moment += (ones @ weight).toarray()
-        yield part, Moments(*moments)
+        return Moments(*moments)
+
+    return rates

@@ -16,12 +16,12 @@ import numpy as np
 from scipy import sparse
 
 from hpf_gpu.messages import warn
+from hpf_gpu.narrowing import value_type
 
 from . import cuda_layout
 from .cuda_counts import DeviceCounts, Rows, Sorter
 from .cuda_launch import Packed
 from .cuda_layout import parts_of, segmentation
-from .packing import value_type
 from .protocol import Array, Host
 
 

@@ -13,8 +13,10 @@ from typing import Any, Literal
 import numpy as np
 from scipy import sparse
 
+from hpf_gpu.narrowing import UNSIGNED, narrowest, value_type, value_types
+
 from .openmp_diagnosis import find_fault, install_openmp, unknown_level, usable_cores
-from .packing import UNSIGNED, checked, narrowest, value_type, value_types
+from .packing import checked
 from .protocol import Array, Ascent, Factor, Host, ItemScores, ModelState, RankOne, Rates, SideName
 
 # GNU OpenMP reads this when it is loaded.  By default its threads spin while they wait, and on shared cores

@@ -1,42 +1,16 @@
-"""Numbers of counts in the narrowest types that hold them, and CSR counts packed into such arrays."""
+"""CSR counts packed into arrays of the narrowest types that hold them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from scipy import sparse
 
+from hpf_gpu.narrowing import UNSIGNED, Kinds, narrowest, value_type, value_types
+
 from .protocol import Host
-
-Kinds: TypeAlias = tuple[np.dtype[Any], ...]
-
-#: What indices of packed counts may be, from the narrowest.
-UNSIGNED: Kinds = tuple(np.dtype(kind) for kind in (np.uint8, np.uint16, np.uint32, np.uint64))
-
-_PIECE = 1 << 22  # counts that are looked at together, so that temporaries are small
-
-
-def narrowest(numbers: Host) -> np.dtype[Any]:
-    """The narrowest unsigned type that holds all of these nonnegative integers."""
-    return np.min_scalar_type(int(numbers.max(initial=0)))
-
-
-def value_types(real: np.dtype[Any]) -> Kinds:
-    """What the counts of a model in ``real`` may be, from the narrowest."""
-    return (*UNSIGNED[:2], real)
-
-
-def value_type(values: Host, real: np.dtype[Any]) -> np.dtype[Any]:
-    """The narrowest type that holds all of these counts (Z,) exactly."""
-    largest = 0.0
-    for start in range(0, len(values), _PIECE):
-        piece = values[start : start + _PIECE]
-        if not (piece % 1 == 0).all():
-            return real
-        largest = max(largest, float(piece.max()))
-    return next((kind for kind in UNSIGNED[:2] if largest <= np.iinfo(kind).max), real)
 
 
 def checked(arrays: Mapping[str, Host], wanted: Mapping[str, tuple[int, Kinds]]) -> dict[str, Host]:

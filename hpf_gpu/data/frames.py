@@ -6,9 +6,10 @@ first file, so that those who have neither pay nothing.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -25,6 +26,7 @@ _OTHER_SEPARATORS = ";\t|,"
 _HEADER = 1 << 16  # bytes in which a header ends
 _COMPRESSED = (".gz", ".bz2", ".zst")
 _ROWS_OF_A_BATCH = 1 << 20
+_CSV_AT_ONCE = 1 << 20  # bytes of a CSV file that pyarrow converts together, of which a line is a part
 _SHOWN = 12  # names of columns in a message
 #: Function to some columns.
 _Names: TypeAlias = Callable[[], Sequence[Any]]
@@ -257,30 +259,23 @@ def files_of(data: Any, name: str) -> Any:
                 f"({', '.join(_PARQUET)}) or all of Arrow ({', '.join(_ARROW)})"
             )
         return None
-    pa, dataset = _pyarrow(paths[0])
+    _, dataset = _pyarrow(paths[0])
     where: Any = [str(path) for path in paths] if several else paths[0]
-    try:
+    with _readable(repr(str(paths[0]))):
         return dataset.dataset(
             where, format="ipc" if kinds <= set(_ARROW) else "parquet", partitioning="hive"
         )
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{str(paths[0])!r} cannot be read: {error}") from error
 
 
 def _columns_of_files(files: Any, wanted: list[Any], name: str) -> Any:
     """Some columns of a dataset as a table of pyarrow."""
-    import pyarrow as pa
-
     require_columns(files.schema.names, wanted, name)
-    try:
+    with _readable(name):
         return files.to_table(columns=wanted)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{name} cannot be read: {error}") from error
 
 
 def batches_of(files: Any, wanted: list[Any], size: int, name: str) -> Iterator[Any]:
     """Some columns of a dataset in tables of pyarrow of about ``size`` rows, of which few are in memory."""
-    import pyarrow as pa
     from pyarrow import dataset
 
     # Unless it is told otherwise, pyarrow reads some row groups as a whole in advance.
@@ -293,21 +288,27 @@ def batches_of(files: Any, wanted: list[Any], size: int, name: str) -> Iterator[
         if isinstance(getattr(files, "format", None), dataset.ParquetFileFormat)
         else {}
     )
-    waiting: list[Any] = []
-    try:
-        for batch in files.to_batches(
+    with _readable(name):
+        batches = files.to_batches(
             columns=wanted,
             batch_size=min(size, _ROWS_OF_A_BATCH),
             batch_readahead=1,
             fragment_readahead=1,
             **sparing,
-        ):
-            waiting.append(batch)
-            if sum(len(one) for one in waiting) >= size:
-                yield pa.Table.from_batches(waiting)
-                waiting = []
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{name} cannot be read: {error}") from error
+        )
+        yield from _gathered(batches, size)
+
+
+def _gathered(batches: Iterable[Any], size: int) -> Iterator[Any]:
+    """Batches of pyarrow in tables of about ``size`` rows."""
+    import pyarrow as pa
+
+    waiting: list[Any] = []
+    for batch in batches:
+        waiting.append(batch)
+        if sum(len(one) for one in waiting) >= size:
+            yield pa.Table.from_batches(waiting)
+            waiting = []
     if waiting:
         yield pa.Table.from_batches(waiting)
 
@@ -340,6 +341,42 @@ def _pyarrow(path: Path) -> tuple[Any, Any]:
 
 def _read_file(path: Path, ids: Sequence[Any], count: Any, name: str, text: _Names) -> Any:
     """The columns of a CSV file as a table of pyarrow."""
+    how = _how_to_read_csv(path, ids, count, name)
+    from pyarrow import csv
+
+    with _readable(repr(str(path))):
+        return _with_integers(csv.read_csv(path, **how), ids, set(text()))
+
+
+def csv_in_pieces(
+    path: str | os.PathLike[str], ids: Sequence[Any], count: Any, size: int, name: str, text: _Names
+) -> Iterator[Any]:
+    """The columns of a CSV file in tables of pyarrow of about ``size`` rows, of which few are in memory.
+
+    Ids are integers up to the first piece with one that is not written as such, and strings from there on.
+
+    Raises
+    ------
+    ValueError, ImportError
+        As for :func:`read_table`.
+    """
+    file, strings = Path(os.fsdecode(path)).expanduser(), set(text())
+    how = _how_to_read_csv(file, ids, count, name)
+    from pyarrow import csv
+
+    # With threads it would not say in which row an error is.
+    how["read_options"] = csv.ReadOptions(block_size=_CSV_AT_ONCE, use_threads=False)
+    with _readable(repr(str(file))), csv.open_csv(file, **how) as batches:
+        for table in _gathered(batches, size):
+            yield _with_integers(table, ids, strings)
+
+
+def _how_to_read_csv(path: Path, ids: Sequence[Any], count: Any, name: str) -> dict[str, Any]:
+    """How pyarrow reads columns of a CSV file with a header, which may show that the separator is another.
+
+    pyarrow decides from the first megabyte what a column has: a stock code 85123A after that would be an
+    error, and 007 the same id as 7.  So ids are read as strings, and are integers if all are written as such.
+    """
     kind = _kind(path)
     if kind == ".h5ad":
         raise ValueError(f"{name} is {str(path)!r}: pass anndata.read_h5ad({str(path)!r})")
@@ -350,50 +387,60 @@ def _read_file(path: Path, ids: Sequence[Any], count: Any, name: str, text: _Nam
             "folder of Parquet files, or a data frame"
         )
     pa, _ = _pyarrow(path)
-    try:
-        return _read_csv(path, _SEPARATORS[kind], ids, count, name, text)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{str(path)!r} cannot be read: {error}") from error
-
-
-def _read_csv(path: Path, separator: str, ids: Sequence[Any], count: Any, name: str, text: _Names) -> Any:
-    """The columns of a CSV file with a header, which may show that the separator is another.
-
-    pyarrow decides from the first megabyte what a column has: a stock code 85123A after that would be an
-    error, and 007 the same id as 7.  So ids are read as strings, and are integers if all are written as such.
-    """
-    import pyarrow as pa
     from pyarrow import csv
 
-    with pa.input_stream(str(path)) as start:
-        header = start.read(_HEADER).partition(b"\n")[0].decode(errors="replace")
-    separator = next((one for one in (separator, *_OTHER_SEPARATORS) if one in header), separator)
-    parse = csv.ParseOptions(delimiter=separator)
-    with csv.open_csv(path, parse_options=parse) as start:
-        require_columns(start.schema.names, columns_needed(ids, count), f"{name}, {path},")
+    separator = _SEPARATORS[kind]
+    with _readable(repr(str(path))):
+        with pa.input_stream(str(path)) as start:
+            header = start.read(_HEADER).partition(b"\n")[0].decode(errors="replace")
+        separator = next((one for one in (separator, *_OTHER_SEPARATORS) if one in header), separator)
+        parse = csv.ParseOptions(delimiter=separator)
+        with csv.open_csv(path, parse_options=parse) as start:
+            require_columns(start.schema.names, columns_needed(ids, count), f"{name}, {path},")
     types = dict.fromkeys(ids, pa.dictionary(pa.int32(), pa.string()))
     if count is not None:
         types[count] = pa.float64()
     convert = csv.ConvertOptions(
         include_columns=list(types), column_types=types, null_values=[""], strings_can_be_null=True
     )
-    table = csv.read_csv(path, parse_options=parse, convert_options=convert)
-    strings = text()
+    return {"parse_options": parse, "convert_options": convert}
+
+
+@contextlib.contextmanager
+def _readable(what: str) -> Iterator[None]:
+    """Makes an error of pyarrow one that says what cannot be read."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{what} cannot be read: {error}") from error
+
+
+def _with_integers(table: Any, ids: Sequence[Any], strings: set[Any]) -> Any:
+    """The table of pyarrow with integers in those columns of ids that have nothing else.
+
+    Columns among ``strings`` remain strings, and those that do are added to them.
+    """
     for label in [one for one in ids if one not in strings]:
         place = table.column_names.index(label)
-        table = table.set_column(place, label, _integers_if_so_written(table.column(label)))
+        column = _integers_if_so_written(table.column(label))
+        if column is None:
+            strings.add(label)
+        else:
+            table = table.set_column(place, label, column)
     return table
 
 
-def _integers_if_so_written(column: Any) -> Any:
-    """Strings of a dictionary as integers, if that loses nothing."""
+def _integers_if_so_written(column: Any) -> Any | None:
+    """Strings of a dictionary as integers; None if that would lose something."""
     import pyarrow as pa
 
     encoded = column.unify_dictionaries().combine_chunks()
     try:
         numbers = encoded.dictionary.cast(pa.int64())
     except pa.ArrowInvalid:
-        return column
+        return None
     if not numbers.cast(pa.string()).equals(encoded.dictionary):
-        return column
+        return None
     return numbers.take(encoded.indices)

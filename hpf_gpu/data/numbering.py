@@ -27,10 +27,12 @@ class Numbering:
         "user" or "item", for messages.
     reindex : bool
         Without it ids are row numbers already.
+    written : bool
+        Ids are as a text has them: integers, until a piece with strings shows that all are strings.
     """
 
-    def __init__(self, kind: str, *, reindex: bool = True) -> None:
-        self._kind, self._reindex = kind, reindex
+    def __init__(self, kind: str, *, reindex: bool = True, written: bool = False) -> None:
+        self._kind, self._reindex, self._written = kind, reindex, written
         self._size = 0
         self._values: list[NDArray[Any]] = []  # distinct ids in order
         self._known: _Table | _Sorted | _Hashed | None = None
@@ -69,6 +71,10 @@ class Numbering:
         if isinstance(column, Numbered):
             self._given, self._size = column.ids, column.ids.size
             return np.asarray(column.numbers)
+        if self._written and column.dtype.kind == "O":
+            self._become_strings()
+        if not len(column):
+            return np.empty(0, np.int32)
         if not self._reindex:
             codes = row_numbers_of(column, self._kind, room=self._size)
             self._size = max(self._size, int(codes.max()) + 1)
@@ -81,6 +87,12 @@ class Numbering:
         values = found.values if found.values is not None else np.arange(found.size)
         numbers: NDArray[Any] = self._by_lookup(values)[codes]
         return numbers
+
+    def _become_strings(self) -> None:
+        """Make the ids so far, which may be integers, what the text has."""
+        if self._values and self._values[0].dtype.kind in "iu":
+            self._values = [np.array([*map(str, values.tolist())], dtype=object) for values in self._values]
+            self._known = None
 
     def _table_for(self, values: NDArray[Any]) -> _Table | None:
         """The table, wide enough for these; None if it would be much larger than the number of ids."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -14,7 +15,7 @@ from scipy import sparse
 
 from hpf_gpu.messages import warn_of_zeros
 
-from .frames import batches_of, columns_needed, files_of, require_columns
+from .frames import batches_of, columns_needed, csv_in_pieces, files_of, require_columns
 from .ids import Numbered
 from .triplets import Columns, Counts, Triplets, load, on_host, read, read_matrix, row_numbers, row_of_each
 
@@ -27,9 +28,12 @@ class Source:
 
     pieces: Callable[[], Iterable[Any]]  # each in a form that :func:`hpf_gpu.data.triplets.read` takes
     total: int | None  # counts in all, if that is known
+    written: bool = False  # ids are as a text has them: integers, and all strings once one is not an integer
 
     def triplets(self, size: int, *, dtype: type, columns: Columns) -> Iterator[Triplets]:
         """The counts above zero, at most about ``size`` at once, as they are: duplicates are not added up.
+
+        Some may be of none, which still tell what type ids are of.
 
         Raises
         ------
@@ -42,10 +46,7 @@ class Source:
                 positive = triplets.counts > 0
                 kept = int(positive.sum())
                 zeros, others = zeros + len(positive) - kept, others + kept
-                if kept == len(positive):
-                    yield triplets
-                elif kept:
-                    yield triplets.where(positive)
+                yield triplets if kept == len(positive) else triplets.where(positive)
         if zeros:
             warn_of_zeros(zeros, "dropped")
         if not others:
@@ -55,21 +56,36 @@ class Source:
 def in_pieces(data: Any, columns: Columns, size: int) -> Source:
     """Counts in any form that :meth:`hpf_gpu.HPF.fit` takes, or several of them, as pieces of about ``size``.
 
-    Parquet and Arrow files, memory-mapped matrices and what is iterated over are never in memory as a whole.
+    Files, memory-mapped matrices and what is iterated over are never in memory as a whole.
 
     Raises
     ------
     ValueError, TypeError, FileNotFoundError, ImportError
         As for :func:`hpf_gpu.data.triplets.load`.
     """
+    ids = columns.user, columns.item
     if (files := files_of(data, _NAME)) is not None:
-        wanted = columns_needed((columns.user, columns.item), columns.count)
+        wanted = columns_needed(ids, columns.count)
         require_columns(files.schema.names, wanted, _NAME)
-        return Source(lambda: batches_of(files, wanted, size, _NAME), files.count_rows())
+        batches = partial(batches_of, files, wanted, size, _NAME)
+        return Source(lambda: _of_one_table(batches(), columns), files.count_rows())
+    if isinstance(data, (str, os.PathLike)):
+        batches = partial(csv_in_pieces, data, ids, columns.count, size, _NAME, columns.text)
+        return Source(lambda: _of_one_table(batches(), columns), None, written=True)
     if _is_several(data):
         return Source(lambda: data, None)
     loaded = load(data, columns, _NAME)
     return Source(lambda: [loaded], _size_of(loaded))
+
+
+def _of_one_table(tables: Iterable[Any], columns: Columns) -> Iterator[pd.DataFrame]:
+    """Parts of a table as frames of pandas, with the numbers that their rows have in the whole."""
+    first = 0
+    for table in tables:
+        frame = load(table, columns, _NAME)
+        frame.index = pd.RangeIndex(first, first + len(frame))
+        first += len(frame)
+        yield frame
 
 
 def _is_several(data: Any) -> bool:

@@ -21,6 +21,7 @@ from scipy import sparse
 from hpf_gpu.backends.protocol import Backend
 from hpf_gpu.data.blocks import Block, Pairs, pairs_of
 from hpf_gpu.data.triplets import canonical
+from hpf_gpu.narrowing import narrowest, value_type
 
 #: Array, and where it begins in a file.
 _Places = dict[str, tuple[np.dtype[Any], tuple[int, ...], int]]
@@ -54,7 +55,11 @@ class RunsOfCounts:
             self._degrees = np.concatenate([self._degrees, np.zeros(n - len(self._degrees), np.int64)])
         self._degrees[:n] += degrees
         path = self._folder / f"run-{len(self._runs)}"
-        arrays = {"degrees": _narrowest(degrees), "columns": csr.indices, "counts": _narrowest(csr.data)}
+        arrays = {
+            "degrees": degrees.astype(narrowest(degrees)),
+            "columns": csr.indices,
+            "counts": csr.data.astype(value_type(csr.data, csr.data.dtype)),
+        }
         self._runs.append((path, _write(path, arrays)))
         self.bytes += path.stat().st_size
 
@@ -188,16 +193,6 @@ class BlocksOnDisk:
     def with_validation(self, pairs: Pairs | None) -> BlocksOnDisk:
         """The same with held-out counts."""
         return replace(self, validation=pairs)
-
-
-def _narrowest(values: NDArray[Any]) -> NDArray[Any]:
-    """The same numbers as unsigned integers of the fewest bits that hold them exactly, if any do."""
-    largest = values.max(initial=0)
-    for dtype in (np.uint8, np.uint16, np.uint32):
-        if largest <= np.iinfo(dtype).max:
-            whole = values.astype(dtype)
-            return whole if values.dtype.kind in "iu" or np.array_equal(whole, values) else values
-    return values
 
 
 def _write(path: Path, arrays: Mapping[str, NDArray[Any]]) -> _Places:

@@ -116,10 +116,12 @@ def counts_on_disk(
     ------
     ValueError, TypeError, NotEnoughMemory, OSError
     """
-    users, items = (Numbering(kind, reindex=settings.reindex) for kind in ("user", "item"))
     runs = RunsOfCounts(folder)
     size = limit.counts_of_a_run()
     source = in_pieces(data, settings.columns, min(size, _READ_AT_ONCE))
+    users, items = (
+        Numbering(kind, reindex=settings.reindex, written=source.written) for kind in ("user", "item")
+    )
     with Progress("reading", source.total, " counts", enabled=settings.verbose, scale=True) as progress:
         pieces = source.triplets(min(size, _READ_AT_ONCE), dtype=backend.dtype.type, columns=settings.columns)
         _write_runs(pieces, users, items, runs, size, progress)
