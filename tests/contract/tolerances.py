@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
+from parity import relative_error
 
 from hpf_gpu.backends.protocol import Host
 
@@ -112,7 +113,7 @@ def assert_alike(got: Host, want: Host, limit: float) -> None:
     """Relative Frobenius error."""
     assert got.shape == want.shape
     assert np.isfinite(got).all()
-    error = float(np.linalg.norm(got.astype(np.float64) - want) / max(float(np.linalg.norm(want)), 1e-300))
+    error = relative_error(got, want)
     assert error <= limit, f"relative error {error:.2e} > {limit:.0e}"
 
 
