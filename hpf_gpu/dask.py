@@ -577,6 +577,7 @@ class _Cluster:
         return snapshot
 
     def _copied(self, updates: int) -> _Snapshot:
+        """A copy of the state: of the items here, of users with their worker and with the next one."""
         # Workers keep the copies themselves: of a result that two have, Dask frees one, and one that is lost
         # it computes again, from a state that has been overwritten.
         ring = [home for home, _ in self._by_home()]

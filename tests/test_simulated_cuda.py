@@ -86,8 +86,8 @@ LEGS = {
     "asan": Leg("asan", f"{FEW} and {ADDRESSES}"),
     "lazy streams": Leg("fast", SMALL, streams="lazy", seed=1),
     "random streams": Leg("fast", SMALL, streams="random", seed=2),
-    # CuPy's own kernel behind flatnonzero has a race, so no data from the device; ranking, and a row of 512
-    # segments, take minutes.
+    # CuPy's own kernel behind flatnonzero has a race, so no data from the device; ranking, a row of 512
+    # segments and a fit in batches take minutes.
     "tsan": Leg(
         "tsan",
         "(allocate or gamma_update or extrapolate or log_ or pairs or by_items or any_sign)"
